@@ -1,0 +1,59 @@
+# make quickstart | test | fast | check | clean, each with PYTHON=python3.13 or the like to choose the interpreter.
+PYTHON ?= python3
+# One environment for the default interpreter, one for each version that is asked for by name.
+ifeq ($(origin PYTHON),file)
+VENV := .venv
+else
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo unknown)
+endif
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Tests of one file share what that file sets up, so they stay in one process.
+PYTEST := $(BIN)/python -m pytest
+FAST := $(PYTEST) -m "not slow" -n 2 --dist loadfile
+
+# Another project's packages on the path would shadow the ones installed here.
+unexport PYTHONPATH PYTHONHOME
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test fast check clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+quickstart: $(VENV)/.installed ## train, publish, shrink, compose and evaluate three teams' modules
+	$(BIN)/moe-lab run configs/quickstart.yaml
+
+test: $(VENV)/.installed-dev ## the whole suite
+	$(FAST)
+	$(PYTEST) -m slow
+
+fast: $(VENV)/.installed-dev ## the tests that take seconds
+	$(FAST)
+
+check: $(VENV)/.installed-dev ## format, lint, types, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(FAST)
+
+clean: ## remove environments and caches; runs/ and registry/ stay
+	rm -rf .venv .venv-* dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is as new as the last installation, so a second call installs nothing. The environment goes when its
+# scripts no longer start: the interpreter was upgraded away, or the clone was moved.
+$(shell [ ! -e $(VENV) ] || $(BIN)/pip --version >/dev/null 2>&1 || rm -rf $(VENV))
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'error: $(PYTHON) is missing or older than 3.11. Use: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	@[ -e $(VENV) ] || $(PYTHON) -m venv $(VENV)
+	@echo "installing moe-lab into $(VENV); the first time takes a minute or two"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the development tools into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@

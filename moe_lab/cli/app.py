@@ -1,0 +1,174 @@
+"""The shell around the subcommands: finding them lazily, the options they share, and how failures look."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from moe_lab import __version__
+from moe_lab.cli.commands import COMMANDS
+from moe_lab.errors import LabError, did_you_mean
+
+if TYPE_CHECKING:
+    from moe_lab.lab import Lab
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands: alone it prints its help, and a miss names the nearest command.
+
+    Use as `typer.Typer(cls=CommandGroup)`.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:
+            print(ctx.get_help())
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-"):
+            group = ctx.command_path.partition(" ")[2]
+            raise LabError(f'unknown command "{f"{group} {args[0]}".strip()}".{did_you_mean(args[0], names)}')
+        return super().resolve_command(ctx, args)
+
+
+class _LazyGroup(CommandGroup):
+    """The top level: its commands are named in a table and imported when they are needed."""
+
+    table: Mapping[str, str] = COMMANDS
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        module, _, attribute = self.table[cmd_name].partition(":")
+        command = _click_command(getattr(importlib.import_module(module), attribute))
+        command.name = cmd_name
+        return command
+
+
+def _click_command(target: typer.Typer | Callable[..., Any]) -> Any:
+    if isinstance(target, typer.Typer):
+        command: Any = typer.main.get_group(target)
+    else:
+        app = typer.Typer(add_completion=False)
+        app.command()(target)
+        command = typer.main.get_command(app)
+    _plain_help(command)
+    return command
+
+
+def _plain_help(command: Any) -> None:
+    """Makes help plain text that keeps the lines of its indented paragraphs, the examples.
+
+    Drawing it with rich would double the time to the first line.
+    """
+    command.rich_markup_mode = None
+    paragraphs = (command.help or "").split("\n\n")
+    command.help = "\n\n".join(f"\b\n{text}" if "\n  " in f"\n{text}" else text for text in paragraphs)
+    for below in getattr(command, "commands", {}).values():
+        _plain_help(below)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"moe-lab {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    ctx: typer.Context,
+    lab: Annotated[
+        str | None,
+        typer.Option(
+            "--lab", metavar="DIR", help="The lab to work in, instead of the one around this folder."
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train expert modules apart, publish them, and compose them into one model.
+
+    Example:
+      moe-lab init my-lab
+      moe-lab run configs/quickstart.yaml
+      moe-lab COMMAND --help
+    """
+    ctx.obj = lab
+
+
+def current_lab(ctx: typer.Context) -> Lab:
+    """Returns the lab that the options and the folder of this call mean."""
+    from moe_lab.lab import find_lab  # brings pydantic, which help and --version can do without
+
+    return find_lab(ctx.find_root().obj)
+
+
+def root_command(table: Mapping[str, str] = COMMANDS) -> Any:
+    """Returns the whole command, its subcommands not imported yet."""
+    app = typer.Typer(
+        cls=_LazyGroup, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
+    app.callback()(_options)
+    group = _click_command(app)
+    group.table = table
+    return group
+
+
+def main(argv: Sequence[str] | None = None, table: Mapping[str, str] = COMMANDS) -> int:
+    """Runs one command line and returns the exit code.
+
+    A user's mistake is one line and 2, an interruption 130. Whatever else goes wrong is ours and keeps its
+    traceback; MOE_LAB_TRACEBACK=1 keeps it for mistakes as well.
+
+    Args:
+        argv: the arguments after the program's name; by default those of this process.
+        table: the subcommands, as in `COMMANDS`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = root_command(table)(args=arguments, prog_name="moe-lab", standalone_mode=False)
+    except (LabError, OSError, typer.TyperException) as error:
+        message = _explain(error)
+        if message is None or os.environ.get("MOE_LAB_TRACEBACK"):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
+        print(f"\ninterrupted. To go on: {shlex.join(['moe-lab', *arguments])}", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> str | None:
+    """Returns the line to print for a mistake or a full disk, or None for what is our own fault."""
+    if isinstance(error, LabError):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, typer.TyperException):
+        usage = getattr(error, "ctx", None)
+        help_hint = f" See: {usage.command_path} --help" if usage else ""
+        message = " ".join(error.format_message().split()).rstrip(".")
+        if message.endswith("option: --lab"):
+            return "--lab goes before the command: moe-lab --lab DIR COMMAND"
+        return f"{message}.{help_hint}"
+    assert isinstance(error, OSError)
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in _DISK_FULL:
+        return f"disk full{where}. Free some space, then run the same command again."
+    if error.errno in _NOT_ALLOWED and error.filename:
+        return f"{error.filename}: {error.strerror}. Check who may write there, or choose another folder."
+    return None

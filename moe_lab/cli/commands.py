@@ -1,0 +1,18 @@
+"""The subcommands: where each one is found. A new command is one line here and one file beside this one."""
+
+from __future__ import annotations
+
+# Name -> "package.module:attribute". The attribute is a function with typer annotations, or a typer.Typer of
+# class CommandGroup with subcommands of its own. Its docstring is the help text: a short sentence, then an
+# "Example:" with indented lines. `moe-lab --help` imports all of them, so heavy packages are imported inside
+# the functions.
+COMMANDS: dict[str, str] = {
+    "init": "moe_lab.cli.init:init",
+    "run": "moe_lab.cli.run:run",
+    "train": "moe_lab.cli.train:train",
+    "module": "moe_lab.cli.module:module",
+    "compose": "moe_lab.cli.compose:compose",
+    "eval": "moe_lab.cli.evaluate:evaluate",
+    "runs": "moe_lab.cli.runs:runs",
+    "schema": "moe_lab.cli.schema:schema",
+}

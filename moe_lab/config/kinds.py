@@ -1,0 +1,71 @@
+"""Which spec a file's top-level `kind:` stands for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_lab.config.decoding import decode
+from moe_lab.config.overrides import apply_overrides
+from moe_lab.config.spec import Spec
+from moe_lab.config.strict_yaml import load_yaml
+from moe_lab.errors import LabError, did_you_mean
+
+# Text, so that naming the specs of the packages above imports none of them.
+KINDS: dict[str, str] = {
+    "trunk": "moe_lab.jobs.spec:TrunkRun",
+    "module": "moe_lab.jobs.spec:ModuleSpec",
+    "distill": "moe_lab.jobs.spec:DistillRun",
+    "router": "moe_lab.jobs.spec:RouterRun",
+    "composition": "moe_lab.compose.spec:CompositionSpec",
+    "study": "moe_lab.jobs.spec:StudySpec",
+    "evaluation": "moe_lab.jobs.spec:EvaluationSpec",
+    "data": "moe_lab.data.spec:DataSpec",
+}
+
+
+def spec_class(kind: str, kinds: Mapping[str, str] = KINDS) -> type[Spec]:
+    """Imports and returns the spec class of a kind; `kinds` maps a kind to "package.module:Class"."""
+    if kind not in kinds:
+        raise LabError(f'unknown kind "{kind}".{did_you_mean(kind, kinds)}')
+    module, _, name = kinds[kind].partition(":")
+    cls: type[Spec] = getattr(importlib.import_module(module), name)
+    return cls
+
+
+def load_config(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    kind: str | None = None,
+    kinds: Mapping[str, str] = KINDS,
+) -> Spec:
+    """Reads a config file, applies `key=value` overrides and decodes it into the class its `kind:` names.
+
+    Args:
+        path: the YAML file.
+        overrides: such as `train.steps=100`, applied in order.
+        kind: the only kind the caller takes, where there is one.
+        kinds: the table of kinds, by default the framework's own.
+
+    Raises:
+        LabError: the file cannot be read, has no or another kind, or does not fit its spec.
+    """
+    data = apply_overrides(load_yaml(path), overrides)
+    found = data.get("kind")
+    if not isinstance(found, str):
+        raise LabError(f"{path}: kind: this is required and must be text.{did_you_mean('', kinds)}")
+    if found not in kinds:
+        raise LabError(f'{path}: kind: unknown kind "{found}".{did_you_mean(found, kinds)}')
+    if kind is not None and found != kind:
+        raise LabError(f'{path}: kind: expected "{kind}" here, got "{found}". Give a config of that kind.')
+    return decode(spec_class(found, kinds), data, str(path))
+
+
+def json_schema(kind: str, kinds: Mapping[str, str] = KINDS) -> dict[str, Any]:
+    """Returns the JSON Schema of a kind's files, for editors."""
+    schema = spec_class(kind, kinds).model_json_schema()
+    # The class may have a default for `kind`; in a file it is what picks the class.
+    required = ["kind", *(name for name in schema.get("required", []) if name != "kind")]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": required}

@@ -1,0 +1,19 @@
+"""What a person did that cannot work, said in one line: the value, the rule, the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LabError(Exception):
+    """A mistake of the user's, not of ours. The command line prints it as one line and exits with 2."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Returns ` Did you mean "x"? Available: a, b.`, leaving out what does not apply."""
+    available = sorted(choices)
+    close = difflib.get_close_matches(name, available, n=1, cutoff=0.6)
+    guess = f' Did you mean "{close[0]}"?' if close else ""
+    listed = ", ".join(available[:20]) + (", ..." if len(available) > 20 else "")
+    return f"{guess} Available: {listed or 'none'}."

@@ -1,0 +1,21 @@
+"""The lab a command works in: where it is, what was contributed to it, and how contributed code is loaded.
+May import: errors, config. Finding and listing read manifests only; code is imported by `Lab.load` alone."""
+
+from moe_lab.lab.contributions import CATEGORIES, Category, Contribution
+from moe_lab.lab.folder import FOLDERS, init_lab, is_lab
+from moe_lab.lab.lab import Lab, find_lab
+from moe_lab.lab.manifest import MANIFESTS, RouterManifest, StrategyManifest
+
+__all__ = [
+    "CATEGORIES",
+    "FOLDERS",
+    "MANIFESTS",
+    "Category",
+    "Contribution",
+    "Lab",
+    "RouterManifest",
+    "StrategyManifest",
+    "find_lab",
+    "init_lab",
+    "is_lab",
+]

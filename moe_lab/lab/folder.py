@@ -1,0 +1,46 @@
+"""The lab as a folder on disk: recognised, created, and the one that came with the framework."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import moe_lab
+from moe_lab.errors import LabError
+
+FOLDERS = ("modules", "routers", "distill", "configs")
+
+
+def is_lab(path: Path) -> bool:
+    """Tells whether a folder has the four folders of a lab."""
+    return not missing_folders(path)
+
+
+def missing_folders(path: Path) -> list[str]:
+    """Returns those of the four folders that `path` does not have."""
+    return [folder for folder in FOLDERS if not (path / folder).is_dir()]
+
+
+def builtin_lab() -> Path:
+    """Returns the lab that came with the framework: inside the wheel, or the checkout around the package."""
+    package = Path(moe_lab.__file__).resolve().parent
+    shipped = package / "_lab"
+    return shipped if shipped.is_dir() else package.parent
+
+
+def init_lab(path: str | Path) -> Path:
+    """Makes a fresh lab and returns its folder: the four folders, each with a page saying what goes in.
+
+    Raises:
+        LabError: there is a file in the way, or the folder is not empty.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise LabError(f"{path}: there is a file of that name. Give the name of a new folder.")
+    if path.is_dir() and any(path.iterdir()):
+        raise LabError(f"{path}: the folder is not empty. Give a new or an empty folder.")
+    for folder in FOLDERS:
+        (path / folder).mkdir(parents=True)
+        shutil.copyfile(builtin_lab() / folder / "README.md", path / folder / "README.md")
+    (path / ".gitignore").write_text("/runs/\n/registry/\n", encoding="utf-8")
+    return path

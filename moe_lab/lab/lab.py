@@ -1,0 +1,143 @@
+"""The lab as an object: its folders, the contributions it sees, its configs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_lab.errors import LabError, did_you_mean
+from moe_lab.lab.contributions import (
+    CATEGORIES,
+    Category,
+    Contribution,
+    Place,
+    by_name,
+    places_in,
+    places_in_packages,
+    read,
+    singular,
+)
+from moe_lab.lab.folder import builtin_lab, is_lab, missing_folders
+from moe_lab.lab.loading import load
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A working folder and the built-in lab behind it.
+
+    Attributes:
+        root: where runs and the registry go. Often a lab; outside of one it is the current folder.
+        builtin: the lab that came with the framework.
+    """
+
+    root: Path
+    builtin: Path
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs."""
+        return self.root / "runs"
+
+    @property
+    def registry_path(self) -> str | Path:
+        """The registry: MOE_LAB_REGISTRY (a path or URL) where it is set, else a folder of the lab."""
+        return os.environ.get("MOE_LAB_REGISTRY") or self.root / "registry"
+
+    def contributions(self, category: Category) -> dict[str, Contribution]:
+        """Returns all contributions of a category by name, reading manifests and importing no code.
+
+        Raises:
+            LabError: a manifest is broken, or a name is in two places.
+        """
+        return {name: read(place) for name, place in self._places(category).items()}
+
+    def get(self, category: Category, name: str) -> Contribution:
+        """Returns one contribution; another one's broken manifest does not matter.
+
+        Raises:
+            LabError: there is none of that name, its manifest is broken, or the name is in two places.
+        """
+        places = self._places(category)
+        if name in places:
+            return read(places[name])
+        for root, _ in self._labs():
+            if (root / category / name).is_dir():
+                raise LabError(
+                    f"{root / category / name}: there is no {CATEGORIES[category]} in it. Add one; "
+                    f"{category}/README.md says what goes in."
+                )
+        raise LabError(f'unknown {singular(category)} "{name}".{did_you_mean(name, places)}')
+
+    def load(self, contribution: Contribution) -> type:
+        """Imports the class that a contribution's manifest names.
+
+        Raises:
+            LabError: the code or the class is missing, or the code fails while it is imported.
+        """
+        return load(contribution)
+
+    def find_config(self, text: str) -> Path:
+        """Returns the YAML file that `text` means.
+
+        That is a file's path; or a path or bare name (`quickstart` for `configs/quickstart.yaml`, `python`
+        for `modules/python/module.yaml`) in the working lab, then in the built-in lab.
+
+        Raises:
+            LabError: there is no such file; the message lists the names there are.
+        """
+        if Path(text).is_file():
+            return Path(text)
+        for root, _ in self._labs():
+            for candidate in (text, f"configs/{text}", f"configs/{text}.yaml", f"modules/{text}/module.yaml"):
+                if (root / candidate).is_file():
+                    return root / candidate
+        raise LabError(f'no config "{text}".{did_you_mean(text, self._config_names())}')
+
+    def _labs(self) -> Iterator[tuple[Path, str]]:
+        """Yields the lab folders to look in, nearest first, each with what to call it."""
+        # Outside a lab the current folder may well have an unrelated `modules/`.
+        if is_lab(self.root):
+            yield self.root, "lab"
+        yield self.builtin, "built-in"
+
+    def _places(self, category: Category) -> dict[str, Place]:
+        def everywhere() -> Iterator[Place]:
+            for root, origin in self._labs():
+                yield from places_in(root, category, origin)
+            yield from places_in_packages(category)
+
+        return by_name(everywhere())
+
+    def _config_names(self) -> set[str]:
+        names = set()
+        for root, _ in self._labs():
+            configs = root / "configs"
+            names |= {
+                path.relative_to(configs).with_suffix("").as_posix() for path in configs.rglob("*.yaml")
+            }
+            names |= {path.parent.name for path in (root / "modules").glob("*/module.yaml")}
+        return names
+
+
+def find_lab(explicit: str | None = None) -> Lab:
+    """Returns the lab to work in.
+
+    That is `explicit`, else MOE_LAB_HOME, else the current folder or its nearest parent that is a lab. Where
+    none is, it is the current folder as it is, with only the built-in lab's contributions.
+
+    Raises:
+        LabError: the folder named is not a lab.
+    """
+    for source, named in (("--lab", explicit), ("MOE_LAB_HOME", os.environ.get("MOE_LAB_HOME"))):
+        if named:
+            root = Path(named).resolve()
+            if missing := missing_folders(root):
+                raise LabError(
+                    f"{source} {named}: not a lab, it has no folder {', '.join(missing)}. "
+                    f"Make one with: moe-lab init {named}"
+                )
+            return Lab(root, builtin_lab())
+    here = Path.cwd()
+    return Lab(next((folder for folder in (here, *here.parents) if is_lab(folder)), here), builtin_lab())

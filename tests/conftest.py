@@ -1,0 +1,65 @@
+"""Fixtures that more than one folder of tests needs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from moe_lab.lab import init_lab
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own lab and registry must not leak into the tests."""
+    for name in ("MOE_LAB_HOME", "MOE_LAB_REGISTRY", "MOE_LAB_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of this checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture
+def lab_folder(tmp_path: Path) -> Path:
+    """A fresh lab, as `moe-lab init` makes it."""
+    return init_lab(tmp_path / "lab")
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs this interpreter in a process of its own, with the checkout and `path` importable."""
+
+    def run(
+        *arguments: str, cwd: Path = tmp_path, path: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        paths = [str(path)] if path else []
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(REPOSITORY)]), **(env or {})}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def moe_lab(
+    python: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the `moe-lab` command in a process of its own: `moe_lab("module", "list", cwd=folder)`."""
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        return python("-m", "moe_lab", *arguments, **options)
+
+    return run
