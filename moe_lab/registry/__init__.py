@@ -1,0 +1,27 @@
+"""The registry of published artifacts: content-addressed, immutable, every byte hashed as it is read.
+
+May import `errors` and `config` only. Needs no jax, and loads numpy only where tensors are touched.
+"""
+
+from moe_lab.registry.lineage import LineageNode
+from moe_lab.registry.manifest import Manifest
+from moe_lab.registry.publish import Published
+from moe_lab.registry.references import ArtifactRef
+from moe_lab.registry.refs import Resolved, RetiredWarning
+from moe_lab.registry.registry import Entry, Registry
+from moe_lab.registry.store import LocalStore, Store
+from moe_lab.registry.verify import VerifyReport
+
+__all__ = [
+    "ArtifactRef",
+    "Entry",
+    "LineageNode",
+    "LocalStore",
+    "Manifest",
+    "Published",
+    "Registry",
+    "Resolved",
+    "RetiredWarning",
+    "Store",
+    "VerifyReport",
+]

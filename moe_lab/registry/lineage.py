@@ -1,0 +1,71 @@
+"""Where an artifact comes from: its parents, theirs, and so on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from moe_lab.errors import LabError
+from moe_lab.registry.manifest import Manifest
+from moe_lab.registry.read import read_manifest
+from moe_lab.registry.store import Store
+
+
+@dataclass
+class LineageNode:
+    """One artifact of the tree; an ancestor reached along two ways shares its `parents` list.
+
+    Attributes:
+        ref: the name it had when its child was published, for people; the digest is what counts.
+        relation: what it is to its child, such as "teacher"; "" at the root.
+        kind: "" where this registry does not hold it.
+        problem: why its own parents are unknown, or None.
+    """
+
+    ref: str
+    digest: str
+    relation: str
+    kind: str = ""
+    summary: str = ""
+    problem: str | None = None
+    parents: list[LineageNode] = field(default_factory=list)
+
+
+def lineage(store: Store, ref: str, digest: str) -> LineageNode:
+    """Follows `lineage.parents` by digest. No cycle can exist: a manifest cannot contain a hash of itself."""
+    root = LineageNode(ref, digest, relation="")
+    known: dict[str, list[LineageNode]] = {}
+    manifests: dict[str, Manifest | str] = {}
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        fresh = node.digest not in known
+        if fresh:
+            manifests[node.digest] = _manifest_or_problem(store, node)
+        node.parents = known.setdefault(node.digest, node.parents)
+        manifest = manifests[node.digest]
+        if isinstance(manifest, str):
+            node.problem = manifest
+            continue
+        node.kind, node.summary = manifest["kind"], summary_of(manifest)
+        if fresh:
+            node.parents.extend(_parents(manifest))
+            pending.extend(node.parents)
+    return root
+
+
+def summary_of(manifest: Manifest) -> str:
+    summary = manifest.get("summary")
+    return summary if isinstance(summary, str) else ""
+
+
+def _parents(manifest: Manifest) -> list[LineageNode]:
+    section = manifest.get("lineage")
+    parents = section.get("parents", []) if isinstance(section, dict) else []
+    return [LineageNode(parent["ref"], parent["digest"], parent["relation"]) for parent in parents]
+
+
+def _manifest_or_problem(store: Store, node: LineageNode) -> Manifest | str:
+    try:
+        return read_manifest(store, node.digest, node.ref)
+    except LabError as error:
+        return str(error)

@@ -1,0 +1,143 @@
+"""The write path: blobs, then the manifest, then the reference, each durable before the next begins."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from moe_lab.errors import LabError
+from moe_lab.registry.chunks import describe, spread
+from moe_lab.registry.manifest import ManifestProblem, build
+from moe_lab.registry.references import ArtifactRef, blob_key, digest_of, manifest_key, version_order
+from moe_lab.registry.refs import newest, read_ref, ref_key, versions
+from moe_lab.registry.store import Store
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `publish` did.
+
+    Attributes:
+        ref: with its version.
+        created: False where this very content had been published under this reference before.
+    """
+
+    ref: ArtifactRef
+    digest: str
+    created: bool
+
+
+def publish(
+    store: Store,
+    ref: ArtifactRef,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    block_tensors: Collection[str],
+) -> Published:
+    """See `Registry.publish`. `ref.version` None means the next free integer."""
+    try:
+        records, chunks = describe(tensors, frozenset(block_tensors))
+        manifest, data = build(fields, records)
+    except ManifestProblem as problem:
+        raise LabError(f"cannot publish {ref}: {problem}.") from None
+    with _nothing_published(store, ref):
+        if ref.version is not None:
+            _check_free(store, ref, manifest.digest)
+        total = sum(len(chunk) for chunk in chunks.values())
+        for _ in spread(
+            lambda item: _put_content(store, blob_key(item[0]), *item), list(chunks.items()), total
+        ):
+            pass
+        _put_content(store, manifest_key(manifest.digest), manifest.digest, data)
+    return _claim(store, ref, manifest.digest)
+
+
+def _put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -> None:
+    """Stores content under its digest. What is there already is hashed, for disks rot."""
+    if store.put_if_absent(key, data):
+        return
+    if digest_of(store.get(key, len(data))) != digest:
+        raise LabError(
+            f"{store.where(key)} is damaged: its bytes are not what its name says. Nothing was published. "
+            "Delete that file and run the same command again, which writes it anew."
+        )
+
+
+def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
+    """Refuses a taken version before anything is written. Between two at once `put_if_absent` decides."""
+    try:
+        taken = read_ref(store, ref)
+    except FileNotFoundError:
+        if ref.version in versions(store, ref)[1]:
+            raise LabError(
+                f"{ref} was retired and removed; a version is never used twice. {_bump(store, ref)}"
+            ) from None
+        return
+    if taken != digest:
+        raise LabError(
+            f"{ref} is already published with other content, and versions never change. {_bump(store, ref)}"
+        )
+
+
+def _bump(store: Store, ref: ArtifactRef) -> str:
+    return f"Publish it as {ref.title}@{_next_free(store, ref)}, or leave the version out."
+
+
+def _next_free(store: Store, ref: ArtifactRef) -> str:
+    published, retired = versions(store, ref)
+    return str(1 + max((version_order(version)[0] for version in {*published, *retired}), default=0))
+
+
+def _claim(store: Store, ref: ArtifactRef, digest: str) -> Published:
+    """Creates the reference. Every round that loses a free number to another publisher tries the next one."""
+    while True:
+        with _nothing_published(store, ref):
+            latest = newest(store, ref) if ref.version is None else None
+            if latest is not None and read_ref(store, ref.at(latest)) == digest:
+                return Published(ref.at(latest), digest, created=False)
+            wanted = ref.at(ref.version or _next_free(store, ref))
+        if _put_ref(store, wanted, digest):
+            return Published(wanted, digest, created=True)
+        with _nothing_published(store, ref):
+            if read_ref(store, wanted) == digest:
+                return Published(wanted, digest, created=False)
+            if ref.version is not None:
+                _check_free(store, ref, digest)
+
+
+def _put_ref(store: Store, ref: ArtifactRef, digest: str) -> bool:
+    try:
+        return store.put_if_absent(ref_key(ref), f"{digest}\n".encode("ascii"))
+    except OSError as error:
+        # The last fsync may fail when the reference is in place already.
+        outcome = f"Whether {ref} is published is not certain."
+        try:
+            if not store.exists(ref_key(ref)):
+                outcome = "Nothing was published."
+        except OSError:
+            pass
+        raise _write_error(store, ref, error, outcome) from error
+
+
+@contextmanager
+def _nothing_published(store: Store, ref: ArtifactRef) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _write_error(store, ref, error, "Nothing was published.") from error
+
+
+def _write_error(store: Store, ref: ArtifactRef, error: OSError, outcome: str) -> LabError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "Free space there"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "Get write permission there"
+    else:
+        advice = "Check that disk"
+    return LabError(
+        f"cannot publish {ref} to {store.where('')}: {error.strerror or error}. {outcome} "
+        f"{advice} and run the same command again: it continues where it stopped."
+    )

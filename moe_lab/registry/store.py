@@ -1,0 +1,247 @@
+"""Where a registry keeps its bytes: keys such as `blobs/sha256-<hex>`, each written once and never changed.
+
+There are no locks: on several cluster file systems they do nothing. What makes publishing safe is one
+operation, `put_if_absent`, which at most one writer wins. pathlib has neither `dir_fd` nor `O_NOFOLLOW`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from moe_lab.errors import LabError
+
+Keys = list[str]
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: opening a FIFO that somebody put in place of a blob must not wait for its writer.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
+
+
+class Store(Protocol):
+    """What a place must offer to hold a registry. Operations raise `OSError` where the place itself fails."""
+
+    def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
+        """Stores `data` durably and whole, or returns False, changing nothing, where the key is taken."""
+
+    def get(self, key: str, limit: int) -> bytes:
+        """All bytes. `FileNotFoundError` without the key, `LabError` beyond `limit` or if no plain file."""
+
+    def exists(self, key: str) -> bool:
+        """Whether something, a plain file or not, has this key."""
+
+    def where(self, key: str) -> str:
+        """The place of a key in words a person can act on."""
+
+    def list(self, prefix: str) -> Keys:
+        """Keys under a folder, sorted; empty where there is no such folder."""
+
+
+def open_store(path: str | os.PathLike[str], create: bool) -> LocalStore:
+    """Opens the folder of a registry, making it first if asked."""
+    text = os.fspath(path)
+    if "://" in text:
+        raise LabError(
+            f"registry {text!r}: only local and NFS paths work in this version; name a shared folder."
+        )
+    root = Path(text).expanduser()
+    try:
+        if create:
+            _make_folders(root)
+        os.close(os.open(root, _FOLDER))
+    except FileNotFoundError:
+        raise LabError(
+            f"there is no registry at {root}: publish a module to make one, or name its folder."
+        ) from None
+    except (FileExistsError, NotADirectoryError):
+        raise LabError(f"registry {root}: a file is in the way; name a folder.") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise LabError(
+            f"registry {text!r} cannot be opened: {reason}; check the path and its permissions."
+        ) from None
+    return LocalStore(root)
+
+
+def _make_folders(root: Path) -> None:
+    """Makes the root and its parents, each safe in the folder above it."""
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        descriptor = os.open(folder.parent, _FOLDER)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class LocalStore:
+    """A folder on a local disk or on NFS.
+
+    Every folder is entered through its parent's descriptor and without following links, so no key leads out
+    of the root, whatever somebody else puts there meanwhile. Modes come from the umask: teams can share it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._durable: set[tuple[str, ...]] = set()
+
+    def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
+        *folders, name = _parts(key)
+        with self._folder(folders, create=True) as folder:
+            created = False
+            if not _present(name, folder):
+                with self._folder(["tmp"], create=True) as scratch:
+                    created = _link_new(scratch, folder, name, data)
+            # Also after losing: what is written next may point to this entry and must not outlive it.
+            os.fsync(folder)
+        return created
+
+    def get(self, key: str, limit: int) -> bytes:
+        *folders, name = _parts(key)
+        with self._folder(folders) as folder:
+            try:
+                descriptor = os.open(name, _READ, dir_fd=folder)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENXIO):
+                    raise self._not_plain(key) from None
+                raise
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._not_plain(key)
+            if status.st_size > limit:
+                raise LabError(
+                    f"{self.where(key)} is damaged: it has {status.st_size:,} bytes, more than {limit:,}."
+                )
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(limit)
+        finally:
+            os.close(descriptor)
+
+    def exists(self, key: str) -> bool:
+        *folders, name = _parts(key)
+        try:
+            with self._folder(folders) as folder:
+                return _present(name, folder)
+        except FileNotFoundError:
+            return False
+
+    def where(self, key: str) -> str:
+        return str(self.root / key)
+
+    def list(self, prefix: str) -> Keys:
+        keys, pending = [], [_parts(prefix)]
+        while pending:
+            parts = pending.pop()
+            with (
+                suppress(FileNotFoundError),
+                self._folder(parts) as folder,
+                os.scandir(folder) as entries,
+            ):
+                for entry in entries:
+                    path = [*parts, entry.name]
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(path)
+                    else:
+                        keys.append("/".join(path))
+        return sorted(keys)
+
+    @contextmanager
+    def _folder(self, parts: Keys, create: bool = False) -> Iterator[int]:
+        """Descriptor of a folder below the root. The root itself may be a link: the user chose it."""
+        descriptor = os.open(self.root, _FOLDER)
+        try:
+            for depth in range(len(parts)):
+                inner = self._enter(descriptor, parts[: depth + 1], create)
+                os.close(descriptor)
+                descriptor = inner
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _enter(self, parent: int, parts: Keys, create: bool) -> int:
+        known = tuple(parts) in self._durable
+        try:
+            inner = os.open(parts[-1], _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+        except FileNotFoundError:
+            if not create:
+                raise
+            known = False
+            with suppress(FileExistsError):
+                os.mkdir(parts[-1], dir_fd=parent)
+            inner = os.open(parts[-1], _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise self._not_plain("/".join(parts)) from None
+            raise
+        if create and not known:
+            # Once per process, whoever made the folder: its maker may have died before its own fsync.
+            os.fsync(parent)
+            self._durable.add(tuple(parts))
+        return inner
+
+    def _not_plain(self, key: str) -> LabError:
+        return LabError(
+            f"{self.where(key)!a} is a link or something else that is neither a plain file nor a "
+            "folder of the registry: it is not read. Remove it and restore the original from a copy."
+        )
+
+
+def _parts(key: str) -> Keys:
+    parts = key.split("/")
+    for part in parts:
+        if _PART.fullmatch(part) is None:
+            raise LabError(f"{key!a} is not a name that this registry gives to its files; remove that file.")
+    return parts
+
+
+def _present(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _link_new(scratch: int, folder: int, name: str, data: bytes | memoryview) -> bool:
+    """Writes a temporary file and links it to its name: a link, unlike a rename, fails on a taken name."""
+    temporary = f"{os.getpid()}-{secrets.token_hex(16)}"
+    descriptor = os.open(temporary, _CREATE, 0o666, dir_fd=scratch)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+        try:
+            os.link(temporary, name, src_dir_fd=scratch, dst_dir_fd=folder, follow_symlinks=False)
+        except FileExistsError:
+            # NFS may repeat a request whose answer was lost: a second link to our file shows that we did win.
+            return os.fstat(descriptor).st_nlink == 2
+        except OSError as error:
+            if error.errno in _NO_HARD_LINKS:
+                raise LabError(
+                    "this file system has no hard links, which publishing needs to never overwrite anything. "
+                    "Nothing was published; put the registry on a local disk or NFS."
+                ) from None
+            raise
+        return True
+    finally:
+        os.close(descriptor)
+        # A temporary file that stays is garbage: nothing ever reads it.
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=scratch)
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
