@@ -1,0 +1,192 @@
+"""Text to token ids and back, with the bytes of text each token stands for."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_lab.data.spec import ByteTokenizerSpec, HFTokenizerSpec
+from moe_lab.errors import LabError, did_you_mean
+
+Int32 = NDArray[np.int32]
+
+# What a tokenizer must give back unchanged, or bits per byte would not compare with other tokenizers'.
+_PROBE = "Two  words,\tA Tab;\n    def f(x): return x_1 != 0.5  # naïve 中文 🙂\n"
+_USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
+
+
+class Tokenizer(Protocol):
+    """A text encoder.
+
+    Attributes:
+        name: for people.
+        digest: `sha256-<hex>`; equal digests mean equal encodings.
+        vocab_size: one more than the highest id.
+        eos_id: the id that ends a document; never inside an encoded text.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str) -> tuple[Int32, Int32]:
+        """Returns token ids and the UTF-8 bytes each stands for; the bytes sum to those of the text."""
+
+    def decode(self, ids: Sequence[int] | Int32) -> str:
+        """The text of the ids; ids that end documents or mean nothing give no text."""
+
+    def pieces(self, ids: Sequence[int] | Int32) -> list[str]:
+        """The text that each id completes; for the ids of a text, the pieces together are `decode(ids)`.
+
+        All but the last of the ids that share a character give an empty piece.
+        """
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes of UTF-8, id 256 ends a document."""
+
+    name = "byte"
+    vocab_size = 257
+    eos_id = 256
+    digest = "sha256-" + hashlib.sha256(b"moe-lab byte tokenizer: 0-255 bytes, 256 end of document").hexdigest()
+
+    def encode(self, text: str) -> tuple[Int32, Int32]:
+        ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+        return ids, np.ones_like(ids)
+
+    def decode(self, ids: Sequence[int] | Int32) -> str:
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Sequence[int] | Int32) -> list[str]:
+        if len(ids) == 0:
+            return []
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        pieces = [decoder.decode(bytes([i]) if i < 256 else b"") for i in np.asarray(ids).tolist()]
+        pieces[-1] += decoder.decode(b"", final=True)
+        return pieces
+
+
+class HFTokenizer:
+    """A tokenizer of the `tokenizers` library, without special tokens, truncation or padding.
+
+    The text of a special token inside a document is encoded as the letters it is made of. A token's bytes end
+    where its characters end; the first of several tokens that share a character has all of its bytes.
+    """
+
+    def __init__(self, definition: bytes, name: str, eos: str | None) -> None:
+        self._tokenizer = _parse(definition)
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.name = name
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eos_id = _eos_id(vocabulary, eos)
+        self.digest = "sha256-" + hashlib.sha256(definition + b"\0eos %d" % self.eos_id).hexdigest()
+        _check_lossless(self)
+
+    def encode(self, text: str) -> tuple[Int32, Int32]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        byte_at = _byte_offsets(text)
+        if len(ids) == 0:
+            return ids, ids.copy()
+        ends = np.array(encoding.offsets, dtype=np.int64)[:, 1]
+        ends[-1] = len(text)  # what a tokenizer drops at the end still counts as text predicted
+        return ids, np.diff(byte_at[ends], prepend=0).astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | Int32) -> str:
+        text: str = self._tokenizer.decode(self._meaningful(ids), skip_special_tokens=False)
+        return text
+
+    def pieces(self, ids: Sequence[int] | Int32) -> list[str]:
+        pieces: list[str] = []
+        before: list[int] = []  # the ids of the last piece: decoders look back, e.g. for a space
+        pending: list[int] = []
+        for i in np.asarray(ids).tolist():
+            pending += self._meaningful([i])
+            piece = self._added(before, pending)
+            # A tail of replacement characters is the front of a character that the next ids complete.
+            if piece.endswith("\ufffd"):
+                pieces.append("")
+                continue
+            pieces.append(piece)
+            before, pending = pending or before, []
+        if pieces:
+            pieces[-1] += self._added(before, pending)
+        return pieces
+
+    def _added(self, before: list[int], ids: list[int]) -> str:
+        return self.decode(before + ids)[len(self.decode(before)) :]
+
+    def _meaningful(self, ids: Iterable[int]) -> list[int]:
+        return [int(i) for i in ids if i != self.eos_id and i < self.vocab_size]
+
+
+def _parse(definition: bytes) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise LabError('needs the package "tokenizers"; install moe-lab[data]') from error
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(definition.decode())
+    except Exception as error:  # the library raises bare Exception
+        raise LabError(f"not a tokenizer.json: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _eos_id(vocabulary: dict[str, int], eos: str | None) -> int:
+    if eos is not None:
+        if eos not in vocabulary:
+            close = did_you_mean(eos, (token for token in vocabulary if not token.isalnum()))
+            raise LabError(f'has no token "{eos}" to end documents with.{close}')
+        return vocabulary[eos]
+    for token in _USUAL_EOS:
+        if token in vocabulary:
+            return vocabulary[token]
+    raise LabError(f"has none of {', '.join(_USUAL_EOS)} to end documents with; name the token with `eos:`")
+
+
+def _check_lossless(tokenizer: HFTokenizer) -> None:
+    back = tokenizer.decode(tokenizer.encode(_PROBE)[0])
+    if unicodedata.normalize("NFC", back) != unicodedata.normalize("NFC", _PROBE):
+        raise LabError(
+            f"loses text: {_PROBE!r} comes back as {back!r}, so bits per byte would not be comparable; "
+            "use a byte-level tokenizer"
+        )
+
+
+def _byte_offsets(text: str) -> NDArray[np.int64]:
+    """The byte at which each character starts, and at last the length in bytes."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])
+
+
+def load_tokenizer(spec: ByteTokenizerSpec | HFTokenizerSpec, base: Path) -> Tokenizer:
+    """Makes the tokenizer of a spec; `base` is the folder that its path is relative to.
+
+    Raises:
+        LabError: the file is missing or no tokenizer, has no end token, or loses text.
+    """
+    if isinstance(spec, ByteTokenizerSpec):
+        return ByteTokenizer()
+    path = base / Path(spec.path).expanduser()
+    try:
+        return HFTokenizer(path.read_bytes(), path.parent.name or path.name, spec.eos)
+    except OSError as error:
+        raise LabError(f"tokenizer {path}: {error.strerror}; the path is relative to the YAML file") from error
+    except LabError as error:
+        raise LabError(f"tokenizer {path}: {error}") from error

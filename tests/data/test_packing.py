@@ -1,0 +1,163 @@
+"""Packing against an oracle in plain Python, and the sums that bits per byte rest on."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_lab.data import Batch, ByteTokenizer, Corpus, Document, Tokenizer, build_corpus, eval_batches
+from moe_lab.data.corpus import TokenSplit
+from moe_lab.data.exercises import FAMILY_NAMES, exercise_documents
+
+LENGTHS = st.lists(st.integers(2, 30), min_size=1, max_size=12)
+
+
+def corpus_of(*texts: str, tokenizer: Tokenizer | None = None) -> Corpus:
+    documents = [Document(text, "t", split="test") for text in texts]
+    return build_corpus("c", documents, tokenizer or ByteTokenizer())
+
+
+def numbered_split(lengths: list[int]) -> TokenSplit:
+    """Documents of the given lengths (their end token included) in which every token is another number."""
+    total = sum(lengths)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    nbytes = np.arange(total, dtype=np.int32) % 5
+    nbytes[starts[1:] - 1] = 0
+    return TokenSplit(
+        ids=np.arange(1000, 1000 + total, dtype=np.int32),
+        nbytes=nbytes,
+        answer=np.arange(total) % 3 == 0,
+        starts=starts,
+        levels=np.arange(len(lengths), dtype=np.int32) - 1,
+    )
+
+
+def oracle(split: TokenSplit, row: int, seq_len: int) -> list[tuple[int, ...]]:
+    """The cells of a row: token, target, segment, position, mask, bytes, level, answer."""
+    stream = [
+        (document, place)
+        for document in range(split.documents)
+        for place in range(split.starts[document], split.starts[document + 1])
+    ]
+    cells: list[tuple[int, ...]] = []
+    segment, position = 0, 0
+    for column in range(seq_len):
+        at = row * seq_len + column
+        if at >= len(stream):
+            cells.append((0, 0, 0, 0, 0, 0, -1, 0))
+            continue
+        document, place = stream[at]
+        if column == 0 or stream[at - 1][0] != document:
+            segment, position = segment + 1, 0
+        target, mask, size, answer = 0, 0, 0, 0
+        if at + 1 < len(stream):
+            target = int(split.ids[stream[at + 1][1]])
+            if stream[at + 1][0] == document:
+                mask, size = 1, int(split.nbytes[place + 1])
+                answer = int(split.answer[place + 1])
+        level = int(split.levels[document])
+        cells.append((int(split.ids[place]), target, segment, position, mask, size, level, answer))
+        position += 1
+    return cells
+
+
+@given(LENGTHS, st.integers(1, 20), st.integers(1, 4))
+def test_eval_rows_are_what_the_oracle_packs(lengths: list[int], seq_len: int, batch_size: int) -> None:
+    split = numbered_split(lengths)
+    corpus = Corpus("c", ByteTokenizer(), {"test": split}, "sha256-0")
+    batches = eval_batches(corpus, "test", batch_size, seq_len, domain_index=7)
+    rows = -(-(split.tokens - 1) // seq_len)
+    assert len(batches) == -(-rows // batch_size)
+    for index, batch in enumerate(batches):
+        check_shapes(batch, batch_size, seq_len)
+        assert (batch.domain == 7).all()
+        for r in range(batch_size):
+            cells = zip(
+                batch.tokens[r],
+                batch.targets[r],
+                batch.segment_ids[r],
+                batch.positions[r],
+                batch.loss_mask[r],
+                batch.target_bytes[r],
+                batch.level[r],
+                batch.answer_mask[r],
+                strict=True,
+            )
+            expected = oracle(split, index * batch_size + r, seq_len)
+            if index * batch_size + r >= rows:
+                expected = [(0, 0, 0, 0, 0, 0, -1, 0)] * seq_len
+            assert [tuple(int(value) for value in cell) for cell in cells] == expected
+
+
+def check_shapes(batch: Batch, rows: int, seq_len: int) -> None:
+    for name, array in batch._asdict().items():
+        assert array.shape == ((rows,) if name == "domain" else (rows, seq_len)), name
+        assert array.dtype == (np.float32 if name in ("loss_mask", "answer_mask") else np.int32), name
+
+
+@given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=8), st.integers(1, 30))
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_target_bytes_are_all_bytes_but_the_first_token_of_each_document(
+    kind: str, request: pytest.FixtureRequest, texts: list[str], seq_len: int
+) -> None:
+    tokenizer: Tokenizer = ByteTokenizer() if kind == "byte" else request.getfixturevalue("bpe")
+    corpus = corpus_of(*texts, tokenizer=tokenizer)
+    batches = eval_batches(corpus, "test", 3, seq_len)
+    predicted = sum(int(batch.target_bytes.sum()) for batch in batches)
+    firsts = sum(int(tokenizer.encode(text)[1][0]) for text in texts)
+    assert predicted == sum(len(text.encode()) for text in texts) - firsts
+    targets = sum(int(batch.loss_mask.sum()) for batch in batches)
+    assert targets == sum(len(tokenizer.encode(text)[0]) for text in texts)
+
+
+def test_a_row_in_the_middle_of_a_document_starts_at_position_zero_and_still_predicts() -> None:
+    (batch,) = eval_batches(corpus_of("abcdefgh"), "test", 2, 5)
+    assert bytes(batch.tokens[1][:3].astype(np.uint8)) == b"fgh"
+    assert batch.positions[1].tolist() == [0, 1, 2, 3, 0]
+    assert batch.segment_ids[1].tolist() == [1, 1, 1, 1, 0]
+    assert batch.targets[1].tolist() == [ord("g"), ord("h"), 256, 0, 0]
+    assert batch.loss_mask[1].tolist() == [1, 1, 1, 0, 0]
+    assert batch.target_bytes[1].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_limited_rows_are_distinct_and_spread_over_the_split() -> None:
+    corpus = corpus_of("".join(chr(0x4E00 + n) for n in range(3000)))
+    everything = np.concatenate([batch.tokens for batch in eval_batches(corpus, "test", 8, 10)])
+    some = np.concatenate([batch.tokens for batch in eval_batches(corpus, "test", 8, 10, limit_rows=60)])
+    places = [int(np.flatnonzero((everything == row).all(axis=1))[0]) for row in some[:60]]
+    assert len(some) == 64
+    assert places[0] == 0
+    assert set(np.diff(places)) <= {15, 16}
+    assert (some[60:] == 0).all()
+    assert len(eval_batches(corpus, "test", 8, 10, limit_rows=10**6)) == len(eval_batches(corpus, "test", 8, 10))
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_answers_are_marked_to_their_newline(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = ByteTokenizer() if kind == "byte" else request.getfixturevalue("bpe")
+    documents = list(exercise_documents(FAMILY_NAMES, (1, 3), 50, 0, 0.2))
+    corpus = build_corpus("e", documents, tokenizer)
+    wanted = [d for d in documents if d.split == "test"]
+    answers = [line.split(" = ")[1] for d in wanted for line in d.text.splitlines(keepends=True)]
+    batches = eval_batches(corpus, "test", 4, 10_000)
+    marked, levels = [], []
+    for batch in batches:
+        for r in range(4):
+            marked += batch.targets[r][batch.answer_mask[r] > 0].tolist()
+            levels += batch.level[r][batch.answer_mask[r] > 0].tolist()
+    assert tokenizer.decode(marked).replace(" ", "") == "".join(answers)
+    expected = [d.level for d in wanted for _ in range(d.text.count("\n"))]
+    if kind == "byte":
+        at_newline = [level for level, target in zip(levels, marked, strict=True) if target == ord("\n")]
+        assert at_newline == expected
+    assert set(levels) == {1, 3}
+
+
+def test_text_that_is_no_exercise_has_no_level_and_no_answers() -> None:
+    (batch,) = eval_batches(corpus_of("x = 5\ny = 6\n"), "test", 1, 100)
+    assert (batch.level == -1).all()
+    assert not batch.answer_mask.any()
+
+
+def test_an_empty_split_gives_no_batches() -> None:
+    assert eval_batches(corpus_of("abc"), "validation", 2, 4) == []
