@@ -1,0 +1,4 @@
+"""The trunk, the expert pool and the routed layer, in Flax NNX and plain functions.
+
+May import: errors, config.
+"""

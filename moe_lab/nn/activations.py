@@ -1,0 +1,9 @@
+"""Activation functions by their config name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"silu": jax.nn.silu, "gelu": jax.nn.gelu}
