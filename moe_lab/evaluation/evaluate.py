@@ -1,0 +1,347 @@
+"""One evaluation: the matrix, the curve beside its baselines, exact match, routing shares and samples.
+
+Legend: N rows, S positions of a row, T counted tokens, C candidates, U bootstrap units (rows).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from moe_lab.compose.model import ComposedModel
+from moe_lab.evaluation.bootstrap import Interval, ratio_interval
+from moe_lab.evaluation.curves import (
+    TokenOutcomes,
+    choice_point,
+    curve_point,
+    fixed,
+    group_table,
+    oracle,
+    price_curve,
+    zero_curve,
+    zero_router,
+)
+from moe_lab.evaluation.passes import AnswerItems, HeldOut, Pass, run_pass
+from moe_lab.evaluation.results import (
+    Acceptance,
+    BestSingle,
+    Candidate,
+    Curve,
+    CurvePoint,
+    Domain,
+    ExactMatch,
+    MatrixCell,
+    Role,
+    RoutingShare,
+    Sample,
+)
+from moe_lab.routing.outcomes import OutcomeTable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an evaluation is measured."""
+
+    prices: tuple[float, ...]
+    without: tuple[str, ...]
+    sample_tokens: int
+    resamples: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A composed model, other routers to draw beside its own, and what all candidates lose on the same text."""
+
+    model: ComposedModel
+    label: str
+    others: Mapping[str, ComposedModel]
+    heldout: HeldOut
+    table: OutcomeTable
+    hit_NSC: np.ndarray
+    decision: TokenOutcomes  # validation text, from which baselines are decided
+    settings: Settings
+    count_pass: Callable[[], None] = lambda: None
+
+    @property
+    def num_passes(self) -> int:
+        """How often the model runs over the text; `count_pass` is called after each."""
+        widths = len(set(self.table.space.blocks_C[1:].tolist()))
+        return 2 + len(self.model.modules) + len(self.settings.prices) * (1 + len(self.others)) + widths
+
+    def measure(self) -> dict[str, list]:
+        """Everything that a `Results` holds about quality and cost, by field name."""
+        outcomes = self.heldout.token_outcomes(self.table)
+        composed = self._pass(self.model, without=self.settings.without)
+        left_out = {
+            module.name: self._pass(self.model, without=(*self.settings.without, module.name))
+            for module in self.model.modules
+            if module.name not in self.settings.without
+        }
+        systems = self._systems(outcomes, composed, left_out)
+        return {
+            "domains": self._domains(),
+            "candidates": self._candidates(),
+            "matrix": [cell for system in systems for cell in self._cells(system)],
+            "acceptance": self._acceptance(outcomes, composed),
+            "exact_match": [match for system in systems for match in self._exact_match(system)],
+            "curves": self._curves(outcomes),
+            "routing": self._routing(composed),
+            "samples": self._samples(composed),
+        }
+
+    def _pass(self, model: ComposedModel, **options: object) -> Pass:
+        result = run_pass(model, self.heldout, table=self.table, **options)  # type: ignore[arg-type]
+        self.count_pass()
+        return result
+
+    def _domains(self) -> list[Domain]:
+        heldout = self.heldout
+        return [
+            Domain(
+                name=name,
+                rows=len(np.unique(heldout.unit_T[heldout.domain_T == index])),
+                bytes=int(heldout.bytes_T[heldout.domain_T == index].sum()),
+            )
+            for index, name in enumerate(heldout.domains)
+        ]
+
+    def _candidates(self) -> list[Candidate]:
+        space = self.table.space
+        trunk = Candidate(name="trunk", module=None, width=0, cost=0.0)
+        return [
+            trunk,
+            *(
+                Candidate(
+                    name=space.names[c],
+                    module=space.modules[e],
+                    width=space.widths[e][r],
+                    cost=float(space.cost_C[c]),
+                )
+                for c, (e, r) in enumerate(space.pairs, start=1)
+            ),
+        ]
+
+    def _systems(self, outcomes: TokenOutcomes, composed: Pass, left_out: Mapping[str, Pass]) -> list[_System]:
+        alone = [
+            _System(
+                system="trunk" if candidate.module is None else "alone",
+                module=candidate.module,
+                width=candidate.width or None,
+                bits_T=outcomes.loss_TC[:, c],
+                cost_T=np.full(len(outcomes.unit_T), candidate.cost),
+                hit_NS=self.hit_NSC[..., c],
+            )
+            for c, candidate in enumerate(self._candidates())
+        ]
+        return [
+            *alone,
+            _System.of_pass("composed", None, composed),
+            *(_System.of_pass("left_out", name, made) for name, made in left_out.items()),
+        ]
+
+    def _cells(self, system: _System) -> list[MatrixCell]:
+        return [
+            MatrixCell(
+                system=system.system,
+                module=system.module,
+                width=system.width,
+                domain=name,
+                bits_per_byte=self._interval(system.bits_T, self.heldout.domain_T == index),
+                cost=float(system.cost_T[self.heldout.domain_T == index].mean()),
+            )
+            for index, name in enumerate(self.heldout.domains)
+        ]
+
+    def _interval(self, bits_T: np.ndarray, where_T: np.ndarray) -> Interval:
+        units, unit_T = np.unique(self.heldout.unit_T[where_T], return_inverse=True)
+        bits_U = np.bincount(unit_T, bits_T[where_T], minlength=len(units))
+        bytes_U = np.bincount(unit_T, self.heldout.bytes_T[where_T], minlength=len(units))
+        return ratio_interval(bits_U, bytes_U, resamples=self.settings.resamples, seed=self.settings.seed)
+
+    def _acceptance(self, outcomes: TokenOutcomes, composed: Pass) -> list[Acceptance]:
+        entries = []
+        for index, name in enumerate(self.heldout.domains):
+            where_T = self.heldout.domain_T == index
+            total_bytes = self.heldout.bytes_T[where_T].sum()
+            alone_C = outcomes.loss_TC[where_T].sum(axis=0) / total_bytes
+            best = int(np.argmin(alone_C))
+            own = float(composed.bits_T[where_T].sum() / total_bytes)
+            entries.append(
+                Acceptance(
+                    domain=name,
+                    trunk=float(alone_C[0]),
+                    best_single=BestSingle(name=self.table.space.names[best], bits_per_byte=float(alone_C[best])),
+                    composed=own,
+                    no_worse_than_trunk=bool(own <= alone_C[0]),
+                    gap_to_best_percent=float(100 * (own / alone_C[best] - 1)),
+                )
+            )
+        return entries
+
+    def _exact_match(self, system: _System) -> list[ExactMatch]:
+        items = AnswerItems.of(self.heldout.rows)
+        right, settings = items.right(system.hit_NS), self.settings
+        matches = []
+        for level in sorted({int(level) for level in items.level}):
+            at = items.level == level
+            share = ratio_interval(
+                right[at].astype(float), np.ones(at.sum()), resamples=settings.resamples, seed=settings.seed
+            )
+            matches.append(
+                ExactMatch(
+                    level=level,
+                    system=system.system,
+                    module=system.module,
+                    width=system.width,
+                    items=int(at.sum()),
+                    mean=share.mean,
+                    low=share.low,
+                    high=share.high,
+                )
+            )
+        return matches
+
+    def _curves(self, outcomes: TokenOutcomes) -> list[Curve]:
+        settings, space, decision = self.settings, self.table.space, self.decision
+        zero = zero_router(decision.fixed_points())
+        draws = {"resamples": settings.resamples, "seed": settings.seed}
+        per_multiply_add = 1 / math.log(2) / max(1.0, float(space.cost_C.max()))  # nats for the dearest -> bits
+
+        def point(made: Pass, price: float | None) -> CurvePoint:
+            cost = float(made.cost_T.mean())
+            return curve_point(
+                outcomes.per_unit(made.bits_T),
+                outcomes.bytes_U,
+                cost,
+                price=price,
+                zero_bits_U=outcomes.bits_UC @ zero.weights(cost),
+                strata_U=outcomes.strata_U,
+                **draws,
+            )
+
+        def swept(model: ComposedModel) -> list[CurvePoint]:
+            runs = ((self._pass(model, price=price, without=settings.without), price) for price in settings.prices)
+            return [point(made, price) for made, price in runs]
+
+        def table_choice(price: float) -> np.ndarray:
+            table = group_table(
+                decision.loss_TC,
+                decision.cost_C,
+                decision.group_T,
+                price * per_multiply_add,
+                num_groups=len(self.heldout.domains),
+            )
+            return table[outcomes.group_T]
+
+        def oracle_choice(price: float) -> np.ndarray:
+            return oracle(outcomes.loss_TC, outcomes.cost_C, price * per_multiply_add)
+
+        tokens = len(outcomes.unit_T)
+        uniform = [
+            point(self._pass(self.model, price=0.0, without=settings.without, width_cap=blocks), None)
+            for blocks in sorted(set(space.blocks_C[1:].tolist()))
+        ]
+        named: list[tuple[str, Role, list[CurvePoint]]] = [
+            (self.label, "learned", swept(self.model)),
+            *((label, "learned", swept(model)) for label, model in self.others.items()),
+            ("zero router", "zero_router", zero_curve(outcomes, zero, **draws)),
+            (
+                "group table",
+                "group_table",
+                price_curve(outcomes, settings.prices, table_choice, zero=zero, **draws),
+            ),
+            ("uniform width", "uniform_width", uniform),
+            ("oracle", "oracle", price_curve(outcomes, settings.prices, oracle_choice, zero=zero, **draws)),
+            *(
+                (name, "fixed", [choice_point(outcomes, fixed(c, tokens), **draws)])
+                for c, name in enumerate(space.names)
+            ),
+        ]
+        return [Curve(label=label, role=role, points=points) for label, role, points in named]
+
+    def _routing(self, composed: Pass) -> list[RoutingShare]:
+        counted, shares = self.heldout.counted_NS, []
+        expert_T, width_T = composed.expert_NSK[counted][:, 0], composed.width_NSK[counted][:, 0]
+        for index, domain in enumerate(self.heldout.domains):
+            where_T = self.heldout.domain_T == index
+            pairs, counts = np.unique(
+                np.stack([np.where(width_T > 0, expert_T, -1), width_T])[:, where_T],
+                axis=1,
+                return_counts=True,
+            )
+            for expert, width, number in zip(*pairs, counts, strict=True):
+                shares.append(
+                    RoutingShare(
+                        domain=domain,
+                        module=self._module(int(expert), int(width)),
+                        width=self._own_width(int(expert), int(width)),
+                        share=float(number / where_T.sum()),
+                    )
+                )
+        return shares
+
+    def _module(self, expert: int, width: int) -> str | None:
+        return self.model.space.modules[expert] if width else None
+
+    def _own_width(self, expert: int, width: int) -> int:
+        """Blocks may be part padding: a width beyond the module's own is its own."""
+        return min(width, self.model.space.widths[expert][-1]) if width else 0
+
+    def _samples(self, composed: Pass) -> list[Sample]:
+        rows, samples = self.heldout.rows, []
+        for index, domain in enumerate(self.heldout.domains):
+            row = int(np.flatnonzero(rows.domain.reshape(-1) == index)[0])
+            length = min(self.settings.sample_tokens, int((rows.segment_ids[row] > 0).sum()))
+            if not length:
+                continue
+            experts = composed.expert_NSK[row, :length, 0].tolist()
+            widths = composed.width_NSK[row, :length, 0].tolist()
+            samples.append(
+                Sample(
+                    domain=domain,
+                    pieces=self.model.trunk.tokenizer.pieces(rows.tokens[row, :length]),
+                    module=[self._module(e, w) for e, w in zip(experts, widths, strict=True)],
+                    width=[self._own_width(e, w) for e, w in zip(experts, widths, strict=True)],
+                )
+            )
+        return samples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _System:
+    """One row of the matrix, token by token."""
+
+    system: str
+    module: str | None
+    width: int | None
+    bits_T: np.ndarray
+    cost_T: np.ndarray
+    hit_NS: np.ndarray
+
+    @staticmethod
+    def of_pass(system: str, module: str | None, made: Pass) -> _System:
+        return _System(
+            system=system,
+            module=module,
+            width=None,
+            bits_T=made.bits_T,
+            cost_T=made.cost_T,
+            hit_NS=made.hit_NS,
+        )
+
+
+def decision_outcomes(table: OutcomeTable) -> TokenOutcomes:
+    """A validation table, flat and in bits, for the baselines that are decided beforehand."""
+    mask = table.mask_NS
+    row_T = np.nonzero(mask)[0]
+    return TokenOutcomes(
+        loss_TC=table.loss_NSC[mask].astype(np.float64) / math.log(2),
+        cost_C=table.space.cost_C.astype(np.float64),
+        unit_T=np.unique(row_T, return_inverse=True)[1],
+        group_T=table.group_N[row_T],
+        bytes_T=table.bytes_NS[mask],
+    )

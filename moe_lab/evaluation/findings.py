@@ -1,0 +1,105 @@
+"""What the results say in a few figures: the answers that a reader looks for first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from moe_lab.evaluation.results import Curve, CurvePoint, Results, Role
+from moe_lab.evaluation.wording import counted, percent, short_count
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One figure with a headline in plain words and a line that says what was counted."""
+
+    figure: str
+    headline: str
+    detail: str
+
+
+def findings(results: Results) -> list[Finding]:
+    """Up to four findings; what was not measured has none."""
+    found = (_beside_trunk(results), _gap(results), _same_quality(results), _beside_zero(results))
+    return [finding for finding in found if finding is not None]
+
+
+def cost_at_quality(points: list[CurvePoint], bits_per_byte: float) -> float | None:
+    """Least cost at which a curve is as good as that, linear between points; None if nowhere."""
+    ordered = sorted(points, key=lambda point: (point.cost, point.bits_per_byte.mean))
+    good = [point.cost for point in ordered if point.bits_per_byte.mean <= bits_per_byte]
+    for left, right in pairwise(ordered):
+        above, below = left.bits_per_byte.mean, right.bits_per_byte.mean
+        if below <= bits_per_byte < above:
+            good.append(left.cost + (right.cost - left.cost) * (above - bits_per_byte) / (above - below))
+    return min(good, default=None)
+
+
+def _beside_trunk(results: Results) -> Finding | None:
+    total = len(results.acceptance)
+    if not total:
+        return None
+    kept = sum(entry.no_worse_than_trunk for entry in results.acceptance)
+    worse = [entry.domain for entry in results.acceptance if not entry.no_worse_than_trunk]
+    detail = f"worse on {', '.join(worse)}" if worse else "composing the modules harmed no domain"
+    return Finding(f"{kept} of {total}", "domains no worse than the trunk", detail)
+
+
+def _gap(results: Results) -> Finding | None:
+    if not results.acceptance:
+        return None
+    worst = max(results.acceptance, key=lambda entry: entry.gap_to_best_percent)
+    return Finding(
+        percent(worst.gap_to_best_percent),
+        "largest gap to the best single candidate",
+        f"bits per byte on {worst.domain}, against {worst.best_single.name}",
+    )
+
+
+def _same_quality(results: Results) -> Finding | None:
+    fixed, learned = _of_role(results, "fixed"), _of_role(results, "learned")
+    if not fixed or not learned:
+        return None
+    single = min(fixed, key=lambda curve: (curve.points[0].bits_per_byte.mean, curve.points[0].cost))
+    best = single.points[0]
+    if best.cost == 0:
+        return None
+    reached = cost_at_quality(learned[0].points, best.bits_per_byte.mean)
+    if reached is None:
+        wanted = f"the quality of {single.label}, the best single candidate"
+        return Finding("not reached", wanted, "at none of the prices tried, all domains together")
+    return Finding(
+        percent(100 * (reached / best.cost - 1), 0),
+        f"multiply-adds for the quality of {single.label}, the best single candidate",
+        f"all domains together: {short_count(reached)} against {short_count(best.cost)} per token",
+    )
+
+
+def _beside_zero(results: Results) -> Finding | None:
+    for curve in _of_role(results, "learned"):
+        differences = [p.difference_to_zero for p in curve.points if p.difference_to_zero is not None]
+        if differences:
+            below = sum(difference.high < 0 for difference in differences)
+            return Finding(
+                f"{below} of {len(differences)}",
+                "prices at which routing beats random mixing",
+                f"whole interval of {curve.label} minus the zero router below zero",
+            )
+    return None
+
+
+def _of_role(results: Results, role: Role) -> list[Curve]:
+    return [curve for curve in results.curves if curve.role == role]
+
+
+def describe_size(results: Results) -> str:
+    """How much was evaluated, in one line."""
+    rows = sum(domain.rows for domain in results.domains)
+    total = sum(domain.bytes for domain in results.domains)
+    parts = (
+        counted(len(results.domains), "domain"),
+        counted(len(results.modules), "module"),
+        counted(rows, "row"),
+        counted(total, "byte"),
+    )
+    return " · ".join(parts)

@@ -1,0 +1,237 @@
+"""results.json as one HTML page that fetches nothing, runs no script and opens from disk, light or dark."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+from moe_lab.evaluation.colours import DARK, LIGHT, Palette, Scale, line_styles
+from moe_lab.evaluation.findings import describe_size, findings
+from moe_lab.evaluation.markup import Content, Markup, element, join
+from moe_lab.evaluation.pictures import curve_svg, exact_match_lines, exact_match_svg
+from moe_lab.evaluation.report_figures import drawing, legend
+from moe_lab.evaluation.report_routing import routing_bars, sample_texts, scale_rules
+from moe_lab.evaluation.report_tables import (
+    curve_table,
+    exact_match_table,
+    headline_table,
+    matrix_table,
+    modules_table,
+)
+from moe_lab.evaluation.results import Results
+from moe_lab.evaluation.wording import counted, duration, moment
+
+# The page is text and styles only: even markup that slipped in could load and run nothing.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+_WORDS = (
+    (
+        "bits per byte",
+        "How many bits the model needs on average to tell the next byte of the text. Lower is better, and "
+        "models with different tokenizers can be compared.",
+    ),
+    (
+        "multiply-adds per token",
+        "The work of the routed layers for one token, counted from what the router chose. The trunk's own "
+        "work comes on top and is the same for all.",
+    ),
+    (
+        "zero router",
+        "The best that throwing dice between fixed candidates can reach at a cost. A router that is not "
+        "below it has learnt nothing of use.",
+    ),
+    (
+        "group table",
+        "One fixed candidate for each domain, the best at the price, chosen while told the domain of "
+        "every text. A router has to find out the domain by itself.",
+    ),
+    (
+        "oracle",
+        "The best candidate for every single token, chosen with the outcome in sight. It shows how much "
+        "room there is, not what can be reached.",
+    ),
+    (
+        "95% interval",
+        "Whole rows of text were drawn again and again with replacement; 95% of the figures found that "
+        "way lie between the two small grey numbers.",
+    ),
+)
+
+
+def write_report(results: Results, path: str | Path) -> Path:
+    """Writes the report as one self-contained HTML file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_report(results), encoding="utf-8")
+    return path
+
+
+def render_report(results: Results) -> str:
+    """The whole page. Every text from the results is escaped."""
+    sections = [
+        _headline(results),
+        _curves(results),
+        _matrix(results),
+        _exact_match(results),
+        _routing(results),
+        _samples(results),
+        _artifacts(results),
+        _words(),
+    ]
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", results.name),
+        element("style", _styles(results)),
+    )
+    footer = element("footer", f"Made by moe-lab from results.json, format {results.format}.")
+    body = element("body", _header(results), element("main", sections), footer)
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _header(results: Results) -> Markup:
+    spent = duration(results.elapsed_seconds)
+    line = f"{describe_size(results)} · evaluated {moment(results.created)} in {spent}"
+    tiles = [
+        element(
+            "div",
+            element("strong", finding.figure),
+            element("span", finding.headline),
+            element("small", finding.detail),
+            class_="tile",
+        )
+        for finding in findings(results)
+    ]
+    beside = element(
+        "p", "beside the trunk ", element("span", results.trunk.ref, class_="name"), class_="line"
+    )
+    tiled = element("div", tiles, class_="tiles") if tiles else None
+    return element("header", element("h1", results.name), element("p", line, class_="line"), beside, tiled)
+
+
+def _headline(results: Results) -> Markup | None:
+    if not results.acceptance:
+        return None
+    caption = (
+        "Bits per byte on held-out text, lower is better; the small grey figures are 95% intervals. The best"
+        " single candidate is the one module and width that does best on a domain when it is used for every "
+        "token of it. A gap near zero means that the composed model found the right module without being "
+        "told the domain."
+    )
+    return _section("Does composing work?", caption, headline_table(results))
+
+
+def _curves(results: Results) -> Markup | None:
+    drawn = curve_svg(results)
+    if drawn is None:
+        return None
+    svg, above = drawn
+    caption = (
+        "All domains together. Each point is one price: how dear compute was made for the router. Further "
+        "left is cheaper, lower is better. The learned router should run below the dashed grey line, which "
+        "needs no router at all, and near the group table, which is told the domain. The lower panel shows "
+        "the same points as differences to the dashed line at equal cost: where the whole band lies below "
+        "zero, routing helps."
+    )
+    left_out = f"{counted(above, 'candidate')} too far above to be shown: see the table." if above else None
+    figure = drawing(svg, "Bits per byte against multiply-adds per token, one line for each router")
+    table = _folded("The same points as a table", curve_table(results))
+    named = [(curve.label, style) for curve, style in line_styles(results) if curve.role != "fixed"]
+    dots = next((style for curve, style in line_styles(results) if curve.role == "fixed"), None)
+    lines = legend([*named, ("dots", dots)] if dots else named)
+    return _section("Quality against compute", caption, lines, figure, _note(left_out), table)
+
+
+def _matrix(results: Results) -> Markup | None:
+    if not results.matrix:
+        return None
+    caption = (
+        "Every system on every domain, in bits per byte. Blue cells are better than the trunk on that domain"
+        " and orange ones worse, the stronger the more; the figure in italics is the change in percent. Bold"
+        " is the best of its column. Rows with a module left out show what that module was worth to the "
+        "composition."
+    )
+    return _section("Every system on every domain", caption, matrix_table(results))
+
+
+def _exact_match(results: Results) -> Markup | None:
+    svg = exact_match_svg(results)
+    if svg is None:
+        return None
+    caption = (
+        "Share of exercises whose whole answer is right, by level; thin strokes are 95% intervals. Where a "
+        "narrow width is as good as a wide one, the exercise is easy for the module: a router can save "
+        "there."
+    )
+    drawn = exact_match_lines(results)
+    lines = legend([("", style) for _, style in drawn])
+    hidden = len({(e.system, e.module, e.width) for e in results.exact_match}) - len(drawn)
+    left_out = (
+        f"{counted(hidden, 'other system')} left out of the picture: see the table." if hidden else None
+    )
+    figure = drawing(svg, "Share of right answers against the level of the exercise")
+    table = _folded("The same points as a table", exact_match_table(results))
+    return _section("Exercises by level", caption, lines, figure, _note(left_out), table)
+
+
+def _routing(results: Results) -> Markup | None:
+    if not results.routing:
+        return None
+    caption = (
+        "How the routing decisions of each domain are divided between modules (hue) and their widths "
+        "(strength, and the figure in the bar). Point at a part for its share."
+    )
+    return _section("Which module gets the tokens, and how much of it", caption, routing_bars(results))
+
+
+def _samples(results: Results) -> Markup | None:
+    if not results.samples:
+        return None
+    caption = (
+        "Held-out texts as the router saw them. The colour lies on the piece that was read when the decision"
+        " was made: the stronger, the more hidden units were run to predict what follows. Point at a piece "
+        "for module and width."
+    )
+    return _section("Texts, piece by piece", caption, sample_texts(results))
+
+
+def _artifacts(results: Results) -> Markup:
+    caption = "What the composed model is made of. The digests name the exact bytes in the registry."
+    lock = json.dumps(results.lockfile, indent=2, ensure_ascii=False)
+    folded = _folded("Lockfile", element("pre", lock, tabindex="0"))
+    return _section("Trunk, modules and routers", caption, modules_table(results), folded)
+
+
+def _words() -> Markup:
+    terms = [join(element("dt", word), element("dd", meaning)) for word, meaning in _WORDS]
+    return element("section", element("h2", "Words"), element("dl", terms))
+
+
+def _section(title: str, caption: str, *contents: Content) -> Markup:
+    return element("section", element("h2", title), element("p", caption, class_="caption"), contents)
+
+
+def _folded(title: str, content: Markup) -> Markup:
+    return element("details", element("summary", title), content)
+
+
+def _note(text: str | None) -> Markup | None:
+    return element("p", text, class_="note") if text else None
+
+
+def _styles(results: Results) -> Markup:
+    sheet = resources.files("moe_lab.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    dark = f"@media (prefers-color-scheme: dark){{:root{{{_variables(DARK)}}}}}"
+    return Markup(f":root{{{_variables(LIGHT)}}}\n{dark}\n{sheet}\n{scale_rules(Scale(results))}")
+
+
+def _variables(palette: Palette) -> str:
+    lines = []
+    for name, colour in palette.items():
+        triple = " ".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
+        lines.append(f"--{name}:{colour};--{name}-rgb:{triple}")
+    return ";".join(lines)

@@ -1,0 +1,207 @@
+"""Reference routers against brute force over small outcome tables."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_lab.evaluation.curves import (
+    TokenOutcomes,
+    best_fixed,
+    choice_point,
+    fixed,
+    group_table,
+    oracle,
+    price_curve,
+    zero_curve,
+    zero_router,
+)
+
+COST = st.integers(0, 8).map(float)
+LOSS = st.integers(0, 40).map(lambda eighths: eighths / 8)
+PRICES = st.sampled_from([0.0, 0.125, 0.5, 1.0, 8.0])
+
+
+@st.composite
+def outcome_tables(draw):
+    tokens, candidates = draw(st.integers(1, 12)), draw(st.integers(1, 5))
+    loss = draw(
+        st.lists(st.lists(LOSS, min_size=candidates, max_size=candidates), min_size=tokens, max_size=tokens)
+    )
+    group = draw(st.lists(st.integers(0, 2), min_size=tokens, max_size=tokens))
+    return TokenOutcomes(
+        loss_TC=np.array(loss),
+        cost_C=np.array(draw(st.lists(COST, min_size=candidates, max_size=candidates))),
+        unit_T=np.arange(tokens) // 3,
+        group_T=np.array(group),
+        bytes_T=np.ones(tokens, int),
+    )
+
+
+def price_of(outcomes: TokenOutcomes, choice: np.ndarray, price: float) -> float:
+    picked = np.arange(len(choice)), choice
+    return float((outcomes.loss_TC[picked] + price * outcomes.cost_C[choice]).sum())
+
+
+def cheapest_by_mixing_two(points: np.ndarray, cost: float) -> float:
+    """The least loss of any two candidates mixed at any ratio without spending more than `cost`."""
+    found = [loss for spent, loss in points if spent <= cost]
+    for (left, left_loss), (right, right_loss) in itertools.permutations(points, 2):
+        if left <= cost < right:
+            found.append(left_loss + (right_loss - left_loss) * (cost - left) / (right - left))
+    return min(found, default=np.inf)
+
+
+@given(st.lists(st.tuples(COST, LOSS), min_size=1, max_size=9), st.floats(0, 10))
+@settings(max_examples=300, deadline=None)
+def test_zero_router_is_the_best_mixture_of_two(points, cost):
+    hull = zero_router(points)
+    best = cheapest_by_mixing_two(np.array(points), cost)
+    assert hull.at(cost) == pytest.approx(best)
+    if np.isfinite(best):
+        weights = hull.weights(cost)
+        assert weights.min() >= 0
+        assert weights.sum() == pytest.approx(1)
+        spent, reached = weights @ np.array(points)
+        assert reached == pytest.approx(best)
+        assert spent <= cost + 1e-9
+
+
+@given(st.lists(st.tuples(COST, LOSS), min_size=1, max_size=9))
+@settings(deadline=None)
+def test_zero_router_falls_ever_more_slowly_to_the_cheapest_of_the_best(points):
+    hull = zero_router(points)
+    slopes = np.diff(hull.losses_V) / np.diff(hull.costs_V)
+    assert (slopes < 0).all()
+    assert (np.diff(slopes) > -1e-12).all()
+    assert hull.losses_V[-1] == min(loss for _, loss in points)
+    assert hull.costs_V[0] == min(cost for cost, _ in points)
+    assert hull.costs_V[-1] == min(cost for cost, loss in points if loss == hull.losses_V[-1])
+    assert [tuple(points[c]) for c in hull.candidates_V] == list(
+        zip(hull.costs_V, hull.losses_V, strict=True)
+    )
+
+
+def test_zero_router_skips_a_candidate_above_the_line_of_its_neighbours():
+    hull = zero_router([(0, 4.0), (1, 3.9), (2, 2.0), (5, 2.5), (6, 1.0)])
+    assert hull.candidates_V.tolist() == [0, 2, 4]
+    assert hull.at([0, 1, 4, 6, 99]).tolist() == [4.0, 3.0, 1.5, 1.0, 1.0]
+    assert hull.weights(3).tolist() == [0, 0, 0.75, 0, 0.25]
+    assert zero_router([(2, 1.0)]).at(1.9) == np.inf
+
+
+@given(outcome_tables(), PRICES)
+@settings(max_examples=200, deadline=None)
+def test_each_reference_is_the_brute_force_best_and_they_are_in_order(outcomes, price):
+    tokens, candidates = outcomes.loss_TC.shape
+    by_token = price_of(outcomes, oracle(outcomes.loss_TC, outcomes.cost_C, price), price)
+    table = group_table(outcomes.loss_TC, outcomes.cost_C, outcomes.group_T, price)
+    by_group = price_of(outcomes, table[outcomes.group_T], price)
+    one = price_of(outcomes, fixed(best_fixed(outcomes.loss_TC, outcomes.cost_C, price), tokens), price)
+    assert by_token <= by_group + 1e-9 <= one + 2e-9
+    total = outcomes.loss_TC + price * outcomes.cost_C
+    assert by_token == pytest.approx(total.min(axis=1).sum())
+    assert one == pytest.approx(total.sum(axis=0).min())
+    tables = itertools.product(range(candidates), repeat=len(table))
+    assert by_group == pytest.approx(
+        min(price_of(outcomes, np.array(t)[outcomes.group_T], price) for t in tables)
+    )
+
+
+@given(outcome_tables(), PRICES, st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_the_order_of_candidates_and_tokens_does_not_matter(outcomes, price, random):
+    tokens, candidates = outcomes.loss_TC.shape
+    columns, rows = list(range(candidates)), list(range(tokens))
+    random.shuffle(columns)
+    random.shuffle(rows)
+    shuffled = TokenOutcomes(
+        loss_TC=outcomes.loss_TC[rows][:, columns],
+        cost_C=outcomes.cost_C[columns],
+        unit_T=outcomes.unit_T[rows],
+        group_T=outcomes.group_T[rows],
+        bytes_T=outcomes.bytes_T[rows],
+    )
+    chosen = oracle(outcomes.loss_TC, outcomes.cost_C, price)[rows]
+    again = oracle(shuffled.loss_TC, shuffled.cost_C, price)
+    assert (outcomes.cost_C[chosen] == shuffled.cost_C[again]).all()
+    for cost in (2.0, 8.0):
+        hull, other = zero_router(outcomes.fixed_points()), zero_router(shuffled.fixed_points())
+        np.testing.assert_allclose(hull.at(cost), other.at(cost))
+    table = group_table(outcomes.loss_TC, outcomes.cost_C, outcomes.group_T, price)[outcomes.group_T]
+    other = group_table(shuffled.loss_TC, shuffled.cost_C, shuffled.group_T, price)[shuffled.group_T]
+    assert price_of(outcomes, table, price) == pytest.approx(price_of(shuffled, other, price))
+    np.testing.assert_allclose(
+        outcomes.bits_per_unit(chosen[np.argsort(rows)]), shuffled.bits_per_unit(again)
+    )
+
+
+def test_ties_go_to_the_cheaper_candidate():
+    cost, loss = np.array([3.0, 1.0, 1.0, 2.0]), np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 5.0, 5.0, 1.0]])
+    assert oracle(loss, cost, 0.0).tolist() == [1, 3]
+    assert best_fixed(np.array([[2.0, 4.0]]), np.array([2.0, 0.0]), 1.0) == 1
+    assert group_table(loss, cost, [0, 1], 0.0).tolist() == [1, 3]
+
+
+def test_group_table_is_decided_on_the_rows_given_and_fills_unseen_groups():
+    loss = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [5.0, 1.0]])
+    table = group_table(loss, np.array([1.0, 1.0]), [0, 0, 0, 1], 0.0, num_groups=3)
+    assert table.tolist() == [0, 1, best_fixed(loss, np.array([1.0, 1.0]), 0.0)]
+    assert table[np.array([2, 1, 0])].tolist() == [1, 1, 0]
+
+
+@pytest.fixture
+def two_domains() -> TokenOutcomes:
+    """Two domains of 40 rows with 5 tokens; candidate 1 is good in the first, 2 in the second, 0 is cheap."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], 200)
+    loss = rng.gamma(4, 1, (400, 1)) + np.stack([np.ones(400), group * 1.5, (1 - group) * 1.5], axis=1)
+    return TokenOutcomes(
+        loss_TC=loss,
+        cost_C=np.array([0.0, 10.0, 10.0]),
+        unit_T=np.arange(400) // 5,
+        group_T=group,
+        bytes_T=rng.integers(1, 6, 400),
+    )
+
+
+def test_a_choice_point_is_the_plain_sum_over_tokens(two_domains):
+    choice = np.where(np.arange(400) % 2 == 0, 0, 1 + two_domains.group_T)
+    point = choice_point(two_domains, choice, price=0.25, resamples=50)
+    total = two_domains.loss_TC[np.arange(400), choice].sum()
+    assert point.bits_per_byte.mean == pytest.approx(total / two_domains.bytes_T.sum())
+    assert (point.price, point.cost, point.difference_to_zero) == (0.25, 5.0, None)
+    np.testing.assert_array_equal(two_domains.strata_U, np.repeat([0, 1], 40))
+
+
+def test_difference_to_zero_is_measured_at_the_same_cost_and_sees_the_domains(two_domains):
+    zero = zero_router(two_domains.fixed_points())
+    curve = price_curve(
+        two_domains,
+        [10.0, 0.0, 0.05],
+        lambda price: group_table(two_domains.loss_TC, two_domains.cost_C, two_domains.group_T, price)[
+            two_domains.group_T
+        ],
+        zero=zero,
+        resamples=200,
+    )
+    assert [point.cost for point in curve] == [0.0, 10.0, 10.0]
+    differences = [point.difference_to_zero for point in curve if point.difference_to_zero is not None]
+    for point, difference in zip(curve, differences, strict=True):
+        expected = point.bits_per_byte.mean - float(zero.at(point.cost))
+        assert difference.mean == pytest.approx(expected, abs=1e-12)
+    assert differences[0].high == pytest.approx(0)
+    assert differences[-1].high < 0
+
+
+def test_the_zero_curve_has_no_difference_to_itself(two_domains):
+    zero = zero_router(two_domains.fixed_points())
+    points = zero_curve(two_domains, zero, resamples=20)
+    assert [point.cost for point in points] == zero.costs_V.tolist()
+    assert [point.bits_per_byte.mean for point in points] == pytest.approx(zero.losses_V.tolist())
+    halfway = two_domains.bits_UC @ zero.weights(5.0)
+    assert halfway.sum() / two_domains.bytes_U.sum() == pytest.approx(float(zero.at(5.0)))
