@@ -1,0 +1,31 @@
+"""`moe-lab compose`: a composition's lockfile."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moe_lab.cli.app import current_lab
+from moe_lab.cli.session import open_workspace
+
+
+def compose(
+    ctx: typer.Context,
+    config: Annotated[str, typer.Argument(help="A composition: a YAML file, or a name in configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+) -> None:
+    """Resolve a composition into a lockfile, and check that its parts fit together.
+
+    Example:
+      moe-lab compose configs/quickstart/composition.yaml price=0.1
+    """
+    path = current_lab(ctx).find_config(config)
+    from moe_lab.jobs.evaluate import compose as resolve
+
+    lock, written = resolve(open_workspace(ctx), path, overrides or ())
+    router = lock.router["type"] if isinstance(lock.router, dict) else lock.router.ref
+    print(f"composed {lock.name}: {lock.trunk.ref}, {len(lock.modules)} modules, router {router}")
+    for part in lock.modules:
+        print(f"  {part.ref}  {part.digest[:19]}")
+    print(f"lockfile: {written}")

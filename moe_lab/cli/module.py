@@ -1,0 +1,168 @@
+"""`moe-lab module`: contribute a module, and look into the registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moe_lab.cli.app import CommandGroup, current_lab
+from moe_lab.cli.session import open_workspace
+from moe_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from moe_lab.registry import Registry
+
+module = typer.Typer(cls=CommandGroup, help="Contribute a module, and look into the registry.")
+
+Config = Annotated[str, typer.Argument(help="A trained config: a YAML file, or a name in modules/ or configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="owner/name[@version], or a digest.")]
+
+
+def _registry(ctx: typer.Context) -> Registry:
+    from moe_lab.registry import Registry
+
+    return Registry(current_lab(ctx).registry_path, create=False)
+
+
+@module.command()
+def new(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Lowercase letters, digits and underscores.")],
+    owner: Annotated[str, typer.Option(help="Your team.")],
+    trunk: Annotated[str, typer.Option(help="The published trunk to train beside, owner/name.")],
+    text: Annotated[str, typer.Option(help="A glob of UTF-8 text files to learn from.")],
+    width: Annotated[int, typer.Option(help="Hidden units per routed layer.")] = 256,
+) -> None:
+    """Make the folder of a new module, ready to train.
+
+    Example:
+      moe-lab module new poems --owner bards --trunk lab/quickstart-trunk --text "~/poems/*.txt"
+    """
+    from moe_lab.jobs.scaffold import new_module
+
+    folder = new_module(current_lab(ctx), name, owner=owner, trunk=trunk, text=text, width=width)
+    print(f"made {folder}\nnext: moe-lab train {name}, then moe-lab module publish {name}")
+
+
+@module.command()
+def check(ctx: typer.Context, config: Config, overrides: Overrides = None) -> None:
+    """Run the admission test on a module that was trained.
+
+    Example:
+      moe-lab module check python
+    """
+    from moe_lab.jobs.admission import check_module, require_admission
+
+    workspace, candidate, spec, base = _trained(ctx, config, overrides)
+    if spec.kind not in ("module", "distill"):
+        raise LabError(f"{config} is a {spec.kind}; the admission test is for modules")
+    findings = check_module(workspace, candidate, spec, base)
+    for finding in findings:
+        print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.check}: {finding.detail}")
+    require_admission(findings, candidate.name)
+    print(f"{candidate.name} is ready\nnext: moe-lab module publish {config}")
+
+
+@module.command()
+def publish(ctx: typer.Context, config: Config, overrides: Overrides = None) -> None:
+    """Publish what was trained: a module (after its admission test), a trunk or a router.
+
+    Example:
+      moe-lab module publish python
+    """
+    from moe_lab.jobs.publish import publish_checked
+
+    workspace, candidate, spec, base = _trained(ctx, config, overrides)
+    part, created = publish_checked(workspace, candidate, spec, base)
+    print(f"{'published' if created else 'already published'} {part.ref}\n  {part.digest}")
+
+
+def _trained(ctx: typer.Context, config: str, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
+    """The candidate that training left behind; training is not started here."""
+    path = current_lab(ctx).find_config(config)
+    from moe_lab.jobs.train import load_training, train_spec
+
+    spec, base = load_training(path, overrides or ()), path.parent.absolute()
+    workspace = open_workspace(ctx, may_start_runs=False)
+    return workspace, train_spec(workspace, spec, base), spec, base
+
+
+@module.command("list")
+def list_(
+    ctx: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="Trunks and routers too.")] = False,
+) -> None:
+    """List what is published.
+
+    Example:
+      moe-lab module list --all
+    """
+    entries = [entry for entry in _registry(ctx).list() if everything or entry.kind in ("module", "")]
+    if not entries:
+        print("no modules are published here yet\nnext: moe-lab module publish CONFIG, or moe-lab run quickstart")
+        return
+    widest = max(len(str(entry.ref)) for entry in entries)
+    for entry in entries:
+        if entry.problem:
+            print(f"{entry.ref!s:{widest}}  unreadable: {entry.problem}")
+            continue
+        ladder = "/".join(map(str, entry.manifest.get("ladder", []))) or entry.kind
+        retired = f"  retired: {entry.retired}" if entry.retired else ""
+        print(f"{entry.ref!s:{widest}}  {ladder:>16}  {entry.digest[7:19]}  {entry.summary}{retired}")
+
+
+@module.command()
+def show(ctx: typer.Context, ref: Ref) -> None:
+    """Print the manifest of an artifact.
+
+    Example:
+      moe-lab module show snakes/python@1
+    """
+    import json
+
+    manifest = _registry(ctx).manifest(ref)
+    shown = {key: value for key, value in manifest.items() if key != "tensors"}
+    shown["tensors"] = {
+        name: f"{record['dtype']}{record['shape']} in {len(record['chunks'])} chunks"
+        for name, record in manifest["tensors"].items()
+    }
+    print(f"{manifest.label}  {manifest.digest}\n{json.dumps(shown, indent=2, sort_keys=True)}")
+
+
+@module.command()
+def verify(
+    ctx: typer.Context,
+    ref: Annotated[str | None, typer.Argument(metavar="[REF]", help="One artifact; all if left out.")] = None,
+) -> None:
+    """Hash every stored byte and name whatever is damaged.
+
+    Example:
+      moe-lab module verify
+    """
+    report = _registry(ctx).verify(ref)
+    for problem in report.problems:
+        print(f"damaged: {problem}")
+    print(f"read {report.files} files, {report.bytes:,} bytes: {len(report.problems)} problems")
+    if not report.ok:
+        raise LabError(f"{len(report.problems)} problems; publish the damaged artifacts again, or restore their files")
+
+
+@module.command()
+def lineage(ctx: typer.Context, ref: Ref) -> None:
+    """Print where an artifact comes from, as a tree.
+
+    Example:
+      moe-lab module lineage snakes/python-mini
+    """
+    _print_node(_registry(ctx).lineage(ref), "", "")
+
+
+def _print_node(node: Any, first: str, rest: str) -> None:
+    relation = f"{node.relation}: " if node.relation else ""
+    about = node.problem or f"{node.kind}. {node.summary}"
+    print(f"{first}{relation}{node.ref}  {node.digest[7:19]}  {about}")
+    for index, above in enumerate(node.parents):
+        last = index == len(node.parents) - 1
+        _print_node(above, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))

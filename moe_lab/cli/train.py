@@ -1,0 +1,43 @@
+"""`moe-lab train`: one training."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moe_lab.cli.app import current_lab
+from moe_lab.cli.session import open_workspace
+
+
+def train(
+    ctx: typer.Context,
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name in configs/ or modules/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Publish the result when it is trained.")] = False,
+) -> None:
+    """Train a trunk, a module, a router or a shrunk child, by the config's kind.
+
+    Interrupted or killed, the same command goes on where it stopped.
+
+    Example:
+      moe-lab train modules/python/module.yaml train.steps=200
+      moe-lab train configs/quickstart/router-gain.yaml --publish
+    """
+    path = current_lab(ctx).find_config(config)
+    from moe_lab.jobs.train import load_training, train_spec
+
+    spec = load_training(path, overrides or ())
+    workspace, base = open_workspace(ctx), path.parent.absolute()
+    candidate = train_spec(workspace, spec, base)
+    for claim in candidate.manifest["claims"]:
+        width = f"width {claim['width']}" if claim["width"] else "trunk alone"
+        print(f"  {claim['domain']}, {width}: {claim['value']} bits per byte held out")
+    print(f"trained {candidate.name}: {candidate.staging.store.where('')}")
+    if publish:
+        from moe_lab.jobs.publish import publish_checked
+
+        part, created = publish_checked(workspace, candidate, spec, base)
+        print(f"{'published' if created else 'already published'} {part.ref} ({part.digest[:19]})")
+    else:
+        print(f"next: moe-lab module publish {' '.join([config, *(overrides or ())])}")

@@ -1,0 +1,88 @@
+"""The lockfile: every part of a composition by its digest, so that the same bytes can be composed again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from moe_lab.compose.spec import CompositionSpec
+from moe_lab.config import decode
+from moe_lab.config.spec import Spec
+from moe_lab.errors import LabError
+from moe_lab.registry import Registry
+
+FORMAT = 1
+
+
+class LockedPart(Spec):
+    """A published artifact, pinned."""
+
+    ref: str
+    digest: str
+
+
+class Lock(Spec):
+    """A composition with nothing left to decide."""
+
+    format: Literal[1] = FORMAT
+    name: str
+    trunk: LockedPart
+    modules: tuple[LockedPart, ...]
+    router: LockedPart | dict[str, Any]
+    price: float
+    backend: str
+    dtype: Literal["float32"] = "float32"
+
+    def without(self, names: tuple[str, ...]) -> Lock:
+        """The composition without some modules, as if they had never been listed."""
+        kept = tuple(part for part in self.modules if artifact_name(part.ref) not in names)
+        return self.model_copy(update={"modules": kept})
+
+
+def artifact_name(ref: str) -> str:
+    """`owner/name` of `owner/name@version`."""
+    return ref.partition("@")[0]
+
+
+def resolve(spec: CompositionSpec, registry: Registry) -> Lock:
+    """Pins every part to what its name means in this registry now."""
+    modules = tuple(pin(registry, ref, "module") for ref in spec.modules)
+    names = [artifact_name(part.ref) for part in modules]
+    for name in names:
+        if names.count(name) > 1:
+            raise LabError(f"composition {spec.name}: module {name} is listed twice; list each module once")
+    return Lock(
+        name=spec.name,
+        trunk=pin(registry, spec.trunk, "trunk"),
+        modules=modules,
+        router=pin(registry, spec.router, "router") if isinstance(spec.router, str) else spec.router,
+        price=float(spec.price),
+        backend=spec.backend,
+    )
+
+
+def pin(registry: Registry, ref: str, kind: str) -> LockedPart:
+    """Resolves a name and checks that it names an artifact of the right kind."""
+    resolved = registry.resolve(ref)
+    found = registry.manifest(resolved.digest)["kind"]
+    if found != kind:
+        raise LabError(f"{ref} is a {found}, but a {kind} is needed here; see moe-lab module list --all")
+    return LockedPart(ref=str(resolved.ref or ref), digest=resolved.digest)
+
+
+def save_lock(lock: Lock, path: Path) -> None:
+    """Writes the lockfile as JSON that diffs well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(lock.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
+    partial.replace(path)
+
+
+def load_lock(path: Path) -> Lock:
+    """Reads a lockfile."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path}: cannot be read as a lockfile: {error}; compose it again") from error
+    return decode(Lock, data, str(path))

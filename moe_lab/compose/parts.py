@@ -1,0 +1,156 @@
+"""Loading published trunks, modules and routers: arrays from the registry, code only from the lab."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from moe_lab.compose.lockfile import LockedPart, artifact_name
+from moe_lab.config import decode
+from moe_lab.data import Tokenizer
+from moe_lab.data.spec import ByteTokenizerSpec
+from moe_lab.data.tokenizers import ByteTokenizer, HFTokenizer
+from moe_lab.errors import LabError
+from moe_lab.experts.interface import Interface, blocks_of, rung_cost
+from moe_lab.experts.weights import ExpertWeights, from_tensors
+from moe_lab.lab import Lab, RouterManifest
+from moe_lab.nn.spec import TrunkSpec
+from moe_lab.nn.trunk import Trunk
+from moe_lab.registry import Registry
+from moe_lab.routing.router import Router
+from moe_lab.routing.space import CandidateSpace
+
+TOKENIZER_TENSOR = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedTrunk:
+    """A published trunk in memory, split into what compiles and what flows."""
+
+    part: LockedPart
+    spec: TrunkSpec
+    tokenizer: Tokenizer
+    graph: nnx.GraphDef
+    state: nnx.State
+
+    @property
+    def interface(self) -> Interface:
+        return Interface.of_trunk(self.part.digest, self.tokenizer.digest, self.spec)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedModule:
+    """A published (or about to be published) module in memory."""
+
+    part: LockedPart
+    interface: Interface
+    ladder: tuple[int, ...]
+    weights: ExpertWeights
+
+    @property
+    def name(self) -> str:
+        """`owner/name`."""
+        return artifact_name(self.part.ref)
+
+    @property
+    def layer_blocks(self) -> dict[int, int]:
+        return {layer: blocks.count for layer, blocks in self.weights.items()}
+
+
+def abstract_trunk(spec: TrunkSpec) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure and the shapes of a trunk, without its numbers."""
+    return nnx.split(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
+
+
+def state_tensors(state: nnx.State) -> dict[str, np.ndarray]:
+    """Parameters by dotted path, as they are published."""
+    flat = nnx.to_flat_state(state)
+    return {".".join(map(str, path)): np.asarray(variable[...]) for path, variable in flat}
+
+
+def state_from_tensors(abstract: nnx.State, tensors: Mapping[str, np.ndarray], label: str) -> nnx.State:
+    """Fills a structure with published arrays; every parameter exactly once, every shape as declared."""
+    flat = dict(nnx.to_flat_state(abstract))
+    paths = {".".join(map(str, path)): path for path in flat}
+    if set(paths) != set(tensors):
+        odd = ", ".join(sorted(set(paths) ^ set(tensors))[:5])
+        raise LabError(f"{label}: its tensors do not match its config (missing or unknown: {odd})")
+    for name, path in paths.items():
+        if tensors[name].shape != flat[path].shape:
+            raise LabError(f"{label}: {name} is {tensors[name].shape}, its config says {flat[path].shape}")
+    filled = {path: flat[path].replace(jax.numpy.asarray(tensors[name])) for name, path in paths.items()}
+    return nnx.from_flat_state(filled)
+
+
+def load_trunk(registry: Registry, part: LockedPart) -> LoadedTrunk:
+    """Reads a trunk from the registry, every byte checked."""
+    manifest = registry.manifest(part.digest)
+    spec = decode(TrunkSpec, json.loads(manifest["config"]["trunk"]), part.ref)
+    tensors = dict(registry.tensors(manifest))
+    tokenizer = _tokenizer(manifest["config"], tensors.pop(TOKENIZER_TENSOR, None))
+    graph, abstract = abstract_trunk(spec)
+    state = state_from_tensors(abstract, tensors, part.ref)
+    return LoadedTrunk(part=part, spec=spec, tokenizer=tokenizer, graph=graph, state=state)
+
+
+def _tokenizer(config: Mapping[str, Any], definition: np.ndarray | None) -> Tokenizer:
+    spec = json.loads(config["tokenizer"])
+    if spec["type"] == ByteTokenizerSpec().type:
+        return ByteTokenizer()
+    assert definition is not None, "a published Hugging Face tokenizer travels with its trunk"
+    return HFTokenizer(definition.tobytes(), spec["path"], spec["eos"])
+
+
+def load_module(registry: Registry, part: LockedPart) -> LoadedModule:
+    """Reads a module from the registry, every byte checked."""
+    manifest = registry.manifest(part.digest)
+    return LoadedModule(
+        part=part,
+        interface=Interface.from_json(manifest["interface"]),
+        ladder=tuple(manifest["ladder"]),
+        weights=from_tensors(registry.tensors(manifest)),
+    )
+
+
+def candidate_space(modules: Sequence[LoadedModule]) -> CandidateSpace:
+    """What a router may choose from: every module at every rung of its ladder."""
+    return CandidateSpace(
+        modules=tuple(module.name for module in modules),
+        widths=tuple(module.ladder for module in modules),
+        blocks=tuple(tuple(blocks_of(w, m.interface.block) for w in m.ladder) for m in modules),
+        costs=tuple(tuple(rung_cost(m.interface, m.layer_blocks, width) for width in m.ladder) for m in modules),
+    )
+
+
+def make_router(lab: Lab, choice: Mapping[str, Any], space: CandidateSpace, d_model: int, seed: int = 0) -> Router:
+    """Builds a fresh router of the contributed class that `type:` names."""
+    settings = dict(choice)
+    name = settings.pop("type", None)
+    if not isinstance(name, str):
+        raise LabError(f"router: needs type: one of {', '.join(sorted(lab.contributions('routers')))}")
+    contribution = lab.get("routers", name)
+    cls = lab.load(contribution)
+    if not (isinstance(cls, type) and issubclass(cls, Router)):
+        where = RouterManifest.model_validate(contribution.manifest).implementation
+        raise LabError(f"routers/{name}: {where} is not a subclass of moe_lab.routing.router.Router")
+    config = decode(cls.Config, settings, f"router {name}")
+    return cls(config, space, d_model, rngs=nnx.Rngs(seed))
+
+
+def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTrunk) -> Router:
+    """Builds a published router: its class from the lab, its numbers from the registry."""
+    manifest = registry.manifest(part.digest)
+    if manifest["interface"]["trunk"] != trunk.part.digest:
+        raise LabError(f"{part.ref} was trained for another trunk than {trunk.part.ref}; train it for this one")
+    space = CandidateSpace.from_json(manifest["interface"]["space"])
+    router = make_router(lab, json.loads(manifest["config"]["router"]), space, trunk.spec.d_model)
+    graph, state = nnx.split(router)
+    if not jax.tree.leaves(state):
+        return router
+    return nnx.merge(graph, state_from_tensors(state, registry.tensors(manifest), part.ref))

@@ -1,0 +1,28 @@
+"""What people write to compose a model. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from moe_lab.config.spec import Spec
+
+
+class CompositionSpec(Spec):
+    """One model out of published parts.
+
+    Attributes:
+        trunk: `owner/name[@version]`.
+        modules: `owner/name[@version]` each; their order is the order of the pool.
+        router: a published router (`owner/name[@version]`), or an untrained one (`{type: fixed, candidate: ...}`).
+        price: nats per token that running the dearest candidate must save; 0 buys all that helps.
+    """
+
+    kind: Literal["composition"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    trunk: str
+    modules: tuple[str, ...] = Field(min_length=1)
+    router: str | dict[str, Any]
+    price: Annotated[float, Field(ge=0)] = 0.0
+    backend: Literal["auto", "reference", "worklist"] = "auto"

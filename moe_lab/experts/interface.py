@@ -1,0 +1,102 @@
+"""What a module and a trunk must agree on before they may meet, and what a module of a given width costs.
+
+Everything here is arithmetic on manifests; nothing needs an array library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moe_lab.errors import LabError
+from moe_lab.nn.spec import TrunkSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interface:
+    """The socket of one trunk: modules made for another trunk, tokenizer or set of layers do not fit."""
+
+    trunk: str  # manifest digest
+    tokenizer: str  # tokenizer digest
+    d_model: int
+    block: int
+    activation: str
+    routed_layers: tuple[int, ...]
+
+    @staticmethod
+    def of_trunk(digest: str, tokenizer: str, spec: TrunkSpec) -> Interface:
+        """The socket that a published trunk offers."""
+        return Interface(
+            trunk=digest,
+            tokenizer=tokenizer,
+            d_model=spec.d_model,
+            block=spec.block,
+            activation=spec.activation,
+            routed_layers=spec.routed_layers,
+        )
+
+    @staticmethod
+    def from_json(section: Mapping[str, Any]) -> Interface:
+        """Reads the `interface` section of a module's manifest."""
+        names = {field.name for field in dataclasses.fields(Interface)}
+        if set(section) != names:
+            odd = ", ".join(sorted(names ^ set(section)))
+            raise LabError(f"a module's interface names exactly {sorted(names)}; missing or unknown: {odd}")
+        return Interface(**{**section, "routed_layers": tuple(section["routed_layers"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """The `interface` section of a module's manifest."""
+        return {**dataclasses.asdict(self), "routed_layers": list(self.routed_layers)}
+
+    def require_fit(self, module: Interface, name: str) -> None:
+        """Raises a `LabError` that says in which point `module` was made for something else."""
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(module, field.name)
+            if mine != theirs:
+                raise LabError(
+                    f"{name} does not fit this trunk: its {field.name} is {theirs}, the trunk's is {mine}. "
+                    f"Train it beside this trunk, or compose it with the trunk it was made for."
+                )
+
+
+def blocks_of(width: int, block: int) -> int:
+    """Blocks that hold `width` hidden units; the last may be part empty."""
+    return -(-width // block)
+
+
+def block_multiply_adds(d_model: int, block: int) -> int:
+    """Multiply-adds that one token spends in one block: gate, up and down."""
+    return 3 * d_model * block
+
+
+def rung_cost(interface: Interface, layer_blocks: Mapping[int, int], width: int) -> int:
+    """Multiply-adds per token over all routed layers at one width; a narrower layer runs all it has."""
+    rung = blocks_of(width, interface.block)
+    blocks = sum(min(rung, count) for count in layer_blocks.values())
+    return blocks * block_multiply_adds(interface.d_model, interface.block)
+
+
+def layer_blocks(tensors: Mapping[str, Mapping[str, Any]]) -> dict[int, int]:
+    """Blocks per routed layer, read from a manifest's tensor table."""
+    return {
+        int(name.split(".")[1]): record["shape"][0]
+        for name, record in tensors.items()
+        if name.startswith("layers.") and name.endswith(".gate")
+    }
+
+
+def declared_cost(interface: Interface, blocks_per_layer: Mapping[int, int], ladder: Sequence[int]) -> dict[str, int]:
+    """The manifest's `cost` section: multiply-adds per token at each width of the ladder."""
+    return {str(width): rung_cost(interface, blocks_per_layer, width) for width in ladder}
+
+
+def require_ladder(ladder: Sequence[int], widest: int, block: int, where: str) -> None:
+    """A ladder rises to the module's full width; the rungs below it are whole blocks, so that each is a prefix."""
+    if list(ladder) != sorted(set(ladder)) or not ladder or ladder[0] < 1:
+        raise LabError(f"{where}: ladder {list(ladder)} must be widths that rise from at least 1")
+    if ladder[-1] != widest:
+        raise LabError(f"{where}: ladder {list(ladder)} must end at the module's full width, {widest}")
+    for width in ladder[:-1]:
+        if width % block:
+            raise LabError(f"{where}: ladder width {width} must be a multiple of the trunk's block, {block}")

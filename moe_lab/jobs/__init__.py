@@ -1,0 +1,4 @@
+"""What the commands do: train, publish, check, shrink, compose, evaluate, run a study.
+
+May import every other package but `cli`.
+"""

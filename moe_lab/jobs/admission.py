@@ -1,0 +1,150 @@
+"""The admission test of a module: what must hold before anyone else sees it.
+
+Each check is made on the candidate as it would be published, and against the trunk that it names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_lab.compose.lockfile import LockedPart
+from moe_lab.compose.parts import LoadedTrunk
+from moe_lab.errors import LabError
+from moe_lab.experts.interface import Interface, declared_cost, layer_blocks, require_ladder
+from moe_lab.experts.weights import from_tensors
+from moe_lab.jobs.candidate import Candidate
+from moe_lab.jobs.claims import module_claims, values_by_width
+from moe_lab.jobs.spec import DistillRun, ModuleSpec
+from moe_lab.jobs.workspace import Workspace
+from moe_lab.nn.pool import PROJECTIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it holds, and the figures or the reason."""
+
+    check: str
+    passed: bool
+    detail: str
+
+
+def check_module(
+    workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path
+) -> list[Finding]:
+    """Runs the admission test. Checks after a broken manifest or tensor are left out, for they would mean nothing."""
+    findings = []
+    for name, check in _checks(workspace, candidate, spec, base):
+        try:
+            findings.append(Finding(name, True, check()))
+        except LabError as error:
+            findings.append(Finding(name, False, str(error)))
+            break
+    return findings
+
+
+def require_admission(findings: list[Finding], name: str) -> None:
+    """Raises on the first check that failed."""
+    for finding in findings:
+        if not finding.passed:
+            raise LabError(f"{name} is not admitted: {finding.check}: {finding.detail}")
+
+
+def _checks(
+    workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path
+) -> Iterator[tuple[str, Callable[[], str]]]:
+    manifest = candidate.manifest
+    interface = Interface.from_json(manifest["interface"])
+    trunk = workspace.trunk(_trunk_part(manifest))
+    yield "trunk, tokenizer, routed layers", lambda: _fits(trunk, interface, candidate.name)
+    yield "shapes", lambda: _shapes(manifest, interface)
+    tensors = candidate.tensors()
+    yield "finite values", lambda: _finite(tensors)
+    yield "declared cost", lambda: _cost(manifest, interface)
+    yield "claims", lambda: _claims(workspace, trunk, manifest, tensors, spec, base)
+
+
+def _trunk_part(manifest: Mapping[str, Any]) -> LockedPart:
+    for entry in manifest["lineage"]["parents"]:
+        if entry["relation"] == "trunk":
+            return LockedPart(ref=entry["ref"], digest=entry["digest"])
+    raise LabError("the manifest's lineage names no trunk; train the module again")
+
+
+def _fits(trunk: LoadedTrunk, interface: Interface, name: str) -> str:
+    trunk.interface.require_fit(interface, name)
+    return f"made for {trunk.part.ref} ({trunk.part.digest[:19]}), layers {list(interface.routed_layers)}"
+
+
+def _shapes(manifest: Mapping[str, Any], interface: Interface) -> str:
+    tensors = manifest["tensors"]
+    expected = {f"layers.{layer}.{name}" for layer in interface.routed_layers for name in PROJECTIONS}
+    if set(tensors) != expected:
+        odd = ", ".join(sorted(set(tensors) ^ expected)[:4])
+        raise LabError(f"tensors missing or unknown: {odd}; a module has gate, up and down for each routed layer")
+    for layer, count in layer_blocks(tensors).items():
+        for name in PROJECTIONS:
+            inner = [interface.d_model, interface.block]
+            want = [count, *(inner if name != "down" else inner[::-1])]
+            if list(tensors[f"layers.{layer}.{name}"]["shape"]) != want:
+                got = tensors[f"layers.{layer}.{name}"]["shape"]
+                raise LabError(f"layers.{layer}.{name} has shape {got}, but {want} is the interface's")
+    blocks = list(layer_blocks(tensors).values())
+    return f"{len(tensors)} tensors, {blocks} blocks of {interface.block} hidden units"
+
+
+def _finite(tensors: Mapping[str, np.ndarray]) -> str:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            bad = int((~np.isfinite(tensor)).sum())
+            raise LabError(f"{name} has {bad} values that are NaN or infinite; lower the learning rate and train again")
+    return f"{sum(tensor.size for tensor in tensors.values()):,} numbers"
+
+
+def _cost(manifest: Mapping[str, Any], interface: Interface) -> str:
+    blocks, ladder = layer_blocks(manifest["tensors"]), manifest["ladder"]
+    widest = ladder[-1] if ladder else 0
+    require_ladder(ladder, widest, interface.block, "the manifest")
+    counted = declared_cost(interface, blocks, ladder)
+    if max(blocks.values()) != -(-widest // interface.block):
+        raise LabError(f"the ladder ends at {widest}, but the widest layer has {max(blocks.values())} blocks")
+    if manifest["cost"] != counted:
+        raise LabError(f"declared {dict(manifest['cost'])}, counted {counted} multiply-adds per token")
+    return f"{counted[str(widest)]:,} multiply-adds per token at full width, as declared"
+
+
+def _claims(
+    workspace: Workspace,
+    trunk: LoadedTrunk,
+    manifest: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    spec: ModuleSpec | DistillRun,
+    base: Path,
+) -> str:
+    corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
+    claims = manifest["claims"]
+    if not claims:
+        raise LabError("no claims; a module says what it does on held-out text")
+    first = claims[0]
+    if first["data"] != corpus.digest:
+        raise LabError(
+            f'the text of "{corpus.name}" has changed since training (claimed on {first["data"][:19]}, '
+            f"found {corpus.digest[:19]}); train the module again on the text you have"
+        )
+    weights = from_tensors(tensors)
+    again = module_claims(trunk, weights, manifest["ladder"], corpus, first["rows"], first["seq_len"])
+    claimed, measured = values_by_width(claims), values_by_width(again)
+    if set(claimed) != set(measured):
+        raise LabError(f"claims are made for widths {sorted(claimed)}, the ladder is {manifest['ladder']}")
+    for width, value in claimed.items():
+        if abs(measured[width] / value - 1) > spec.claim_tolerance:
+            raise LabError(
+                f"width {width} claims {value:.4f} bits per byte, measured {measured[width]:.4f}; "
+                f"the difference may be {spec.claim_tolerance:.1%}"
+            )
+    widest = manifest["ladder"][-1]
+    return f"{measured[widest]:.4f} bits per byte on held-out {corpus.name} (trunk alone {measured[0]:.4f})"

@@ -1,0 +1,64 @@
+"""A trained artifact before it is published: it waits in its run folder, in the registry's own format.
+
+Publishing copies it, so what was checked is what appears, digest included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_lab.compose.lockfile import LockedPart
+from moe_lab.errors import LabError
+from moe_lab.registry import Registry
+from moe_lab.registry.manifest import Manifest
+from moe_lab.training import Run
+
+SECTIONS = ("kind", "interface", "ladder", "cost", "lineage", "licence", "data", "claims", "summary", "config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """An artifact in the run folder where it was made."""
+
+    name: str  # owner/name
+    digest: str
+    staging: Registry
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.staging.manifest(self.digest)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return self.staging.tensors(self.manifest)
+
+
+def stage(
+    run: Run, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], block_tensors: set[str] = frozenset()
+) -> Candidate:
+    """Stores what a run made in the run's own folder."""
+    staging = Registry(run.path / "candidate")
+    owner, name = run.name.split("/")
+    published = staging.publish(owner, name, None, fields, tensors, block_tensors)
+    return Candidate(run.name, published.digest, staging)
+
+
+def staged(run: Run) -> Candidate:
+    """The candidate of a finished run."""
+    assert run.done is not None
+    return Candidate(run.name, run.done["candidate"], Registry(run.path / "candidate", create=False))
+
+
+def publish(candidate: Candidate, registry: Registry) -> tuple[LockedPart, bool]:
+    """Copies a candidate into the registry under its next version; the flag says whether that was needed."""
+    manifest = candidate.manifest
+    fields = {section: manifest[section] for section in SECTIONS if section in manifest}
+    blocks = {name for name, record in manifest.records.items() if record.blocks}
+    owner, name = candidate.name.split("/")
+    published = registry.publish(owner, name, None, fields, candidate.tensors(), blocks)
+    if published.digest != candidate.digest:
+        raise LabError(f"{candidate.name}: the published digest differs from the checked one; publish it again")
+    return LockedPart(ref=str(published.ref), digest=published.digest), published.created

@@ -1,0 +1,189 @@
+"""Evaluates a composition: results.json, report.html and a picture, once for the same model, text and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, load_lock, pin, resolve, save_lock
+from moe_lab.compose.model import ComposedModel, build_model
+from moe_lab.compose.spec import CompositionSpec
+from moe_lab.config import load_config
+from moe_lab.data import Corpus
+from moe_lab.errors import LabError, did_you_mean
+from moe_lab.evaluation.evaluate import Evaluation, Settings, decision_outcomes
+from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
+from moe_lab.evaluation.passes import HeldOut
+from moe_lab.evaluation.pictures import write_picture
+from moe_lab.evaluation.report import write_report
+from moe_lab.evaluation.results import Module, Parent, Results, Router, Trunk, load_results, save_results
+from moe_lab.jobs.router import outcome_table
+from moe_lab.jobs.spec import EvaluationSpec
+from moe_lab.jobs.workspace import Workspace
+from moe_lab.training import Run, open_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Where an evaluation lies."""
+
+    folder: Path
+    fresh: bool
+
+    @property
+    def results(self) -> Results:
+        return load_results(self.folder / "results.json")
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+
+def compose(workspace: Workspace, config: Path, overrides: Sequence[str] = ()) -> tuple[Lock, Path]:
+    """Resolves a composition into a lockfile in the lab's runs and checks that its parts fit together."""
+    spec = load_config(config, overrides, kind="composition")
+    assert isinstance(spec, CompositionSpec)
+    lock = resolve(spec, workspace.registry)
+    build_model(lock, workspace.registry, workspace.lab)
+    path = workspace.lab.runs / "compositions" / f"{lock.name}.lock.json"
+    save_lock(lock, path)
+    return lock, path
+
+
+def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
+    """A lockfile by path, or the lock of a composition config as its names resolve now."""
+    for path in (base / composition, Path(composition)):
+        if path.is_file() and path.suffix == ".json":
+            return load_lock(path)
+    beside = base / composition
+    path = beside if beside.is_file() else workspace.lab.find_config(composition)
+    spec = load_config(path, kind="composition")
+    assert isinstance(spec, CompositionSpec)
+    return resolve(spec, workspace.registry)
+
+
+def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluated:
+    """Measures everything, or points to where an identical evaluation lies."""
+    lock = find_lock(workspace, spec.composition, base)
+    _require_composed(spec.without, lock)
+    model = build_model(lock, workspace.registry, workspace.lab)
+    others = {ref: pin(workspace.registry, ref, "router") for ref in spec.routers}
+    corpora = [workspace.corpus(workspace.domain(data, base), model.trunk.tokenizer) for data in spec.domains]
+    inputs = {f"data/{corpus.name}": corpus.digest for corpus in corpora}
+    inputs |= {f"router/{ref}": part.digest for ref, part in others.items()}
+    resolved = {"evaluation": spec.model_dump(mode="json"), "lock": lock.model_dump(mode="json")}
+    with open_run(workspace.lab.runs, "evaluation", spec.name, resolved, inputs) as run:
+        if run.done:
+            return Evaluated(run.path, fresh=False)
+        started = time.perf_counter()
+        measured = _measure(workspace, spec, lock, model, others, corpora)
+        _write(workspace, run, lock, model, others, measured, time.perf_counter() - started, spec.name)
+        return Evaluated(run.path, fresh=True)
+
+
+def _require_composed(names: Sequence[str], lock: Lock) -> None:
+    composed = [artifact_name(part.ref) for part in lock.modules]
+    for name in names:
+        if name not in composed:
+            raise LabError(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, composed)}')
+
+
+def _measure(
+    workspace: Workspace,
+    spec: EvaluationSpec,
+    lock: Lock,
+    model: ComposedModel,
+    others: Mapping[str, LockedPart],
+    corpora: Sequence[Corpus],
+) -> dict[str, list[Any]]:
+    batch_size = min(spec.batch_size, spec.rows)
+    batches = domain_batches(corpora, "test", spec.rows, batch_size, spec.seq_len)
+    decision = outcome_table(workspace, model, corpora, spec.decision_rows, spec.seq_len)
+    heldout = HeldOut(domains=tuple(corpus.name for corpus in corpora), batches=tuple(batches))
+    with workspace.progress.stage("every candidate alone", len(batches), "batches") as shown:
+        table, hits = measure_outcomes(
+            model, corpora, batches, lambda done, each: shown.update(done, None, 1 / each, each)
+        )
+    evaluation = Evaluation(
+        model=model,
+        label=artifact_name(lock.router.ref) if isinstance(lock.router, LockedPart) else lock.router["type"],
+        others={
+            artifact_name(part.ref): build_model(
+                lock.model_copy(update={"router": part}), workspace.registry, workspace.lab
+            )
+            for part in others.values()
+        },
+        heldout=heldout,
+        table=table,
+        hit_NSC=hits,
+        decision=decision_outcomes(decision),
+        settings=Settings(
+            prices=spec.prices,
+            without=spec.without,
+            sample_tokens=spec.sample_tokens,
+            resamples=spec.resamples,
+            seed=spec.seed,
+        ),
+    )
+    with workspace.progress.stage("composed", evaluation.num_passes, "passes") as shown:
+        clock, done = time.perf_counter(), 0
+
+        def count_pass() -> None:
+            nonlocal done
+            done += 1
+            each = (time.perf_counter() - clock) / done
+            shown.update(done, None, 1 / each, each)
+
+        return dataclasses.replace(evaluation, count_pass=count_pass).measure()
+
+
+def _write(
+    workspace: Workspace,
+    run: Run,
+    lock: Lock,
+    model: ComposedModel,
+    others: Mapping[str, LockedPart],
+    measured: Mapping[str, list[Any]],
+    seconds: float,
+    name: str,
+) -> None:
+    routers = [*([lock.router] if isinstance(lock.router, LockedPart) else []), *others.values()]
+    results = Results(
+        name=name,
+        lockfile=lock.model_dump(mode="json"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        elapsed_seconds=round(seconds, 3),
+        modules=[_module(workspace, module.part) for module in model.modules],
+        trunk=Trunk(
+            ref=model.trunk.part.ref,
+            digest=model.trunk.part.digest,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(model.trunk.state)),
+        ),
+        routers=[Router(label=artifact_name(part.ref), ref=part.ref, digest=part.digest) for part in routers],
+        **measured,
+    )
+    save_results(results, run.path / "results.json")
+    write_report(results, run.path / "report.html")
+    write_picture(results, run.path / "picture.png")
+    save_lock(lock, run.path / "composition.lock.json")
+    run.finish({"results": "results.json", "report": "report.html", "picture": "picture.png"})
+
+
+def _module(workspace: Workspace, part: LockedPart) -> Module:
+    manifest = workspace.registry.manifest(part.digest)
+    return Module(
+        ref=part.ref,
+        digest=part.digest,
+        owner=part.ref.partition("/")[0],
+        widths=manifest["ladder"],
+        parameters=sum(math.prod(record.shape) for record in manifest.records.values()),
+        licence=manifest["licence"],
+        parents=[Parent(**entry) for entry in manifest["lineage"]["parents"]],
+    )

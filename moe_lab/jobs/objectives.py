@@ -1,0 +1,190 @@
+"""What each kind of training minimises. All run in the one loop of `moe_lab.training`.
+
+Shape letters: B batch, S sequence, T = B * S tokens, D model width, V vocabulary, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
+from moe_lab.compose.parts import LoadedTrunk
+from moe_lab.data import Batch, TrainBatches
+from moe_lab.experts.interface import blocks_of
+from moe_lab.experts.weights import ExpertWeights
+from moe_lab.nn.pool import Routing, make_pool
+from moe_lab.nn.spec import TrunkSpec
+from moe_lab.nn.trunk import Experts, Trunk, token_losses
+from moe_lab.routing.outcomes import OutcomeTable
+from moe_lab.routing.router import Features, Router, normalised
+from moe_lab.training import Objective
+
+Metrics = dict[str, jax.Array]
+
+
+def mean_loss(loss_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
+    """Mean over the tokens that count."""
+    return (loss_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1.0)
+
+
+class LanguageObjective(Objective):
+    """Anything that learns from batches of text."""
+
+    def __init__(self, batches: TrainBatches, units_per_step: int):
+        self._batches = batches
+        self.units_per_step = units_per_step
+
+    def batch(self, step: int) -> Batch:
+        return self._batches.batch(step)
+
+
+class TrunkObjective(LanguageObjective):
+    """The trunk alone, on a mixture of domains."""
+
+    def __init__(self, spec: TrunkSpec, batches: TrainBatches, units_per_step: int):
+        super().__init__(batches, units_per_step)
+        self._spec = spec
+        self.graph = nnx.graphdef(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
+
+    def init(self, key: jax.Array) -> nnx.State:
+        return nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key)))
+
+    def loss(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        logits = nnx.merge(self.graph, params)(batch.tokens, batch.segment_ids, batch.positions)
+        return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
+
+
+def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, widest_share: float) -> jax.Array:
+    """Blocks per row: a share of the rows runs the full width, the rest spread evenly over the narrower rungs.
+
+    All rungs are trained in one pass whose cost is that of what it runs.
+    """
+    widths = np.array([blocks_of(width, block) for width in ladder], np.int32)
+    narrower = len(ladder) - 1
+    chance = [*[(1 - widest_share) / narrower] * narrower, widest_share] if narrower else [1.0]
+    return jax.random.choice(key, jnp.asarray(widths), (rows,), p=jnp.asarray(chance))
+
+
+def alone(weights: ExpertWeights, width_B: jax.Array, sequence: int) -> Experts:
+    """A module as the only expert, at one width per row."""
+    width_BS1 = jnp.broadcast_to(width_B[:, None, None], (*width_B.shape, sequence, 1))
+    routing = Routing(jnp.zeros_like(width_BS1), width_BS1, jnp.ones(width_BS1.shape, jnp.float32))
+    return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing)
+
+
+class ModuleObjective(LanguageObjective):
+    """A module beside its frozen trunk, all widths of its ladder at once (nested, after arXiv 2310.07707)."""
+
+    def __init__(
+        self,
+        trunk: LoadedTrunk,
+        start: Callable[[jax.Array], ExpertWeights],
+        ladder: Sequence[int],
+        widest_share: float,
+        batches: TrainBatches,
+        units_per_step: int,
+    ):
+        super().__init__(batches, units_per_step)
+        self._trunk, self._start = trunk, start
+        self._ladder, self._widest_share = tuple(ladder), widest_share
+        self.frozen = {"trunk": trunk.state}
+
+    def init(self, key: jax.Array) -> ExpertWeights:
+        return self._start(key)
+
+    def logits(self, params: ExpertWeights, frozen: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        """The trunk with the module at a drawn width per row."""
+        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
+        rows, sequence = batch.tokens.shape
+        width_B = nested_widths(key, rows, self._ladder, self._trunk.spec.block, self._widest_share)
+        return trunk(batch.tokens, batch.segment_ids, batch.positions, alone(params, width_B, sequence))
+
+    def loss(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        logits = self.logits(params, frozen, batch, key)
+        return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
+
+
+DistilLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+"""(student logits, teacher logits, targets, mask) -> loss and metrics."""
+
+
+class DistilObjective(ModuleObjective):
+    """A small module learns from the large one it was cut from; the trunk and the teacher stay as they are."""
+
+    def __init__(self, teacher: ExpertWeights, distil_loss: DistilLoss, **module: Any):
+        super().__init__(**module)
+        self._distil_loss = distil_loss
+        self.frozen = {**self.frozen, "teacher": teacher}
+
+    def loss(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        student = self.logits(params, frozen, batch, key)
+        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
+        rows, sequence = batch.tokens.shape
+        full_B = jnp.full((rows,), max(blocks.count for blocks in frozen["teacher"].values()), jnp.int32)
+        teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, alone(frozen["teacher"], full_B, sequence))
+        return self._distil_loss(student, teacher, batch.targets, batch.loss_mask)
+
+
+class OutcomeObjective(Objective):
+    """A router on an outcome table: seconds, because the language model has already run."""
+
+    unit = "tokens"
+
+    def __init__(self, router: Router, table: OutcomeTable, rows: int, seed: int):
+        self._graph, self._state = nnx.split(router)
+        self._table, self._rows, self._seed = table, min(rows, len(table.group_N)), seed
+        self.units_per_step = self._rows * table.segment_ids_NS.shape[1]
+
+    def init(self, key: jax.Array) -> nnx.State:
+        return self._state
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        per_epoch = len(self._table.group_N) // self._rows
+        epoch, place = divmod(step, per_epoch)
+        rng = np.random.default_rng((self._seed, epoch))
+        rows = rng.permutation(len(self._table.group_N))[place * self._rows :][: self._rows]
+        return {
+            "hidden": self._table.hidden_NSD[rows],
+            "segment_ids": self._table.segment_ids_NS[rows],
+            "loss": self._table.loss_NSC[rows],
+        }
+
+    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        router = nnx.merge(self._graph, params)
+        modules = len(router.space.modules)
+        draw = jax.random.uniform(key)
+        features = Features(batch["hidden"], batch["segment_ids"], jnp.ones(modules, bool), draw, batch["loss"])
+        return router.outcome_loss(features)
+
+
+class RouterLanguageObjective(LanguageObjective):
+    """A router through the composed language model's loss; trunk and modules stay as they are."""
+
+    def __init__(self, model: ComposedModel, batches: TrainBatches, units_per_step: int):
+        super().__init__(batches, units_per_step)
+        self._model = model
+        self._graph, self._state = nnx.split(model.router)
+        arrays = model.arrays()
+        self.frozen = arrays._replace(router=nnx.State({}))
+
+    def init(self, key: jax.Array) -> nnx.State:
+        return self._state
+
+    def loss(self, params: Any, frozen: ModelArrays, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        trunk = nnx.merge(self._model.trunk.graph, frozen.trunk)
+        router = nnx.merge(self._graph, params)
+        hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions)
+        features = Features(normalised(hidden_BSD), batch.segment_ids, frozen.present_E, jnp.float32(0))
+        parts = (batch.tokens, batch.targets, batch.segment_ids, batch.positions)
+        logits, _, _ = compose_pass(
+            trunk, router, frozen, parts, features, hidden_BSD, jnp.int32(UNCAPPED), self._model.backend
+        )
+        auxiliary, metrics = router.auxiliary_loss(features)
+        language = mean_loss(token_losses(logits, batch.targets), batch.loss_mask)
+        return language + auxiliary, {"language_loss": language, **metrics}

@@ -1,0 +1,32 @@
+"""Publishing what was trained; a module only after its admission test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_lab.compose.lockfile import LockedPart
+from moe_lab.errors import LabError
+from moe_lab.jobs.admission import check_module, require_admission
+from moe_lab.jobs.candidate import Candidate, publish
+from moe_lab.jobs.spec import DistillRun, ModuleSpec, Published
+from moe_lab.jobs.workspace import Workspace
+
+
+def publish_checked(workspace: Workspace, candidate: Candidate, spec: Published, base: Path) -> tuple[LockedPart, bool]:
+    """Publishes a candidate, unless these very bytes are already the latest version; the flag says which."""
+    latest = _latest(workspace, candidate.name)
+    if latest is not None and latest.digest == candidate.digest:
+        return latest, False
+    if isinstance(spec, ModuleSpec | DistillRun):
+        require_admission(check_module(workspace, candidate, spec, base), candidate.name)
+    return publish(candidate, workspace.registry)
+
+
+def _latest(workspace: Workspace, name: str) -> LockedPart | None:
+    if not any(f"{entry.ref.owner}/{entry.ref.name}" == name for entry in workspace.registry.list()):
+        return None
+    try:
+        resolved = workspace.registry.resolve(name)
+    except LabError:  # all its versions are retired
+        return None
+    return LockedPart(ref=str(resolved.ref), digest=resolved.digest)

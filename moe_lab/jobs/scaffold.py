@@ -1,0 +1,81 @@
+"""The folder of a new module."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moe_lab.config import to_yaml
+from moe_lab.data.spec import DataSpec, FilesSource
+from moe_lab.errors import LabError
+from moe_lab.experts.interface import require_ladder
+from moe_lab.jobs.spec import ModuleSpec
+from moe_lab.lab import Lab
+from moe_lab.registry import Registry
+from moe_lab.training.spec import TrainSpec
+
+_README = """# {name}
+
+One paragraph: what text this module knows, who looks after it, what it is not good at.
+
+    moe-lab train {name}
+    moe-lab module check {name}
+    moe-lab module publish {name}
+"""
+
+_TEST = '''"""The config of this module can be read and fits its trunk's rules."""
+
+from pathlib import Path
+
+from moe_lab.config import load_config
+
+
+def test_the_config_is_a_module() -> None:
+    spec = load_config(Path(__file__).with_name("module.yaml"), kind="module")
+    assert spec.ladder[-1] == spec.widest
+'''
+
+
+def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width: int) -> Path:
+    """Writes module.yaml, README.md and a test; refuses a name that is taken."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise LabError(f'"{name}" cannot name a module folder: lowercase letters, digits and underscores, e.g. poems')
+    folder = lab.root / "modules" / name
+    if name in lab.contributions("modules") or folder.exists():
+        raise LabError(f'module "{name}" exists already; choose another name or edit modules/{name}/module.yaml')
+    block = _block(lab, trunk)
+    ladder = tuple(dict.fromkeys([*(w for w in (block, width // 4 // block * block) if 0 < w < width), width]))
+    require_ladder(ladder, width, block, "--width")
+    spec = ModuleSpec(
+        kind="module",
+        name=f"{owner}/{name}",
+        summary=f"Learned from {text}",
+        licence="unstated",
+        trunk=trunk,
+        width=width,
+        ladder=ladder,
+        data=DataSpec(name=name, sources=(FilesSource(paths=(str(Path(text).expanduser().absolute()),)),)),
+        train=TrainSpec(
+            steps=200,
+            batch_size=16,
+            seq_len=256,
+            learning_rate=3e-3,
+            schedule="wsd",
+            warmup_steps=10,
+            decay_fraction=0.4,
+        ),
+    )
+    folder.mkdir(parents=True)
+    (folder / "module.yaml").write_text(to_yaml(spec.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    (folder / "README.md").write_text(_README.format(name=name), encoding="utf-8")
+    (folder / f"test_{name}.py").write_text(_TEST, encoding="utf-8")
+    return folder
+
+
+def _block(lab: Lab, trunk: str) -> int:
+    import json
+
+    manifest = Registry(lab.registry_path, create=False).manifest(trunk)
+    if manifest["kind"] != "trunk":
+        raise LabError(f"--trunk {trunk} is a {manifest['kind']}; name a published trunk")
+    return json.loads(manifest["config"]["trunk"])["block"]

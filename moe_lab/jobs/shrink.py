@@ -1,0 +1,104 @@
+"""Shrinks a published module: rank hidden units, sort, cut to a ladder, distil with everything else frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_lab.compose.lockfile import LockedPart, pin
+from moe_lab.compose.parts import LoadedModule, load_module
+from moe_lab.config import decode
+from moe_lab.data import TrainBatches, eval_batches
+from moe_lab.errors import LabError
+from moe_lab.experts.interface import require_ladder
+from moe_lab.experts.shrink import ShrinkStrategy, order_by_importance
+from moe_lab.experts.weights import count_parameters, cut, permute
+from moe_lab.jobs.candidate import Candidate, staged
+from moe_lab.jobs.claims import module_claims
+from moe_lab.jobs.measure import layer_statistics
+from moe_lab.jobs.module import module_fields, parent, stage_module
+from moe_lab.jobs.objectives import DistilObjective
+from moe_lab.jobs.spec import Choice, DistillRun
+from moe_lab.jobs.workspace import Workspace
+from moe_lab.lab import Lab
+from moe_lab.training import fit
+
+
+def make_strategy(lab: Lab, choice: Choice) -> ShrinkStrategy:
+    """Builds the contributed strategy that `type:` names."""
+    settings = dict(choice)
+    name = settings.pop("type", None)
+    if not isinstance(name, str):
+        raise LabError(f"strategy: needs type: one of {', '.join(sorted(lab.contributions('distill')))}")
+    cls = lab.load(lab.get("distill", name))
+    if not issubclass(cls, ShrinkStrategy):
+        raise LabError(f"distill/{name}: {cls.__name__} is not a subclass of moe_lab.experts.shrink.ShrinkStrategy")
+    return cls(decode(cls.Config, settings, f"strategy {name}"))
+
+
+def teachers_trunk(workspace: Workspace, teacher: LockedPart) -> LockedPart:
+    """The trunk that a module was made for, by its lineage."""
+    parents = workspace.registry.manifest(teacher.digest)["lineage"]["parents"]
+    return next(
+        LockedPart(ref=entry["ref"], digest=entry["digest"]) for entry in parents if entry["relation"] == "trunk"
+    )
+
+
+def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate:
+    """Makes the child, or returns what an identical run made before."""
+    teacher = load_module(workspace.registry, pin(workspace.registry, spec.teacher, "module"))
+    trunk = workspace.trunk(teachers_trunk(workspace, teacher.part))
+    strategy = make_strategy(workspace.lab, spec.strategy)
+    _require_smaller(spec, teacher)
+    corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
+    inputs = {"teacher": teacher.part.digest, f"data/{corpus.name}": corpus.digest}
+    with workspace.open_run(spec, inputs) as run:
+        if run.done:
+            return staged(run)
+        train = spec.train
+        calibration = eval_batches(corpus, "train", train.batch_size, train.seq_len, spec.calibration_rows)
+        statistics = layer_statistics(trunk, teacher.weights, calibration)
+        order = order_by_importance(strategy.importance(statistics, teacher.weights))
+        child = cut(permute(teacher.weights, order), spec.ladder[-1])
+        before = module_claims(trunk, child, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
+        objective = DistilObjective(
+            teacher.weights,
+            strategy.loss,
+            trunk=trunk,
+            start=lambda key: child,
+            ladder=spec.ladder,
+            widest_share=spec.widest_share,
+            batches=TrainBatches([corpus], None, train.batch_size, train.seq_len, train.seed),
+            units_per_step=train.batch_size * train.seq_len,
+        )
+        weights = fit(objective, train, run, progress=workspace.progress).params
+        claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
+        fields = module_fields(
+            spec,
+            trunk,
+            weights,
+            spec.ladder,
+            corpus,
+            run,
+            claims,
+            parents=[parent(trunk.part, "trunk"), parent(teacher.part, "teacher")],
+            method={"strategy": spec.strategy, "before_distillation": before},
+        )
+        candidate = stage_module(run, fields, weights)
+        run.finish(
+            {
+                "candidate": candidate.digest,
+                "parameters": count_parameters(weights),
+                "claims": claims,
+                "before_distillation": before,
+            }
+        )
+        return candidate
+
+
+def _require_smaller(spec: DistillRun, teacher: LoadedModule) -> None:
+    widest = spec.ladder[-1] if spec.ladder else 0
+    require_ladder(spec.ladder, widest, teacher.interface.block, spec.name)
+    if widest >= teacher.ladder[-1]:
+        raise LabError(
+            f"{spec.name}: ladder {list(spec.ladder)} must stay below the teacher's width, {teacher.ladder[-1]}"
+        )

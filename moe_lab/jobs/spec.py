@@ -1,0 +1,154 @@
+"""The files people write to have something trained, shrunk, evaluated or run as a whole. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from moe_lab.config.spec import Spec
+from moe_lab.data.spec import ByteTokenizerSpec, DataSpec, TokenizerSpec
+from moe_lab.nn.spec import TrunkSpec
+from moe_lab.training.spec import TrainSpec
+
+ArtifactName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9][a-z0-9._-]{0,63}$")]
+"""`owner/name`: the version is given at publishing, the next free integer."""
+
+DataRef = str | DataSpec
+"""A domain: the name of a file in `configs/data/` (or a path to one), or the domain itself."""
+
+Choice = dict[str, Any]
+"""`type:` names a contributed class; the other keys are that class's own config."""
+
+
+class Published(Spec):
+    """What everything that ends up in the registry says of itself."""
+
+    name: ArtifactName
+    summary: str = ""
+    licence: str
+
+
+class DataShare(Spec):
+    """One domain of a mixture; weights are relative."""
+
+    domain: DataRef
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class TrunkRun(Published):
+    """Trains a trunk on a mixture of domains and publishes it."""
+
+    kind: Literal["trunk"]
+    trunk: TrunkSpec
+    tokenizer: TokenizerSpec = ByteTokenizerSpec()
+    data: tuple[DataShare, ...] = Field(min_length=1)
+    train: TrainSpec
+    heldout_rows: PositiveInt = 32
+
+
+class ModuleSpec(Published):
+    """One expert module: trained beside a frozen trunk, alone, as wide as its team can afford.
+
+    Attributes:
+        trunk: `owner/name[@version]` of a published trunk.
+        width: hidden units, one number for all routed layers or one per layer (`{2: 512, 3: 256}`).
+        ladder: the widths it learns to be cut to, rising, the last one its full width.
+        widest_share: share of the training rows that run the full width; the rest spread over the narrower rungs.
+        heldout_rows: rows of held-out text on which the claims are measured.
+        claim_tolerance: how far a claim may be from its re-measurement, relative.
+    """
+
+    kind: Literal["module"]
+    trunk: str
+    width: PositiveInt | dict[int, PositiveInt]
+    ladder: tuple[PositiveInt, ...]
+    data: DataRef
+    train: TrainSpec
+    widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    heldout_rows: PositiveInt = 32
+    claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
+
+    @property
+    def widest(self) -> int:
+        """The full width: that of the widest layer."""
+        return max(self.width.values()) if isinstance(self.width, dict) else self.width
+
+
+class DistillRun(Published):
+    """Shrinks a published module into a smaller one and publishes the child with its lineage.
+
+    Attributes:
+        teacher: `owner/name[@version]` of the module to shrink.
+        ladder: widths of the child, the last one its full width.
+        strategy: a folder in `distill/` by its `type:`, and its settings.
+        data: text of the teacher's domain.
+    """
+
+    kind: Literal["distill"]
+    teacher: str
+    ladder: tuple[PositiveInt, ...]
+    strategy: Choice
+    data: DataRef
+    train: TrainSpec
+    widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    calibration_rows: PositiveInt = 32
+    heldout_rows: PositiveInt = 32
+    claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
+
+
+class RouterRun(Published):
+    """Trains a router for a trunk and a set of modules and publishes it.
+
+    Attributes:
+        router: a folder in `routers/` by its `type:`, and its settings.
+        domains: text to learn from; its validation split, which no module was trained on.
+        rows: rows per domain in the outcome table; routers that learn through the language model draw from the same.
+    """
+
+    kind: Literal["router"]
+    router: Choice
+    trunk: str
+    modules: tuple[str, ...] = Field(min_length=1)
+    domains: tuple[DataRef, ...] = Field(min_length=1)
+    rows: PositiveInt = 64
+    train: TrainSpec
+
+
+class EvaluationSpec(Spec):
+    """Evaluates a composition: matrix, curve against baselines, report.
+
+    Attributes:
+        composition: a composition config or lockfile.
+        domains: text to evaluate on; its test split.
+        rows: test rows per domain.
+        decision_rows: validation rows per domain from which the group table is made.
+        prices: what the router is charged, in nats per token for the dearest candidate.
+        routers: other published routers for the same trunk and modules, drawn beside the composition's own.
+        without: modules to opt out.
+        resamples: bootstrap draws.
+    """
+
+    kind: Literal["evaluation"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    composition: str
+    domains: tuple[DataRef, ...] = Field(min_length=1)
+    rows: PositiveInt = 48
+    decision_rows: PositiveInt = 32
+    seq_len: PositiveInt = 256
+    batch_size: PositiveInt = 16
+    prices: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.01, 0.03, 0.1, 0.3)
+    routers: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    sample_tokens: NonNegativeInt = 400
+    resamples: PositiveInt = 1000
+    seed: NonNegativeInt = 0
+
+
+class StudySpec(Spec):
+    """Runs configs one after the other; what is already done for the same inputs is skipped."""
+
+    kind: Literal["study"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    summary: str = ""
+    stages: tuple[str, ...] = Field(min_length=1)

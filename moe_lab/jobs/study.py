@@ -1,0 +1,64 @@
+"""Runs a study: its configs one after the other, publishing what they make, skipping what is already done."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moe_lab.config import load_config
+from moe_lab.errors import LabError
+from moe_lab.jobs.evaluate import Evaluated, compose, evaluate
+from moe_lab.jobs.publish import publish_checked
+from moe_lab.jobs.spec import StudySpec
+from moe_lab.jobs.train import TRAININGS, train_spec
+from moe_lab.jobs.workspace import Workspace
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRecord:
+    """One row of the closing table."""
+
+    stage: str
+    kind: str
+    outcome: str
+    seconds: float
+    skipped: bool
+    evaluated: Evaluated | None = None
+
+
+def run_study(
+    workspace: Workspace, spec: StudySpec, base: Path, announce: Callable[[int, int, str, str], None]
+) -> list[StageRecord]:
+    """Runs all stages; `announce(number, of, kind, config)` is called before each."""
+    records = []
+    for number, stage in enumerate(spec.stages, start=1):
+        config = _stage_config(workspace, stage, base)
+        stage_spec: Any = load_config(config)
+        announce(number, len(spec.stages), stage_spec.kind, stage)
+        started = time.perf_counter()
+        outcome, skipped, evaluated = _run_stage(workspace, stage_spec, config)
+        seconds = time.perf_counter() - started
+        records.append(StageRecord(stage, stage_spec.kind, outcome, seconds, skipped, evaluated))
+    return records
+
+
+def _stage_config(workspace: Workspace, stage: str, base: Path) -> Path:
+    return base / stage if (base / stage).is_file() else workspace.lab.find_config(stage)
+
+
+def _run_stage(workspace: Workspace, spec: Any, config: Path) -> tuple[str, bool, Evaluated | None]:
+    base = config.parent.absolute()
+    if spec.kind in TRAININGS:
+        candidate = train_spec(workspace, spec, base)
+        part, created = publish_checked(workspace, candidate, spec, base)
+        return part.ref, not created, None
+    if spec.kind == "composition":
+        _, path = compose(workspace, config)
+        return str(path), False, None
+    if spec.kind == "evaluation":
+        evaluated = evaluate(workspace, spec, base)
+        return str(evaluated.report), not evaluated.fresh, evaluated
+    raise LabError(f"{config}: kind {spec.kind} cannot be a stage of a study")

@@ -1,0 +1,65 @@
+"""Trains a trunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from moe_lab.compose.parts import TOKENIZER_TENSOR, state_tensors
+from moe_lab.config import canonical_json
+from moe_lab.data import TrainBatches, load_tokenizer
+from moe_lab.data.spec import HFTokenizerSpec
+from moe_lab.errors import LabError
+from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.claims import claim
+from moe_lab.jobs.measure import trunk_losses
+from moe_lab.jobs.objectives import TrunkObjective
+from moe_lab.jobs.spec import TrunkRun
+from moe_lab.jobs.workspace import Workspace
+from moe_lab.training import fit
+
+
+def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
+    """Trains the trunk on its mixture, or returns what an identical run made before."""
+    tokenizer = load_tokenizer(spec.tokenizer, base)
+    if spec.trunk.vocab_size < tokenizer.vocab_size:
+        raise LabError(
+            f"trunk.vocab_size {spec.trunk.vocab_size} is less than the {tokenizer.vocab_size} tokens of "
+            f"tokenizer {tokenizer.name}; raise it"
+        )
+    corpora = [workspace.corpus(workspace.domain(share.domain, base), tokenizer) for share in spec.data]
+    inputs = {"tokenizer": tokenizer.digest} | {f"data/{corpus.name}": corpus.digest for corpus in corpora}
+    with workspace.open_run(spec, inputs) as run:
+        if run.done:
+            return staged(run)
+        train = spec.train
+        batches = TrainBatches(
+            corpora, [share.weight for share in spec.data], train.batch_size, train.seq_len, train.seed
+        )
+        objective = TrunkObjective(spec.trunk, batches, train.batch_size * train.seq_len)
+        result = fit(objective, train, run, progress=workspace.progress)
+        losses = trunk_losses(objective.graph, result.params)
+        claims = [claim(corpus, losses, rows=spec.heldout_rows, seq_len=train.seq_len, width=0) for corpus in corpora]
+        tensors = state_tensors(result.params)
+        if isinstance(spec.tokenizer, HFTokenizerSpec):
+            definition = (base / spec.tokenizer.path).read_bytes()
+            tensors[TOKENIZER_TENSOR] = np.frombuffer(definition, np.uint8)
+        fields = {
+            "kind": "trunk",
+            "summary": spec.summary,
+            "licence": spec.licence,
+            "interface": {"tokenizer": tokenizer.digest},
+            "config": {
+                "trunk": canonical_json(spec.trunk.model_dump(mode="json")),
+                "tokenizer": canonical_json(spec.tokenizer.model_dump(mode="json")),
+            },
+            "data": {"domains": [corpus.describe() for corpus in corpora]},
+            "lineage": {"parents": [], "run": run.fingerprint},
+            "claims": claims,
+        }
+        candidate = stage(run, fields, tensors)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(result.params))
+        run.finish({"candidate": candidate.digest, "parameters": parameters, "claims": claims})
+        return candidate

@@ -1,0 +1,82 @@
+"""The place where a command works: the lab, its registry, its runs, its text, and a way to show progress."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+
+from moe_lab.compose.lockfile import LockedPart, pin
+from moe_lab.compose.parts import LoadedTrunk, load_trunk
+from moe_lab.config import load_config
+from moe_lab.data import Corpus, Tokenizer, load_corpus
+from moe_lab.data.spec import DataSpec
+from moe_lab.errors import LabError
+from moe_lab.jobs.spec import DataRef, Published
+from moe_lab.lab import Lab
+from moe_lab.registry import Registry
+from moe_lab.training import Progress, Run, SilentProgress, open_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """A domain's spec, and the folder that its paths are relative to."""
+
+    spec: DataSpec
+    base: Path
+
+
+@dataclasses.dataclass
+class Workspace:
+    """Everything a job needs from its surroundings. Text and trunks are read once per process.
+
+    With `may_start_runs=False` finished runs are found, and asking for one that is not finished is an error.
+    """
+
+    lab: Lab
+    progress: Progress = dataclasses.field(default_factory=SilentProgress)
+    may_start_runs: bool = True
+
+    def __post_init__(self) -> None:
+        self._corpora: dict[tuple[str, str], Corpus] = {}
+        self._trunks: dict[str, LoadedTrunk] = {}
+
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.lab.registry_path)
+
+    def domain(self, data: DataRef, base: Path) -> Domain:
+        """What a config's data entry means: the domain itself, or a file by path or by its name in `configs/data`."""
+        if isinstance(data, DataSpec):
+            return Domain(data, base)
+        beside = base / data
+        path = beside if beside.is_file() else self.lab.find_config(data if "/" in data else f"data/{data}")
+        spec = load_config(path, kind="data")
+        assert isinstance(spec, DataSpec)
+        return Domain(spec, path.parent)
+
+    def corpus(self, domain: Domain, tokenizer: Tokenizer) -> Corpus:
+        """Reads, cleans, splits and tokenises a domain."""
+        key = (domain.spec.model_dump_json() + str(domain.base), tokenizer.digest)
+        if key not in self._corpora:
+            cache = self.lab.runs / "tokens"
+            self._corpora[key] = load_corpus(domain.spec, tokenizer, domain.base, cache)
+        return self._corpora[key]
+
+    def trunk(self, part: LockedPart) -> LoadedTrunk:
+        """A published trunk."""
+        if part.digest not in self._trunks:
+            self._trunks[part.digest] = load_trunk(self.registry, part)
+        return self._trunks[part.digest]
+
+    def pin_trunk(self, ref: str) -> LockedPart:
+        """The trunk that a name means now."""
+        return pin(self.registry, ref, "trunk")
+
+    def open_run(self, spec: Published, inputs: dict[str, str]) -> Run:
+        """The run of a training config: finished, begun before, or new."""
+        resolved = spec.model_dump(mode="json")
+        run = open_run(self.lab.runs, resolved["kind"], spec.name, resolved, inputs, begin=self.may_start_runs)
+        if run.done is None and not self.may_start_runs:
+            raise LabError(f"{spec.name} is not trained for its present config and text; train it first: moe-lab train")
+        return run

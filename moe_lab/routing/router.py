@@ -1,0 +1,103 @@
+"""The contract of a router, and the pieces that most routers share.
+
+Shape letters: B batch, S sequence, K choices per token, D model width, E modules, C candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe_lab.config.spec import Spec
+from moe_lab.nn.pool import Routing
+from moe_lab.routing.space import CandidateSpace
+
+Metrics = dict[str, jax.Array]
+
+
+class Features(NamedTuple):
+    """What a router may look at. `outcomes` is only there for routers that declare they need it."""
+
+    hidden_BSD: jax.Array  # float32, the trunk's state at the first routed layer, normalised
+    segment_ids_BS: jax.Array  # int32, 0 = padding
+    available_E: jax.Array  # bool, False = opted out
+    price: jax.Array  # float32 scalar, nats per token for running the dearest candidate
+    outcomes_BSC: jax.Array | None = None  # float32 nats
+
+
+class Router(nnx.Module):
+    """Says which module each token runs, and how much of it.
+
+    A subclass sets `Config` and the class flags, and defines `route`. One that learns from outcome tables defines
+    `outcome_loss`; one that learns through the language model defines `auxiliary_loss` and lets gradients flow
+    through the weights of its routing. Routers keep their own list of modules (`space`): composed with fewer, the
+    missing ones are not `available`, so opting out needs no retraining and changes no other number.
+    """
+
+    Config: ClassVar[type[Spec]]
+    trains_on: ClassVar[Literal["outcomes", "language_model"] | None] = None
+    causal: ClassVar[bool] = True
+    needs_outcomes: ClassVar[bool] = False
+
+    def __init__(self, config: Any, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.space = space
+
+    def route(self, features: Features) -> Routing:
+        """Routing with arrays [B, S, K]. Pure and jittable; token t may only see tokens up to t if `causal`."""
+        raise NotImplementedError
+
+    def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
+        """Training loss on measured outcomes, averaged over tokens that are not padding."""
+        raise NotImplementedError
+
+    def auxiliary_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
+        """What is added to the language model's loss when training through it: balance, size, z losses."""
+        return jnp.float32(0), {}
+
+
+def route_candidates(space: CandidateSpace, candidate_BS: jax.Array) -> Routing:
+    """One candidate per token, with weight one."""
+    choice = candidate_BS[..., None]
+    return Routing(
+        jnp.asarray(space.module_C)[choice],
+        jnp.asarray(space.blocks_C)[choice],
+        jnp.ones(choice.shape, jnp.float32),
+    )
+
+
+def available_candidates(space: CandidateSpace, available_E: jax.Array) -> jax.Array:
+    """bool[C]: the trunk always, a module's rungs while it is available."""
+    return available_E[space.module_C].at[0].set(True)
+
+
+def masked_mean(values_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
+    """The mean over tokens that are not padding."""
+    mask_BS = (segment_ids_BS > 0).astype(values_BS.dtype)
+    return (values_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1)
+
+
+def normalised(x_BSD: jax.Array) -> jax.Array:
+    """Root-mean-square normalisation without parameters, in float32."""
+    x_BSD = x_BSD.astype(jnp.float32)
+    return x_BSD * jax.lax.rsqrt(jnp.mean(jnp.square(x_BSD), axis=-1, keepdims=True) + 1e-6)
+
+
+def running_mean(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: float) -> jax.Array:
+    """Evidence that builds up over a document: the exponentially fading mean of what was seen so far.
+
+    A token's own value is included, other documents are not. `half_life` counts tokens.
+    """
+    decay = 0.5 ** (1.0 / half_life)
+    starts = jnp.pad(segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    keep_BS1 = jnp.where(starts, 0.0, decay).astype(jnp.float32)[..., None]
+    counted = jnp.concatenate([values_BSD, jnp.ones_like(values_BSD[..., :1])], axis=-1)
+
+    def join(before: tuple, after: tuple) -> tuple:
+        return before[0] * after[0], before[1] * after[0] + after[1]
+
+    _, total = jax.lax.associative_scan(join, (keep_BS1, counted), axis=1)
+    return total[..., :-1] / total[..., -1:]

@@ -1,0 +1,36 @@
+"""Every token to one module at one width."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+from moe_lab.config.spec import Spec
+from moe_lab.errors import LabError, did_you_mean
+from moe_lab.nn.pool import Routing
+from moe_lab.routing.router import Features, Router, available_candidates, route_candidates
+from moe_lab.routing.space import CandidateSpace
+
+
+class FixedConfig(Spec):
+    """`candidate` is `trunk` or `owner/name:width`."""
+
+    candidate: str = "trunk"
+
+
+class FixedRouter(Router):
+    """Sends everything one way; where that way is opted out, to the bare trunk."""
+
+    Config = FixedConfig
+
+    def __init__(self, config: FixedConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
+        super().__init__(config, space, d_model, rngs=rngs)
+        if config.candidate not in space.names:
+            hint = did_you_mean(config.candidate, space.names)
+            raise LabError(f'router fixed: candidate "{config.candidate}" is not in the composition.{hint}')
+        self.candidate = space.names.index(config.candidate)
+
+    def route(self, features: Features) -> Routing:
+        allowed = available_candidates(self.space, features.available_E)[self.candidate]
+        choice = jnp.where(allowed, self.candidate, 0)
+        return route_candidates(self.space, jnp.full(features.segment_ids_BS.shape, choice, jnp.int32))

@@ -1,0 +1,109 @@
+"""Buys width where it pays: least `predicted loss + price * cost`, with the module chosen first.
+
+Two questions, two time scales. *Which module* is answered by evidence that builds up over the document; *how much of
+it* by the token itself. Both are heads on the trunk's hidden state. The predicted loss of a ladder is monotone by
+construction: each rung, the bare trunk below it included, is predicted to lose at least what the next wider one does.
+
+Training minimises the decision, not the prediction: the outcome of every candidate is known, so the expectation of
+`loss + price * cost` under the router's own softmax policy is exact, and prices are drawn log-uniformly so that one
+trained router serves every budget.
+
+Shape letters: B batch, S sequence, D model width, H hidden, E modules, R rungs, C candidates.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from pydantic import PositiveFloat, PositiveInt
+
+from moe_lab.config.spec import Spec
+from moe_lab.nn.pool import Routing
+from moe_lab.routing.router import Features, Metrics, Router, masked_mean, route_candidates, running_mean
+from moe_lab.routing.space import CandidateSpace
+
+
+class GainConfig(Spec):
+    """`half_life` in tokens; `prices` is the range drawn in training, in nats for the dearest candidate;
+    `temperature` in nats softens the policy that is trained, not the one that is run."""
+
+    half_life: PositiveFloat = 64.0
+    hidden: PositiveInt = 64
+    temperature: PositiveFloat = 0.05
+    prices: tuple[PositiveFloat, PositiveFloat] = (0.003, 1.0)
+    prices_per_step: PositiveInt = 4
+
+
+class GainRouter(Router):
+    """Module from the document so far, width from the token."""
+
+    Config = GainConfig
+    trains_on = "outcomes"
+
+    def __init__(self, config: GainConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
+        super().__init__(config, space, d_model, rngs=rngs)
+        modules, rungs = space.candidate_ER.shape
+        zeros = nnx.initializers.zeros
+        self.module_head = nnx.Linear(d_model, modules, kernel_init=zeros, rngs=rngs)
+        self.width_hidden = nnx.Linear(2 * d_model, config.hidden, rngs=rngs)
+        bias = nnx.initializers.constant(-3.0)
+        self.width_head = nnx.Linear(config.hidden, modules * rungs, kernel_init=zeros, bias_init=bias, rngs=rngs)
+
+    def _module_scores(self, evidence_BSD: jax.Array, available_E: jax.Array) -> jax.Array:
+        return jnp.where(available_E, self.module_head(evidence_BSD), -jnp.inf)
+
+    def _excess_losses(self, features: Features, evidence_BSD: jax.Array) -> jax.Array:
+        """[B, S, E, 1 + R] predicted loss above the module's full width: the bare trunk first, then each rung."""
+        seen = jnp.concatenate([features.hidden_BSD, evidence_BSD], axis=-1)
+        step = jax.nn.softplus(self.width_head(nnx.gelu(self.width_hidden(seen))))
+        step_BSER = step.reshape(*seen.shape[:2], *self.space.candidate_ER.shape)
+        # A repeated rung at the end of a short ladder adds no step.
+        step_BSER = step_BSER * jnp.concatenate([jnp.ones((len(self.space.modules), 1)), self.space.valid_ER[:, 1:]], 1)
+        above = jnp.flip(jnp.cumsum(jnp.flip(step_BSER, -1), -1), -1)
+        return jnp.concatenate([above, jnp.zeros_like(above[..., :1])], axis=-1)
+
+    def _costs(self) -> jax.Array:
+        """[E, 1 + R] relative cost: the bare trunk first, then each rung."""
+        rungs = self.space.relative_cost_C[self.space.candidate_ER]
+        return jnp.concatenate([jnp.zeros((rungs.shape[0], 1)), jnp.asarray(rungs)], axis=-1)
+
+    def _candidates(self) -> jax.Array:
+        """[E, 1 + R] candidate indices in the same order."""
+        index = jnp.asarray(self.space.candidate_ER)
+        return jnp.concatenate([jnp.zeros((index.shape[0], 1), index.dtype), index], axis=-1)
+
+    def route(self, features: Features) -> Routing:
+        evidence_BSD = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
+        module_BS = jnp.argmax(self._module_scores(evidence_BSD, features.available_E), axis=-1)
+        bill_BSEQ = self._excess_losses(features, evidence_BSD) + features.price * self._costs()
+        choice_BSE = jnp.argmin(bill_BSEQ, axis=-1)
+        choice_BS = jnp.take_along_axis(choice_BSE, module_BS[..., None], axis=-1)[..., 0]
+        candidate_BS = self._candidates()[module_BS, choice_BS]
+        return route_candidates(self.space, jnp.where(features.available_E.any(), candidate_BS, 0))
+
+    def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
+        outcomes_BSC = features.outcomes_BSC
+        assert outcomes_BSC is not None
+        evidence_BSD = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
+        scores_BSE = self._module_scores(evidence_BSD, features.available_E)
+        module_BSE = jax.nn.softmax(scores_BSE, axis=-1)
+        excess_BSEQ = self._excess_losses(features, evidence_BSD)
+        loss_BSEQ = outcomes_BSC[..., self._candidates()]
+
+        def expected_bill(price: jax.Array) -> jax.Array:
+            bill = price * self._costs()
+            width = jax.nn.softmax(-(excess_BSEQ + bill) / self.config.temperature, axis=-1)
+            return masked_mean((module_BSE * (width * (loss_BSEQ + bill)).sum(-1)).sum(-1), features.segment_ids_BS)
+
+        expected = jax.vmap(expected_bill)(self._prices(features.price)).mean()
+        widest = masked_mean((module_BSE * loss_BSEQ[..., -1]).sum(-1), features.segment_ids_BS)
+        return expected + widest, {"expected_bill": expected, "expected_loss_at_full_width": widest}
+
+    def _prices(self, draw: jax.Array) -> jax.Array:
+        """Log-uniform prices; `draw` in [0, 1) shifts an even grid, so every step covers the whole range."""
+        low, high = (math.log(price) for price in self.config.prices)
+        place = (jnp.arange(self.config.prices_per_step) + draw) / self.config.prices_per_step
+        return jnp.exp(low + (high - low) * place)

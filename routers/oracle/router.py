@@ -1,0 +1,27 @@
+"""The best candidate per token, looked up in the measured outcomes of these very tokens."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from moe_lab.config.spec import Spec
+from moe_lab.nn.pool import Routing
+from moe_lab.routing.router import Features, Router, available_candidates, route_candidates
+
+
+class OracleConfig(Spec):
+    """The oracle has nothing to set."""
+
+
+class OracleRouter(Router):
+    """Least `loss + price * cost`; ties go to the cheaper candidate, because cheaper ones come first in a ladder."""
+
+    Config = OracleConfig
+    causal = False
+    needs_outcomes = True
+
+    def route(self, features: Features) -> Routing:
+        assert features.outcomes_BSC is not None, "the oracle needs outcomes"
+        bill_BSC = features.outcomes_BSC + features.price * self.space.relative_cost_C
+        allowed_C = available_candidates(self.space, features.available_E)
+        return route_candidates(self.space, jnp.argmin(jnp.where(allowed_C, bill_BSC, jnp.inf), axis=-1))
