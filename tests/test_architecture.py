@@ -88,9 +88,7 @@ def broken_arrows(root: Path) -> list[str]:
             if below[0] not in ARROWS:
                 broken.append(f"{where}: {below[0]} has no arrows yet, here and in docs/architecture.md")
             elif below[0] not in ARROWS.get(own, set()):
-                broken.append(
-                    f"{where}: {own} may import {', '.join(sorted(ARROWS.get(own, set()))) or 'nothing'}"
-                )
+                broken.append(f"{where}: {own} may import {', '.join(sorted(ARROWS.get(own, set()))) or 'nothing'}")
     return broken
 
 
@@ -154,20 +152,14 @@ def test_contributions_use_public_names_only() -> None:
 def test_a_private_import_of_a_contribution_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "routers" / "mine"
     folder.mkdir(parents=True)
-    (folder / "router.py").write_text(
-        "def f():\n    from moe_lab.nn._kernels import fast\nfrom moe_lab import nn\n"
-    )
-    assert private_imports(tmp_path) == [
-        "routers/mine/router.py:2: imports moe_lab.nn._kernels.fast, which is private"
-    ]
+    (folder / "router.py").write_text("def f():\n    from moe_lab.nn._kernels import fast\nfrom moe_lab import nn\n")
+    assert private_imports(tmp_path) == ["routers/mine/router.py:2: imports moe_lab.nn._kernels.fast, which is private"]
 
 
 def test_the_architecture_page_has_the_same_arrows() -> None:
     page = REPOSITORY / "docs" / "architecture.md"
     blocks = re.findall(r"^```arrows\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
-    assert len(blocks) == 1, (
-        "docs/architecture.md needs one ```arrows block, with lines `package: allowed, allowed`"
-    )
+    assert len(blocks) == 1, "docs/architecture.md needs one ```arrows block, with lines `package: allowed, allowed`"
     drawn = dict(line.split(":", 1) for line in blocks[0].splitlines() if line.strip())
     assert {
         package.strip(): {name.strip() for name in allowed.split(",") if name.strip()}
@@ -187,7 +179,5 @@ def test_listing_help_and_specs_import_nothing_heavy() -> None:
         "    found = [package for package in heavy if package in sys.modules]\n"
         "    assert not found, f'{name} imports {found}'\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

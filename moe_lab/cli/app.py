@@ -92,9 +92,7 @@ def _options(
     ctx: typer.Context,
     lab: Annotated[
         str | None,
-        typer.Option(
-            "--lab", metavar="DIR", help="The lab to work in, instead of the one around this folder."
-        ),
+        typer.Option("--lab", metavar="DIR", help="The lab to work in, instead of the one around this folder."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -119,9 +117,7 @@ def current_lab(ctx: typer.Context) -> Lab:
 
 def root_command(table: Mapping[str, str] = COMMANDS) -> Any:
     """Returns the whole command, its subcommands not imported yet."""
-    app = typer.Typer(
-        cls=_LazyGroup, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
-    )
+    app = typer.Typer(cls=_LazyGroup, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback()(_options)
     group = _click_command(app)
     group.table = table

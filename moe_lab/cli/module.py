@@ -62,7 +62,7 @@ def check(ctx: typer.Context, config: Config, overrides: Overrides = None) -> No
     for finding in findings:
         print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.check}: {finding.detail}")
     require_admission(findings, candidate.name)
-    print(f"{candidate.name} is ready\nnext: moe-lab module publish {config}")
+    print(f"{candidate.name} is ready\nnext: moe-lab module publish {' '.join([config, *(overrides or ())])}")
 
 
 @module.command()

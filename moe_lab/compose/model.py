@@ -97,8 +97,8 @@ class ComposedModel:
     @property
     def router_multiply_adds(self) -> int:
         """The router's own cost per token: one multiply-add per entry of its matrices."""
-        leaves = jax.tree.leaves(nnx.state(self.router, nnx.Param))
-        return sum(leaf.size for leaf in leaves if leaf.ndim == 2 and leaf.shape[0] >= self.trunk.spec.d_model)
+        flat = nnx.to_flat_state(nnx.state(self.router, nnx.Param))
+        return sum(matrix.size for path, matrix in flat if path[-1] == "kernel")
 
     def arrays(self) -> ModelArrays:
         """The pytree to hand to the methods below."""
@@ -262,6 +262,11 @@ def build_model(lock: Lock, registry: Registry, lab: Lab) -> ComposedModel:
         _require_same_ladders(router.space, modules, lock.router.ref)
     else:
         router = make_router(lab, lock.router, candidate_space(modules), trunk.spec.d_model)
+        if router.trains_on is not None:
+            raise LabError(
+                f"router {lock.router['type']} has to be trained: train it with a config of kind router, publish it, "
+                "and name it here as owner/name"
+            )
     return ComposedModel(trunk=trunk, modules=modules, router=router, price=lock.price, backend=lock.backend)
 
 

@@ -115,9 +115,7 @@ def _sentence(problem: _Problem, alternatives: list[_Problem]) -> str:
         case "value_error" | "assertion_error":
             return str(context["error"])
         case "literal_error" | "enum" if len(alternatives) == 1:
-            return (
-                f"unknown value {got}.{did_you_mean(str(problem.detail['input']), _choices(problem.schemas))}"
-            )
+            return f"unknown value {got}.{did_you_mean(str(problem.detail['input']), _choices(problem.schemas))}"
     rules = list(dict.fromkeys(rule for other in alternatives if (rule := _expected(other))))
     if rules:
         return f"expected {' or '.join(rules)}, got {got}."
@@ -147,10 +145,7 @@ def _tags(schemas: list[Schema]) -> set[str]:
 
 def _choices(schemas: list[Schema]) -> list[str]:
     return [
-        str(choice)
-        for schema in schemas
-        for choice in schema.get("enum", [schema.get("const")])
-        if choice is not None
+        str(choice) for schema in schemas for choice in schema.get("enum", [schema.get("const")]) if choice is not None
     ]
 
 

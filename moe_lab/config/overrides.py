@@ -47,9 +47,7 @@ def _key(holder: Any, part: str, path: list[str], override: str) -> str | int:
     if isinstance(holder, dict):
         return part
     if not isinstance(holder, list):
-        raise LabError(
-            f'override "{override}": {where} is the plain value {holder!r}, so nothing can be set below it.'
-        )
+        raise LabError(f'override "{override}": {where} is the plain value {holder!r}, so nothing can be set below it.')
     if not (part.isascii() and part.isdigit()) or int(part) >= len(holder):
         rule = f"an item from 0 to {len(holder) - 1}" if holder else "nothing, it is empty"
         raise LabError(f'override "{override}": {where} is a list, and "{part}" names no item. Use {rule}.')

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from moe_lab.config.spec import Spec
 from moe_lab.data.exercises import FAMILY_NAMES, FamilyName
+
+
+def _named(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError("is empty; name at least one")
+    if len(set(value)) < len(value):
+        raise ValueError("names something twice; name each once")
+    return value
+
+
+# Not `min_length`: pydantic reports that too when an element is wrong, because it counts what is left.
+Named = AfterValidator(_named)
 
 
 class SourceSpec(Spec):
@@ -25,7 +37,7 @@ class FilesSource(SourceSpec):
     """UTF-8 text files, one document each. Globs are relative to the folder of the YAML file."""
 
     type: Literal["files"] = "files"
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: Annotated[tuple[str, ...], Named]
     exclude: tuple[str, ...] = ()
 
 
@@ -63,7 +75,7 @@ class PackageSource(SourceSpec):
 
     type: Literal["package"] = "package"
     name: str = Field(min_length=1)
-    globs: tuple[str, ...] = Field(min_length=1)
+    globs: Annotated[tuple[str, ...], Named]
     exclude: tuple[str, ...] = ()
 
 
@@ -84,17 +96,10 @@ class ExercisesSource(SourceSpec):
     """
 
     type: Literal["exercises"] = "exercises"
-    families: tuple[FamilyName, ...] = Field(default=FAMILY_NAMES, min_length=1)
-    levels: tuple[Annotated[int, Field(ge=1, le=9)], ...] = Field(default=(1, 2, 3, 4), min_length=1)
+    families: Annotated[tuple[FamilyName, ...], Named] = FAMILY_NAMES
+    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=9)], ...], Named] = (1, 2, 3, 4)
     count: int = Field(default=1000, ge=1)
     seed: int = Field(default=0, ge=0)
-
-    @field_validator("families", "levels")
-    @classmethod
-    def _distinct(cls, value: tuple[str | int, ...]) -> tuple[str | int, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("lists something twice; name each once")
-        return value
 
 
 AnySource = (
@@ -123,7 +128,7 @@ class DataSpec(Spec):
 
     kind: Literal["data"] = "data"
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: Annotated[tuple[Source, ...], Named]
     heldout: float = Field(default=0.1, gt=0, le=0.5)
     longest_document: int = Field(default=8192, ge=1024)
 

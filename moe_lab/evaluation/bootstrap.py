@@ -93,9 +93,7 @@ def paired_difference_interval(
     Pairing removes the spread that the two share: rows that are hard for both.
     """
     difference = np.asarray(a_numerator_per_unit, np.float64) - np.asarray(b_numerator_per_unit, np.float64)
-    return ratio_interval(
-        difference, denominator_per_unit, strata=strata, resamples=resamples, seed=seed, level=level
-    )
+    return ratio_interval(difference, denominator_per_unit, strata=strata, resamples=resamples, seed=seed, level=level)
 
 
 def _members(strata: ArrayLike | None, units: int) -> list[NDArray[np.intp]]:
@@ -106,9 +104,7 @@ def _members(strata: ArrayLike | None, units: int) -> list[NDArray[np.intp]]:
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
-def _resampled_sums(
-    values_2U: NDArray[np.float64], resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _resampled_sums(values_2U: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Sums of each row of `values_2U` over `resamples` draws of U units with replacement, [2, R]."""
     units = values_2U.shape[1]
     per_chunk = max(1, _DRAWS_PER_CHUNK // units)

@@ -87,9 +87,7 @@ _ROLES: dict[Role, LineStyle] = {
     "uniform_width": LineStyle("uniform", "the same width for every token", marker="^"),
     "oracle": LineStyle("oracle", "sees the outcome of every choice; no router can", dash=(1.5, 2.5)),
     "random": LineStyle("random", "random choice for every token", dash=(1, 4)),
-    "fixed": LineStyle(
-        "zero", "one candidate for every token, named where there is room", marker="o", hollow=True
-    ),
+    "fixed": LineStyle("zero", "one candidate for every token, named where there is room", marker="o", hollow=True),
 }
 _LEARNED_COLOURS = ("learned", "second", "third")
 _LEARNED_MARKERS = ("o", "D", "v")
@@ -105,9 +103,7 @@ def line_styles(results: Results) -> list[tuple[Curve, LineStyle]]:
         style = _ROLES[curve.role]
         if curve.role == "learned":
             nth = learned.index(curve.label) % len(_LEARNED_COLOURS)
-            style = LineStyle(
-                _LEARNED_COLOURS[nth], style.words, marker=_LEARNED_MARKERS[nth], weight=style.weight
-            )
+            style = LineStyle(_LEARNED_COLOURS[nth], style.words, marker=_LEARNED_MARKERS[nth], weight=style.weight)
         styled.append((curve, style))
     return styled
 

@@ -231,9 +231,7 @@ def price_curve(
     return sorted(points, key=lambda point: (point.cost, point.bits_per_byte.mean))
 
 
-def zero_curve(
-    outcomes: TokenOutcomes, zero: ZeroRouter, *, resamples: int = 1000, seed: int = 0
-) -> list[CurvePoint]:
+def zero_curve(outcomes: TokenOutcomes, zero: ZeroRouter, *, resamples: int = 1000, seed: int = 0) -> list[CurvePoint]:
     """The zero router's vertices measured on `outcomes`; between two vertices it is the straight line."""
     return [
         choice_point(outcomes, fixed(candidate, len(outcomes.unit_T)), resamples=resamples, seed=seed)

@@ -96,9 +96,7 @@ def _draw_line(
         low = [point.bits_per_byte.low for point in points]
         high = [point.bits_per_byte.high for point in points]
         axes.fill_between(cost, low, high, color=colour, alpha=0.16, lw=0, zorder=3)
-    (line,) = axes.plot(
-        cost, mean, color=colour, lw=style.weight, marker=marker, ms=5, zorder=5 if front else 3
-    )
+    (line,) = axes.plot(cost, mean, color=colour, lw=style.weight, marker=marker, ms=5, zorder=5 if front else 3)
     if style.dash:
         line.set_dashes(style.dash)
     return list(zip(cost, mean, strict=True))

@@ -52,9 +52,7 @@ def _write_cell(axes: Axes, x: float, y: float, matrix: Matrix, cell: MatrixCell
     lift = 0.0 if relative is None else 0.13
     text = bits(cell.bits_per_byte.mean)
     centred: dict[str, Any] = {"ha": "center", "va": "center"}
-    axes.text(
-        x, y - lift, text, fontsize=10.5, color=palette["ink"], weight="bold" if best else "normal", **centred
-    )
+    axes.text(x, y - lift, text, fontsize=10.5, color=palette["ink"], weight="bold" if best else "normal", **centred)
     if relative is not None:
         axes.text(x, y + 0.24, percent(relative), fontsize=8, color=palette["ink"], alpha=0.72, **centred)
 

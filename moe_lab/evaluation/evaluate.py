@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,6 +61,7 @@ class Evaluation:
     model: ComposedModel
     label: str
     others: Mapping[str, ComposedModel]
+    random: ComposedModel
     heldout: HeldOut
     table: OutcomeTable
     hit_NSC: np.ndarray
@@ -69,12 +72,23 @@ class Evaluation:
     @property
     def num_passes(self) -> int:
         """How often the model runs over the text; `count_pass` is called after each."""
-        widths = len(set(self.table.space.blocks_C[1:].tolist()))
-        return 2 + len(self.model.modules) + len(self.settings.prices) * (1 + len(self.others)) + widths
+        widths = len(set(self.available.space.blocks_C[1:].tolist()))
+        return (
+            2
+            + len(self.model.modules)
+            - len(self.settings.without)
+            + len(self.settings.prices) * (1 + len(self.others))
+            + widths
+        )
+
+    @cached_property
+    def available(self) -> OutcomeTable:
+        """The table of the candidates that are not opted out: what every baseline may choose from."""
+        return self.table.without(self.settings.without)
 
     def measure(self) -> dict[str, list]:
         """Everything that a `Results` holds about quality and cost, by field name."""
-        outcomes = self.heldout.token_outcomes(self.table)
+        outcomes = self.heldout.token_outcomes(self.available)
         composed = self._pass(self.model, without=self.settings.without)
         left_out = {
             module.name: self._pass(self.model, without=(*self.settings.without, module.name))
@@ -93,8 +107,8 @@ class Evaluation:
             "samples": self._samples(composed),
         }
 
-    def _pass(self, model: ComposedModel, **options: object) -> Pass:
-        result = run_pass(model, self.heldout, table=self.table, **options)  # type: ignore[arg-type]
+    def _pass(self, model: ComposedModel, **options: Any) -> Pass:
+        result = run_pass(model, self.heldout, table=self.table, **options)
         self.count_pass()
         return result
 
@@ -110,7 +124,7 @@ class Evaluation:
         ]
 
     def _candidates(self) -> list[Candidate]:
-        space = self.table.space
+        space = self.available.space
         trunk = Candidate(name="trunk", module=None, width=0, cost=0.0)
         return [
             trunk,
@@ -126,6 +140,7 @@ class Evaluation:
         ]
 
     def _systems(self, outcomes: TokenOutcomes, composed: Pass, left_out: Mapping[str, Pass]) -> list[_System]:
+        kept = self.table.space.kept(self.settings.without)
         alone = [
             _System(
                 system="trunk" if candidate.module is None else "alone",
@@ -133,7 +148,7 @@ class Evaluation:
                 width=candidate.width or None,
                 bits_T=outcomes.loss_TC[:, c],
                 cost_T=np.full(len(outcomes.unit_T), candidate.cost),
-                hit_NS=self.hit_NSC[..., c],
+                hit_NS=self.hit_NSC[..., kept[c]],
             )
             for c, candidate in enumerate(self._candidates())
         ]
@@ -174,7 +189,7 @@ class Evaluation:
                 Acceptance(
                     domain=name,
                     trunk=float(alone_C[0]),
-                    best_single=BestSingle(name=self.table.space.names[best], bits_per_byte=float(alone_C[best])),
+                    best_single=BestSingle(name=self.available.space.names[best], bits_per_byte=float(alone_C[best])),
                     composed=own,
                     no_worse_than_trunk=bool(own <= alone_C[0]),
                     gap_to_best_percent=float(100 * (own / alone_C[best] - 1)),
@@ -206,10 +221,12 @@ class Evaluation:
         return matches
 
     def _curves(self, outcomes: TokenOutcomes) -> list[Curve]:
-        settings, space, decision = self.settings, self.table.space, self.decision
+        settings, space, decision = self.settings, self.available.space, self.decision
         zero = zero_router(decision.fixed_points())
-        draws = {"resamples": settings.resamples, "seed": settings.seed}
-        per_multiply_add = 1 / math.log(2) / max(1.0, float(space.cost_C.max()))  # nats for the dearest -> bits
+        draws: dict[str, Any] = {"resamples": settings.resamples, "seed": settings.seed}
+        per_multiply_add = (
+            1 / math.log(2) / max(1.0, float(self.model.space.cost_C.max()))
+        )  # nats for the dearest -> bits
 
         def point(made: Pass, price: float | None) -> CurvePoint:
             cost = float(made.cost_T.mean())
@@ -255,6 +272,7 @@ class Evaluation:
                 price_curve(outcomes, settings.prices, table_choice, zero=zero, **draws),
             ),
             ("uniform width", "uniform_width", uniform),
+            ("random", "random", [point(self._pass(self.random, without=settings.without), None)]),
             ("oracle", "oracle", price_curve(outcomes, settings.prices, oracle_choice, zero=zero, **draws)),
             *(
                 (name, "fixed", [choice_point(outcomes, fixed(c, tokens), **draws)])
@@ -315,7 +333,7 @@ class Evaluation:
 class _System:
     """One row of the matrix, token by token."""
 
-    system: str
+    system: Literal["trunk", "alone", "composed", "left_out"]
     module: str | None
     width: int | None
     bits_T: np.ndarray
@@ -323,7 +341,7 @@ class _System:
     hit_NS: np.ndarray
 
     @staticmethod
-    def of_pass(system: str, module: str | None, made: Pass) -> _System:
+    def of_pass(system: Literal["composed", "left_out"], module: str | None, made: Pass) -> _System:
         return _System(
             system=system,
             module=module,

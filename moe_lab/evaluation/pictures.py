@@ -92,9 +92,7 @@ def write_picture(results: Results, path_png: str | Path) -> Path:
     path = Path(path_png)
     panels = [_curve_panel] * bool(results.curves) + [_matrix_panel] * bool(results.matrix)
     if not panels:
-        raise LabError(
-            f"{path}: the results hold neither a curve nor a matrix to draw; run the evaluation with one."
-        )
+        raise LabError(f"{path}: the results hold neither a curve nor a matrix to draw; run the evaluation with one.")
     path.parent.mkdir(parents=True, exist_ok=True)
     wide, high = PICTURE_PIXELS
     with _style(LIGHT):
@@ -113,9 +111,7 @@ def _curve_panel(axes: Axes, results: Results) -> None:
     draw_curve(axes, results, LIGHT)
     axes.set_xlabel("multiply-adds per token in the routed layers")
     _legend(axes, results)
-    _title(
-        axes, "Quality against compute", "all domains together; further left is cheaper; band: 95% interval"
-    )
+    _title(axes, "Quality against compute", "all domains together; further left is cheaper; band: 95% interval")
 
 
 def _matrix_panel(axes: Axes, results: Results) -> None:
@@ -181,9 +177,7 @@ def _figure(wide: float, high: float) -> Figure:
 def _svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element without fixed colours, size or metadata, its ids led by the name."""
     written = StringIO()
-    figure.savefig(
-        written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = written.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
@@ -212,9 +206,7 @@ def _draw_levels(axes: Axes, entries: list[ExactMatch], style: LineStyle, nudge:
     colour = _PLACEHOLDERS[style.colour]
     at = [entry.level + nudge for entry in entries]
     axes.vlines(at, [e.low for e in entries], [e.high for e in entries], color=colour, lw=1, alpha=0.55)
-    (line,) = axes.plot(
-        at, [e.mean for e in entries], color=colour, lw=style.weight, marker=style.marker, ms=5
-    )
+    (line,) = axes.plot(at, [e.mean for e in entries], color=colour, lw=style.weight, marker=style.marker, ms=5)
     if style.dash:
         line.set_dashes(style.dash)
 

@@ -106,9 +106,7 @@ def _header(results: Results) -> Markup:
         )
         for finding in findings(results)
     ]
-    beside = element(
-        "p", "beside the trunk ", element("span", results.trunk.ref, class_="name"), class_="line"
-    )
+    beside = element("p", "beside the trunk ", element("span", results.trunk.ref, class_="name"), class_="line")
     tiled = element("div", tiles, class_="tiles") if tiles else None
     return element("header", element("h1", results.name), element("p", line, class_="line"), beside, tiled)
 
@@ -170,9 +168,7 @@ def _exact_match(results: Results) -> Markup | None:
     drawn = exact_match_lines(results)
     lines = legend([("", style) for _, style in drawn])
     hidden = len({(e.system, e.module, e.width) for e in results.exact_match}) - len(drawn)
-    left_out = (
-        f"{counted(hidden, 'other system')} left out of the picture: see the table." if hidden else None
-    )
+    left_out = f"{counted(hidden, 'other system')} left out of the picture: see the table." if hidden else None
     figure = drawing(svg, "Share of right answers against the level of the exercise")
     table = _folded("The same points as a table", exact_match_table(results))
     return _section("Exercises by level", caption, lines, figure, _note(left_out), table)

@@ -23,9 +23,7 @@ def drawing(svg: str, description: str) -> Markup:
 def legend(named: list[tuple[str, LineStyle]]) -> Markup:
     """What each line of a figure is: its look, its label, and plain words."""
     items = [
-        element(
-            "li", _swatch(style), element("b", label) if label else None, " " if label else None, style.words
-        )
+        element("li", _swatch(style), element("b", label) if label else None, " " if label else None, style.words)
         for label, style in named
     ]
     return element("ul", items, class_="legend lines")

@@ -104,10 +104,7 @@ def _width_legend(scale: Scale) -> Markup:
 
 def _module_legend(scale: Scale, class_: str) -> Markup:
     widest = f"w{len(scale.widths) - 1}"
-    items = [
-        element("li", element("i", class_=f"{widest} m{scale.hue(module)}"), module)
-        for module in scale.modules
-    ]
+    items = [element("li", element("i", class_=f"{widest} m{scale.hue(module)}"), module) for module in scale.modules]
     trunk = element("li", element("i", class_="w0"), "trunk alone")
     note = element("li", "stronger colour: wider", class_="title")
     return element("ul", items, trunk, note, class_=class_)

@@ -29,9 +29,7 @@ def matrix_table(results: Results) -> Markup:
     bodies = [
         element(
             "tbody",
-            element(
-                "tr", element("th", GROUPS[system], colspan=str(len(heads)), scope="rowgroup", class_="group")
-            ),
+            element("tr", element("th", GROUPS[system], colspan=str(len(heads)), scope="rowgroup", class_="group")),
             [_matrix_row(row, matrix) for row in rows],
         )
         for system, rows in groupby(matrix.rows, key=lambda row: row.system)
@@ -57,9 +55,7 @@ def exact_match_table(results: Results) -> Markup:
     for entry in results.exact_match:
         system = Row(entry.system, entry.module, entry.width, {}).label
         between = f"{100 * entry.low:.0f}{DASH}{100 * entry.high:.0f}%"
-        rows.append(
-            (_name(system), str(entry.level), count(entry.items), _figure(share(entry.mean), between))
-        )
+        rows.append((_name(system), str(entry.level), count(entry.items), _figure(share(entry.mean), between)))
     return _table(heads, rows)
 
 
@@ -118,9 +114,7 @@ def _matrix_cell(cell: MatrixCell | None, matrix: Matrix) -> Markup:
     figure = bits(cell.bits_per_byte.mean)
     return element(
         "td",
-        element("b", figure)
-        if cell.bits_per_byte.mean == matrix.best(cell.domain)
-        else element("span", figure),
+        element("b", figure) if cell.bits_per_byte.mean == matrix.best(cell.domain) else element("span", figure),
         element("em", percent(relative)) if relative is not None else None,
         element("small", span(cell.bits_per_byte)),
         class_="heat better" if tint < 0 else "heat worse",

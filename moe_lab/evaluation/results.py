@@ -66,9 +66,7 @@ class _Measured(_Record):
     @model_validator(mode="after")
     def _names_its_module(self) -> Self:
         if (self.module is not None) != (self.system in ("alone", "left_out")):
-            raise ValueError(
-                f"system {self.system!r} with module {self.module!r}: alone and left_out name one"
-            )
+            raise ValueError(f"system {self.system!r} with module {self.module!r}: alone and left_out name one")
         return self
 
 
@@ -253,9 +251,7 @@ class Results(_Record):
         for domain in self.domains:
             total = sum(share.share for share in self.routing if share.domain == domain.name)
             if total > 1 + 1e-6:
-                raise ValueError(
-                    f"routing shares of domain {domain.name!r} sum to {total}: expected at most 1"
-                )
+                raise ValueError(f"routing shares of domain {domain.name!r} sum to {total}: expected at most 1")
         return self
 
 

@@ -45,7 +45,7 @@ def share(fraction: float) -> str:
 
 
 def price(number: float) -> str:
-    """Bits per multiply-add: 4e-06 as 4e-6."""
+    """Nats per token for the dearest candidate: 4e-06 as 4e-6."""
     return re.sub(r"e([+-])0?", lambda match: "e" + match[1].strip("+"), f"{number:.3g}").replace("-", MINUS)
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from moe_lab.compose.lockfile import LockedPart
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import Interface, declared_cost, layer_blocks, require_ladder
 from moe_lab.experts.weights import from_tensors
 from moe_lab.jobs.candidate import Candidate
 from moe_lab.jobs.claims import module_claims, values_by_width
+from moe_lab.jobs.module import trunk_of
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.nn.pool import PROJECTIONS
@@ -59,20 +59,13 @@ def _checks(
 ) -> Iterator[tuple[str, Callable[[], str]]]:
     manifest = candidate.manifest
     interface = Interface.from_json(manifest["interface"])
-    trunk = workspace.trunk(_trunk_part(manifest))
+    trunk = workspace.trunk(trunk_of(manifest))
     yield "trunk, tokenizer, routed layers", lambda: _fits(trunk, interface, candidate.name)
     yield "shapes", lambda: _shapes(manifest, interface)
     tensors = candidate.tensors()
     yield "finite values", lambda: _finite(tensors)
     yield "declared cost", lambda: _cost(manifest, interface)
     yield "claims", lambda: _claims(workspace, trunk, manifest, tensors, spec, base)
-
-
-def _trunk_part(manifest: Mapping[str, Any]) -> LockedPart:
-    for entry in manifest["lineage"]["parents"]:
-        if entry["relation"] == "trunk":
-            return LockedPart(ref=entry["ref"], digest=entry["digest"])
-    raise LabError("the manifest's lineage names no trunk; train the module again")
 
 
 def _fits(trunk: LoadedTrunk, interface: Interface, name: str) -> str:

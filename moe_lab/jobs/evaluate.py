@@ -14,6 +14,7 @@ import jax
 
 from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, load_lock, pin, resolve, save_lock
 from moe_lab.compose.model import ComposedModel, build_model
+from moe_lab.compose.parts import make_router
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import load_config
 from moe_lab.data import Corpus
@@ -74,8 +75,10 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
     lock = find_lock(workspace, spec.composition, base)
     _require_composed(spec.without, lock)
     model = build_model(lock, workspace.registry, workspace.lab)
-    others = {ref: pin(workspace.registry, ref, "router") for ref in spec.routers}
+    pinned = {ref: pin(workspace.registry, ref, "router") for ref in spec.routers}
+    others = {ref: part for ref, part in pinned.items() if part != lock.router}
     corpora = [workspace.corpus(workspace.domain(data, base), model.trunk.tokenizer) for data in spec.domains]
+    _require_distinct([corpus.name for corpus in corpora])
     inputs = {f"data/{corpus.name}": corpus.digest for corpus in corpora}
     inputs |= {f"router/{ref}": part.digest for ref, part in others.items()}
     resolved = {"evaluation": spec.model_dump(mode="json"), "lock": lock.model_dump(mode="json")}
@@ -93,6 +96,12 @@ def _require_composed(names: Sequence[str], lock: Lock) -> None:
     for name in names:
         if name not in composed:
             raise LabError(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, composed)}')
+
+
+def _require_distinct(domains: Sequence[str]) -> None:
+    for name in domains:
+        if domains.count(name) > 1:
+            raise LabError(f'domains: "{name}" is listed twice; list each domain once')
 
 
 def _measure(
@@ -113,17 +122,23 @@ def _measure(
         )
     evaluation = Evaluation(
         model=model,
-        label=artifact_name(lock.router.ref) if isinstance(lock.router, LockedPart) else lock.router["type"],
+        label=artifact_name(lock.router.ref)
+        if isinstance(lock.router, LockedPart)
+        else f"router {lock.router['type']}",
         others={
             artifact_name(part.ref): build_model(
                 lock.model_copy(update={"router": part}), workspace.registry, workspace.lab
             )
             for part in others.values()
         },
+        random=dataclasses.replace(
+            model,
+            router=make_router(workspace.lab, {"type": "random"}, model.candidates, model.trunk.spec.d_model),
+        ),
         heldout=heldout,
         table=table,
         hit_NSC=hits,
-        decision=decision_outcomes(decision),
+        decision=decision_outcomes(decision.without(spec.without)),
         settings=Settings(
             prices=spec.prices,
             without=spec.without,

@@ -23,6 +23,8 @@ from moe_lab.training import Run, fit
 
 def layer_widths(spec: ModuleSpec, interface: Interface) -> dict[int, int]:
     """Hidden units per routed layer of the trunk."""
+    if not interface.routed_layers:
+        raise LabError(f"{spec.name}: trunk {spec.trunk} has no routed_layers, so no module can work in it")
     if isinstance(spec.width, int):
         return dict.fromkeys(interface.routed_layers, spec.width)
     if set(spec.width) != set(interface.routed_layers):
@@ -65,6 +67,14 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
 def parent(part: LockedPart, relation: str) -> dict[str, str]:
     """One entry of a manifest's lineage."""
     return {"ref": part.ref, "digest": part.digest, "relation": relation}
+
+
+def trunk_of(manifest: Mapping[str, Any]) -> LockedPart:
+    """The trunk that a module was trained beside, by its lineage."""
+    for entry in manifest["lineage"]["parents"]:
+        if entry["relation"] == "trunk":
+            return LockedPart(ref=entry["ref"], digest=entry["digest"])
+    raise LabError("the manifest's lineage names no trunk; train the module again")
 
 
 def module_fields(

@@ -10,7 +10,7 @@ from moe_lab.data.spec import DataSpec, FilesSource
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import require_ladder
 from moe_lab.jobs.spec import ModuleSpec
-from moe_lab.lab import Lab
+from moe_lab.lab import Lab, is_lab
 from moe_lab.registry import Registry
 from moe_lab.training.spec import TrainSpec
 
@@ -40,6 +40,8 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
     """Writes module.yaml, README.md and a test; refuses a name that is taken."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise LabError(f'"{name}" cannot name a module folder: lowercase letters, digits and underscores, e.g. poems')
+    if not is_lab(lab.root):
+        raise LabError(f"{lab.root} is not a lab, so nothing would find the module; make one with: moe-lab init DIR")
     folder = lab.root / "modules" / name
     if name in lab.contributions("modules") or folder.exists():
         raise LabError(f'module "{name}" exists already; choose another name or edit modules/{name}/module.yaml')
@@ -54,7 +56,11 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
         trunk=trunk,
         width=width,
         ladder=ladder,
-        data=DataSpec(name=name, sources=(FilesSource(paths=(str(Path(text).expanduser().absolute()),)),)),
+        data=DataSpec(
+            kind="data",
+            name=name,
+            sources=(FilesSource(type="files", paths=(str(Path(text).expanduser().absolute()),)),),
+        ),
         train=TrainSpec(
             steps=200,
             batch_size=16,

@@ -15,7 +15,7 @@ from moe_lab.experts.weights import count_parameters, cut, permute
 from moe_lab.jobs.candidate import Candidate, staged
 from moe_lab.jobs.claims import module_claims
 from moe_lab.jobs.measure import layer_statistics
-from moe_lab.jobs.module import module_fields, parent, stage_module
+from moe_lab.jobs.module import module_fields, parent, stage_module, trunk_of
 from moe_lab.jobs.objectives import DistilObjective
 from moe_lab.jobs.spec import Choice, DistillRun
 from moe_lab.jobs.workspace import Workspace
@@ -37,10 +37,7 @@ def make_strategy(lab: Lab, choice: Choice) -> ShrinkStrategy:
 
 def teachers_trunk(workspace: Workspace, teacher: LockedPart) -> LockedPart:
     """The trunk that a module was made for, by its lineage."""
-    parents = workspace.registry.manifest(teacher.digest)["lineage"]["parents"]
-    return next(
-        LockedPart(ref=entry["ref"], digest=entry["digest"]) for entry in parents if entry["relation"] == "trunk"
-    )
+    return trunk_of(workspace.registry.manifest(teacher.digest))
 
 
 def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate:

@@ -93,6 +93,12 @@ class Lab:
             for candidate in (text, f"configs/{text}", f"configs/{text}.yaml", f"modules/{text}/module.yaml"):
                 if (root / candidate).is_file():
                     return root / candidate
+        for place in places_in_packages("modules"):
+            if place.folder.name == text:
+                return place.folder / "module.yaml"
+        for place in places_in_packages("modules"):
+            if place.name == text:
+                return place.manifest_path
         raise LabError(f'no config "{text}".{did_you_mean(text, self._config_names())}')
 
     def _labs(self) -> Iterator[tuple[Path, str]]:
@@ -114,9 +120,7 @@ class Lab:
         names = set()
         for root, _ in self._labs():
             configs = root / "configs"
-            names |= {
-                path.relative_to(configs).with_suffix("").as_posix() for path in configs.rglob("*.yaml")
-            }
+            names |= {path.relative_to(configs).with_suffix("").as_posix() for path in configs.rglob("*.yaml")}
             names |= {path.parent.name for path in (root / "modules").glob("*/module.yaml")}
         return names
 

@@ -26,9 +26,7 @@ def load(contribution: Contribution) -> type:
     """
     named = contribution.manifest.get("implementation")
     if not isinstance(named, str) or ".py:" not in named:
-        raise LabError(
-            f"{contribution.path}: the manifest names no code. Add `implementation: file.py:ClassName`."
-        )
+        raise LabError(f"{contribution.path}: the manifest names no code. Add `implementation: file.py:ClassName`.")
     file, _, class_name = named.partition(":")
     path = contribution.path / file
     if not path.is_file():

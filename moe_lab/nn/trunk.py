@@ -130,7 +130,6 @@ def token_losses(logits_BSV: jax.Array, targets_BS: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits_BSV, axis=-1) - target_logit
 
 
-
 def greedy_hits(logits_BSV: jax.Array, targets_BS: jax.Array) -> jax.Array:
     """Whether greedy decoding would have produced the target, bool[B, S]."""
     return jnp.argmax(logits_BSV, axis=-1) == targets_BS

@@ -12,7 +12,7 @@ from moe_lab.errors import LabError
 from moe_lab.registry.chunks import describe, spread
 from moe_lab.registry.manifest import ManifestProblem, build
 from moe_lab.registry.references import ArtifactRef, blob_key, digest_of, manifest_key, version_order
-from moe_lab.registry.refs import newest, read_ref, ref_key, versions
+from moe_lab.registry.refs import read_ref, ref_key, versions
 from moe_lab.registry.store import Store
 
 
@@ -83,22 +83,27 @@ def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
 
 
 def _bump(store: Store, ref: ArtifactRef) -> str:
-    return f"Publish it as {ref.title}@{_next_free(store, ref)}, or leave the version out."
+    return f"Publish it as {ref.title}@{_after(*versions(store, ref))}, or leave the version out."
 
 
-def _next_free(store: Store, ref: ArtifactRef) -> str:
-    published, retired = versions(store, ref)
+def _after(published: Collection[str], retired: Collection[str]) -> str:
     return str(1 + max((version_order(version)[0] for version in {*published, *retired}), default=0))
+
+
+def _latest_or_next(store: Store, ref: ArtifactRef, digest: str) -> str:
+    """The latest version if it has this content, else the next integer: both from one listing."""
+    published, retired = versions(store, ref)
+    in_use = [version for version in published if version not in retired]
+    if in_use and read_ref(store, ref.at(in_use[-1])) == digest:
+        return in_use[-1]
+    return _after(published, retired)
 
 
 def _claim(store: Store, ref: ArtifactRef, digest: str) -> Published:
     """Creates the reference. Every round that loses a free number to another publisher tries the next one."""
     while True:
         with _nothing_published(store, ref):
-            latest = newest(store, ref) if ref.version is None else None
-            if latest is not None and read_ref(store, ref.at(latest)) == digest:
-                return Published(ref.at(latest), digest, created=False)
-            wanted = ref.at(ref.version or _next_free(store, ref))
+            wanted = ref.at(ref.version or _latest_or_next(store, ref, digest))
         if _put_ref(store, wanted, digest):
             return Published(wanted, digest, created=True)
         with _nothing_published(store, ref):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ class OutcomeTable:
     def mask_NS(self) -> np.ndarray:
         """Tokens whose outcome counts."""
         return self.segment_ids_NS > 0
+
+    def without(self, names: Collection[str]) -> OutcomeTable:
+        """The table without the candidates of some modules."""
+        kept = self.space.kept(names)
+        return dataclasses.replace(self, space=self.space.without(names), loss_NSC=self.loss_NSC[..., kept])
 
     def counted(self) -> OutcomeTable:
         """The table without sequences that are all padding."""

@@ -80,6 +80,13 @@ def masked_mean(values_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
     return (values_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1)
 
 
+def surrounding_mean(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: float) -> jax.Array:
+    """The fading mean of a token's document in both directions. It sees what comes after: for labels only."""
+    before = running_mean(values_BSD, segment_ids_BS, half_life)
+    after = running_mean(values_BSD[:, ::-1], segment_ids_BS[:, ::-1], half_life)[:, ::-1]
+    return (before + after) / 2
+
+
 def normalised(x_BSD: jax.Array) -> jax.Array:
     """Root-mean-square normalisation without parameters, in float32."""
     x_BSD = x_BSD.astype(jnp.float32)

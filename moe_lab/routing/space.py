@@ -6,7 +6,7 @@ Shape letters: E modules, R rungs of the longest ladder, C candidates.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +77,16 @@ class CandidateSpace:
     def blocks_C(self) -> np.ndarray:
         """Blocks that each candidate runs per layer."""
         return np.array([0, *(self.blocks[e][r] for e, r in self.pairs)], np.int32)
+
+    def kept(self, without: Collection[str]) -> np.ndarray:
+        """Indices of the candidates that do not belong to some modules."""
+        return np.array([0, *(c for c, (e, _) in enumerate(self.pairs, 1) if self.modules[e] not in without)])
+
+    def without(self, names: Collection[str]) -> CandidateSpace:
+        """The space as if some modules had never been composed."""
+        kept = [e for e, module in enumerate(self.modules) if module not in names]
+        fields = {field.name: tuple(getattr(self, field.name)[e] for e in kept) for field in dataclasses.fields(self)}
+        return CandidateSpace(**fields)
 
     def to_json(self) -> dict[str, Any]:
         """For manifests and headers."""

@@ -100,9 +100,7 @@ class Checkpoints:
             if problem is None:
                 state = _read(folder, abstract_state)
                 for path, reason in damaged.items():
-                    self._note(
-                        f"checkpoint {path} is unreadable ({reason}): resuming from step {step} instead"
-                    )
+                    self._note(f"checkpoint {path} is unreadable ({reason}): resuming from step {step} instead")
                     _remove(path)
                 return step, state
             damaged[folder] = problem

@@ -30,9 +30,7 @@ class ProcessIdentity:
     def current() -> ProcessIdentity:
         """Returns the identity of this process."""
         pid = os.getpid()
-        return ProcessIdentity(
-            pid=pid, process_started=psutil.Process(pid).create_time(), host=socket.gethostname()
-        )
+        return ProcessIdentity(pid=pid, process_started=psutil.Process(pid).create_time(), host=socket.gethostname())
 
     def is_gone(self) -> bool:
         """Tells whether the process has ended; one on another host cannot be asked and counts as alive."""

@@ -95,9 +95,7 @@ class Run:
                 write_atomic(self.path / "config.yaml", to_yaml(resolved))
             self._describe_machine()
             if not resumed:
-                write_json(
-                    self.path / "run.json", self._identity() | {"inputs": inputs, "created": utc_now()}
-                )
+                write_json(self.path / "run.json", self._identity() | {"inputs": inputs, "created": utc_now()})
             self._record("resumed" if resumed else "started", changed=self.notes)
         except BaseException:
             self._open = False

@@ -48,9 +48,7 @@ def _own(leaf: Any) -> jax.Array:
 
 def abstract(state: State) -> State:
     """Returns the shapes, dtypes and placement of a state, into which a checkpoint is restored."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-    )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
 def placement(*trees: Any) -> Sharding | None:
@@ -68,18 +66,12 @@ def place(tree: Any, where: Sharding | None) -> Any:
     """Puts a tree onto the devices, leaving alone what already lies on the mesh."""
 
     def put(leaf: Any) -> Any:
-        return (
-            leaf
-            if isinstance(getattr(leaf, "sharding", None), NamedSharding)
-            else jax.device_put(leaf, where)
-        )
+        return leaf if isinstance(getattr(leaf, "sharding", None), NamedSharding) else jax.device_put(leaf, where)
 
     return jax.tree.map(put, tree)
 
 
-def compile_step(
-    objective: Objective, spec: TrainSpec, state: State, frozen: Any, batch: Any, key: Any
-) -> Step:
+def compile_step(objective: Objective, spec: TrainSpec, state: State, frozen: Any, batch: Any, key: Any) -> Step:
     """Compiles the step for these very shapes and places.
 
     Compiled ahead of time, it cannot compile again unnoticed: a batch of another shape is an error.
@@ -124,8 +116,6 @@ def _check_scalars(loss: Any, metrics: Mapping[str, Any]) -> None:
         )
     for name, value in metrics.items():
         if name in (*OWN_METRICS, *TIMING_FIELDS, "step"):
-            raise LabError(
-                f'the objective\'s metric "{name}" is a name that the loop writes itself: rename it'
-            )
+            raise LabError(f'the objective\'s metric "{name}" is a name that the loop writes itself: rename it')
         if jnp.shape(value) != ():
             raise LabError(f'the objective\'s metric "{name}" has shape {jnp.shape(value)}: return a scalar')

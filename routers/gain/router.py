@@ -6,7 +6,8 @@ construction: each rung, the bare trunk below it included, is predicted to lose 
 
 Training minimises the decision, not the prediction: the outcome of every candidate is known, so the expectation of
 `loss + price * cost` under the router's own softmax policy is exact, and prices are drawn log-uniformly so that one
-trained router serves every budget.
+trained router serves every budget. The module head learns by cross-entropy to the modules that lose least in the
+token's surroundings: one token's losses are too noisy to name its document's module.
 
 Shape letters: B batch, S sequence, D model width, H hidden, E modules, R rungs, C candidates.
 """
@@ -22,15 +23,30 @@ from pydantic import PositiveFloat, PositiveInt
 
 from moe_lab.config.spec import Spec
 from moe_lab.nn.pool import Routing
-from moe_lab.routing.router import Features, Metrics, Router, masked_mean, route_candidates, running_mean
+from moe_lab.routing.router import (
+    Features,
+    Metrics,
+    Router,
+    masked_mean,
+    route_candidates,
+    running_mean,
+    surrounding_mean,
+)
 from moe_lab.routing.space import CandidateSpace
 
 
 class GainConfig(Spec):
-    """`half_life` in tokens; `prices` is the range drawn in training, in nats for the dearest candidate;
-    `temperature` in nats softens the policy that is trained, not the one that is run."""
+    """Settings of the gain router.
 
-    half_life: PositiveFloat = 64.0
+    Attributes:
+        half_life: tokens after which evidence counts half.
+        hidden: width of the hidden layer of each head.
+        temperature: nats; softens the policy that is trained, not the one that is run.
+        prices: range drawn in training, in nats per token for the dearest candidate.
+        prices_per_step: how many prices each step trains at.
+    """
+
+    half_life: PositiveFloat = 32.0
     hidden: PositiveInt = 64
     temperature: PositiveFloat = 0.05
     prices: tuple[PositiveFloat, PositiveFloat] = (0.003, 1.0)
@@ -47,21 +63,27 @@ class GainRouter(Router):
         super().__init__(config, space, d_model, rngs=rngs)
         modules, rungs = space.candidate_ER.shape
         zeros = nnx.initializers.zeros
-        self.module_head = nnx.Linear(d_model, modules, kernel_init=zeros, rngs=rngs)
+        self.module_hidden = nnx.Linear(2 * d_model, config.hidden, rngs=rngs)
+        self.module_head = nnx.Linear(config.hidden, modules, kernel_init=zeros, rngs=rngs)
         self.width_hidden = nnx.Linear(2 * d_model, config.hidden, rngs=rngs)
         bias = nnx.initializers.constant(-3.0)
         self.width_head = nnx.Linear(config.hidden, modules * rungs, kernel_init=zeros, bias_init=bias, rngs=rngs)
 
-    def _module_scores(self, evidence_BSD: jax.Array, available_E: jax.Array) -> jax.Array:
-        return jnp.where(available_E, self.module_head(evidence_BSD), -jnp.inf)
+    def _seen(self, features: Features) -> jax.Array:
+        """What both heads read: the token, and the document so far."""
+        evidence = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
+        return jnp.concatenate([features.hidden_BSD, evidence], axis=-1)
 
-    def _excess_losses(self, features: Features, evidence_BSD: jax.Array) -> jax.Array:
+    def _module_scores(self, seen: jax.Array, available_E: jax.Array) -> jax.Array:
+        scores_BSE = self.module_head(nnx.gelu(self.module_hidden(seen)))
+        return jnp.where(available_E, scores_BSE, -jnp.inf)
+
+    def _excess_losses(self, seen: jax.Array) -> jax.Array:
         """[B, S, E, 1 + R] predicted loss above the module's full width: the bare trunk first, then each rung."""
-        seen = jnp.concatenate([features.hidden_BSD, evidence_BSD], axis=-1)
         step = jax.nn.softplus(self.width_head(nnx.gelu(self.width_hidden(seen))))
         step_BSER = step.reshape(*seen.shape[:2], *self.space.candidate_ER.shape)
         # A repeated rung at the end of a short ladder adds no step.
-        step_BSER = step_BSER * jnp.concatenate([jnp.ones((len(self.space.modules), 1)), self.space.valid_ER[:, 1:]], 1)
+        step_BSER = step_BSER * self.space.valid_ER
         above = jnp.flip(jnp.cumsum(jnp.flip(step_BSER, -1), -1), -1)
         return jnp.concatenate([above, jnp.zeros_like(above[..., :1])], axis=-1)
 
@@ -76,31 +98,38 @@ class GainRouter(Router):
         return jnp.concatenate([jnp.zeros((index.shape[0], 1), index.dtype), index], axis=-1)
 
     def route(self, features: Features) -> Routing:
-        evidence_BSD = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
-        module_BS = jnp.argmax(self._module_scores(evidence_BSD, features.available_E), axis=-1)
-        bill_BSEQ = self._excess_losses(features, evidence_BSD) + features.price * self._costs()
+        seen = self._seen(features)
+        module_BS = jnp.argmax(self._module_scores(seen, features.available_E), axis=-1)
+        bill_BSEQ = self._excess_losses(seen) + features.price * self._costs()
         choice_BSE = jnp.argmin(bill_BSEQ, axis=-1)
         choice_BS = jnp.take_along_axis(choice_BSE, module_BS[..., None], axis=-1)[..., 0]
         candidate_BS = self._candidates()[module_BS, choice_BS]
         return route_candidates(self.space, jnp.where(features.available_E.any(), candidate_BS, 0))
 
     def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
-        outcomes_BSC = features.outcomes_BSC
-        assert outcomes_BSC is not None
-        evidence_BSD = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
-        scores_BSE = self._module_scores(evidence_BSD, features.available_E)
-        module_BSE = jax.nn.softmax(scores_BSE, axis=-1)
-        excess_BSEQ = self._excess_losses(features, evidence_BSD)
-        loss_BSEQ = outcomes_BSC[..., self._candidates()]
+        assert features.outcomes_BSC is not None
+        seen, segment_ids_BS = self._seen(features), features.segment_ids_BS
+        scores_BSE = self._module_scores(seen, features.available_E)
+        loss_BSEQ = features.outcomes_BSC[..., self._candidates()]
+        width_loss = self._width_loss(seen, loss_BSEQ, jax.nn.softmax(scores_BSE), features)
+        around_BSE = surrounding_mean(loss_BSEQ[..., -1], segment_ids_BS, 2 * self.config.half_life)
+        target_BSE = jax.nn.softmax(-around_BSE / self.config.temperature)
+        module_loss = masked_mean(-(target_BSE * jax.nn.log_softmax(scores_BSE)).sum(-1), segment_ids_BS)
+        return module_loss + width_loss, {"module_loss": module_loss, "expected_bill": width_loss}
+
+    def _width_loss(
+        self, seen: jax.Array, loss_BSEQ: jax.Array, module_BSE: jax.Array, features: Features
+    ) -> jax.Array:
+        """The expectation of loss + price * cost, exact, averaged over prices; the module's choice is not moved."""
+        excess_BSEQ, costs = self._excess_losses(seen), self._costs()
+        chosen_BSE = jax.lax.stop_gradient(module_BSE)
 
         def expected_bill(price: jax.Array) -> jax.Array:
-            bill = price * self._costs()
-            width = jax.nn.softmax(-(excess_BSEQ + bill) / self.config.temperature, axis=-1)
-            return masked_mean((module_BSE * (width * (loss_BSEQ + bill)).sum(-1)).sum(-1), features.segment_ids_BS)
+            width = jax.nn.softmax(-(excess_BSEQ + price * costs) / self.config.temperature)
+            bill_BSE = (width * (loss_BSEQ + price * costs)).sum(-1)
+            return masked_mean((chosen_BSE * bill_BSE).sum(-1), features.segment_ids_BS)
 
-        expected = jax.vmap(expected_bill)(self._prices(features.price)).mean()
-        widest = masked_mean((module_BSE * loss_BSEQ[..., -1]).sum(-1), features.segment_ids_BS)
-        return expected + widest, {"expected_bill": expected, "expected_loss_at_full_width": widest}
+        return jax.vmap(expected_bill)(self._prices(features.price)).mean()
 
     def _prices(self, draw: jax.Array) -> jax.Array:
         """Log-uniform prices; `draw` in [0, 1) shifts an even grid, so every step covers the whole range."""

@@ -1,8 +1,10 @@
 """Sparse gates: the best k modules at full width, trained through the language model's loss.
 
-Auxiliary losses: load balance `E sum_e f_e p_e` (Fedus et al. 2021, arXiv 2101.03961, eq. 4), or its size-weighted form
-`E sum_e M_e p_e` with M the share of routed width (Wang et al. 2024, arXiv 2408.10681, "P-Penalty"), which keeps unequal
-modules from drowning the small ones; and the router z-loss `mean logsumexp^2` (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
+Auxiliary losses:
+- load balance `E sum_e f_e p_e` (Fedus et al. 2021, arXiv 2101.03961, eq. 4), or its size-weighted form
+  `E sum_e M_e p_e` with M the share of routed width (Wang et al. 2024, arXiv 2408.10681, "P-Penalty"), which keeps
+  wide modules from drowning the small ones;
+- the router z-loss `mean logsumexp^2` (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
 
 Shape letters: B batch, S sequence, K choices, E modules.
 """

@@ -94,9 +94,7 @@ def test_every_command_has_a_help_with_an_example(name: str, capsys: pytest.Capt
 
 
 def test_the_version_is_the_packages() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "moe_lab", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "moe_lab", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"moe-lab {__version__}\n"
 
 

@@ -225,9 +225,7 @@ def test_a_resolved_spec_reads_back_equal_and_keeps_its_fingerprint(run: Run) ->
     assert fingerprint(again) == fingerprint(run)
 
 
-@given(
-    st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
-)
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
 def test_any_wrong_data_is_refused_in_one_line(data: Any) -> None:
     with pytest.raises(LabError) as error:
         decode(Run, {"train": data, "sources": [data], "nested": data, "name": 5}, "x.yaml")

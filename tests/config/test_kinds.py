@@ -48,9 +48,7 @@ def test_the_resolved_config_is_a_config(tmp_path: Path) -> None:
         ("kind: cake\nlayerz: 3", None, 'layerz: unknown key. Did you mean "layers"?'),
     ],
 )
-def test_a_config_of_no_or_another_kind_is_refused(
-    tmp_path: Path, text: str, kind: str | None, reason: str
-) -> None:
+def test_a_config_of_no_or_another_kind_is_refused(tmp_path: Path, text: str, kind: str | None, reason: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(LabError) as error:
         load_config(path, kind=kind, kinds=KITCHEN)

@@ -77,9 +77,7 @@ def test_what_is_written_reads_back_the_same(data: Any) -> None:
         ("a: *b", 1, "undefined alias"),
     ],
 )
-def test_an_invalid_text_names_file_line_and_reason(
-    tmp_path: Path, text: str, line: int, reason: str
-) -> None:
+def test_an_invalid_text_names_file_line_and_reason(tmp_path: Path, text: str, line: int, reason: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(LabError) as error:

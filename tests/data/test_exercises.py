@@ -186,5 +186,5 @@ def test_seeds_draw_different_items() -> None:
     ],
 )
 def test_specs_refuse_what_cannot_be(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="1 validation error"):
         ExercisesSource(**wrong)  # type: ignore[arg-type]

@@ -46,9 +46,7 @@ LADDERS = {
     "sums/arithmetic": (64, 256),
 }
 # Bits that a module at full width takes off a hard token of each domain; below zero it does harm.
-SKILL = np.array(
-    [[2.3, -0.2, 0.5, -0.6], [0.0, 1.5, 0.7, -0.5], [0.6, 0.6, 1.6, -0.4], [-0.5, -0.6, -0.5, 3.2]]
-)
+SKILL = np.array([[2.3, -0.2, 0.5, -0.6], [0.0, 1.5, 0.7, -0.5], [0.6, 0.6, 1.6, -0.4], [-0.5, -0.6, -0.5, 3.2]])
 ROWS, TOKENS_PER_ROW, RESAMPLES = 60, 48, 200
 PRICES = [0.0, 2e-8, 5e-8, 1e-7, 2e-7, 5e-7, 1e-6, 4e-6]
 
@@ -196,9 +194,7 @@ class Synthetic:
             counts = np.bincount(choice[self.test.group_T == index], minlength=len(self.candidates))
             for candidate, share in zip(self.candidates, counts / counts.sum(), strict=True):
                 shares.append(
-                    RoutingShare(
-                        domain=domain, module=candidate.module, width=candidate.width, share=float(share)
-                    )
+                    RoutingShare(domain=domain, module=candidate.module, width=candidate.width, share=float(share))
                 )
         return shares
 

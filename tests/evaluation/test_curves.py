@@ -29,9 +29,7 @@ PRICES = st.sampled_from([0.0, 0.125, 0.5, 1.0, 8.0])
 @st.composite
 def outcome_tables(draw):
     tokens, candidates = draw(st.integers(1, 12)), draw(st.integers(1, 5))
-    loss = draw(
-        st.lists(st.lists(LOSS, min_size=candidates, max_size=candidates), min_size=tokens, max_size=tokens)
-    )
+    loss = draw(st.lists(st.lists(LOSS, min_size=candidates, max_size=candidates), min_size=tokens, max_size=tokens))
     group = draw(st.lists(st.integers(0, 2), min_size=tokens, max_size=tokens))
     return TokenOutcomes(
         loss_TC=np.array(loss),
@@ -81,9 +79,7 @@ def test_zero_router_falls_ever_more_slowly_to_the_cheapest_of_the_best(points):
     assert hull.losses_V[-1] == min(loss for _, loss in points)
     assert hull.costs_V[0] == min(cost for cost, _ in points)
     assert hull.costs_V[-1] == min(cost for cost, loss in points if loss == hull.losses_V[-1])
-    assert [tuple(points[c]) for c in hull.candidates_V] == list(
-        zip(hull.costs_V, hull.losses_V, strict=True)
-    )
+    assert [tuple(points[c]) for c in hull.candidates_V] == list(zip(hull.costs_V, hull.losses_V, strict=True))
 
 
 def test_zero_router_skips_a_candidate_above_the_line_of_its_neighbours():
@@ -107,9 +103,7 @@ def test_each_reference_is_the_brute_force_best_and_they_are_in_order(outcomes, 
     assert by_token == pytest.approx(total.min(axis=1).sum())
     assert one == pytest.approx(total.sum(axis=0).min())
     tables = itertools.product(range(candidates), repeat=len(table))
-    assert by_group == pytest.approx(
-        min(price_of(outcomes, np.array(t)[outcomes.group_T], price) for t in tables)
-    )
+    assert by_group == pytest.approx(min(price_of(outcomes, np.array(t)[outcomes.group_T], price) for t in tables))
 
 
 @given(outcome_tables(), PRICES, st.randoms(use_true_random=False))
@@ -135,9 +129,7 @@ def test_the_order_of_candidates_and_tokens_does_not_matter(outcomes, price, ran
     table = group_table(outcomes.loss_TC, outcomes.cost_C, outcomes.group_T, price)[outcomes.group_T]
     other = group_table(shuffled.loss_TC, shuffled.cost_C, shuffled.group_T, price)[shuffled.group_T]
     assert price_of(outcomes, table, price) == pytest.approx(price_of(shuffled, other, price))
-    np.testing.assert_allclose(
-        outcomes.bits_per_unit(chosen[np.argsort(rows)]), shuffled.bits_per_unit(again)
-    )
+    np.testing.assert_allclose(outcomes.bits_per_unit(chosen[np.argsort(rows)]), shuffled.bits_per_unit(again))
 
 
 def test_ties_go_to_the_cheaper_candidate():

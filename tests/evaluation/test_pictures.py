@@ -55,9 +55,7 @@ def test_figures_are_well_formed_and_take_their_colours_from_the_page(synthetic_
     ids = []
     for svg in (drawn[0], levels):
         ElementTree.fromstring(svg)
-        assert set(re.findall(r"(?:fill|stroke): *([^;\"]+)", svg)) <= {"none"} | {
-            f"var(--{n})" for n in LIGHT
-        }
+        assert set(re.findall(r"(?:fill|stroke): *([^;\"]+)", svg)) <= {"none"} | {f"var(--{n})" for n in LIGHT}
         assert not re.search(r"#[0-9a-f]{6}\b", svg)
         ids += re.findall(r' id="([^"]+)"', svg)
         for reference in re.findall(r'(?:href="|url\()#([^")]+)', svg):

@@ -62,9 +62,7 @@ def test_the_same_name_in_two_places_shows_both(lab: Lab, add_router: AddRouter)
         )
 
 
-def test_the_built_in_lab_as_working_lab_is_one_place(
-    tmp_path: Path, lab: Lab, add_router: AddRouter
-) -> None:
+def test_the_built_in_lab_as_working_lab_is_one_place(tmp_path: Path, lab: Lab, add_router: AddRouter) -> None:
     add_router(lab.builtin, "topk")
     (tmp_path / "link").symlink_to(lab.builtin)
     for root in (lab.builtin, tmp_path / "link"):
@@ -136,9 +134,7 @@ def test_configs_are_found_by_path_and_by_name(lab: Lab, monkeypatch: pytest.Mon
     assert lab.find_config("mine") == lab.root / "configs" / "mine.yaml"
     assert lab.find_config("quickstart") == lab.builtin / "configs" / "quickstart.yaml"
     assert lab.find_config("python") == lab.root / "modules" / "python" / "module.yaml"
-    assert (
-        lab.find_config(str(lab.builtin / "configs" / "mine.yaml")) == lab.builtin / "configs" / "mine.yaml"
-    )
+    assert lab.find_config(str(lab.builtin / "configs" / "mine.yaml")) == lab.builtin / "configs" / "mine.yaml"
     with pytest.raises(LabError) as error:
         lab.find_config("quikstart")
     assert str(error.value) == (

@@ -60,9 +60,7 @@ def see(tmp_path: Path, site: Path, python: Python) -> Callable[..., dict]:
     return run
 
 
-def test_an_installed_router_is_listed_without_importing_its_package(
-    site: Path, see: Callable[..., dict]
-) -> None:
+def test_an_installed_router_is_listed_without_importing_its_package(site: Path, see: Callable[..., dict]) -> None:
     install(site, "fast = acme.routers.fast")
     seen = see()
     assert seen["listed"] == {"fast": [str(site / "acme" / "routers" / "fast"), "package acme-routers"]}

@@ -6,9 +6,7 @@ from moe_lab.errors import LabError
 from moe_lab.lab import FOLDERS, Lab, find_lab, init_lab, is_lab
 
 
-def test_the_lab_around_the_current_folder_is_found(
-    lab_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lab_around_the_current_folder_is_found(lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = lab_folder / "modules" / "deep" / "inside"
     inside.mkdir(parents=True)
     for folder in (lab_folder, inside):
@@ -34,9 +32,7 @@ def test_the_option_beats_the_environment_and_that_the_folder(
     assert find_lab().root == lab_folder
 
 
-def test_outside_of_a_lab_outputs_go_to_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outside_of_a_lab_outputs_go_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lab = find_lab()
     assert lab.root == tmp_path

@@ -241,6 +241,8 @@ def test_stray_files_are_reported_and_never_used(registry, root, published):
         path = root / stray
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("stray")
+    (root / "refs/team/folder").symlink_to(root / "refs/team/wide", target_is_directory=True)
+    strays.append("refs/team/folder")
     (root / "tmp/123-abc").write_text("left by a publisher that was killed")
     problems = registry.verify().problems
     assert len(problems) == len(strays)

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from moe_lab.registry import Registry
-from tests.registry.scenario import files, tensors
+from moe_lab.registry import LocalStore, Registry
+from tests.registry.scenario import BLOCKS, fields, files, tensors
 
 
 def assert_whole(root, version, seed, blocks=4):
@@ -54,6 +54,23 @@ def test_publishers_without_a_version_each_get_their_own(publishers, tmp_path):
         for version, seed in by_version.items():
             assert_whole(root, version, seed)
         assert Registry(root).verify().ok
+
+
+@pytest.mark.parametrize(("seed", "version"), [(1, "1"), (2, "2")], ids=["same bytes", "other bytes"])
+def test_a_publisher_that_comes_between_listing_and_claiming(root, seed, version):
+    registry = Registry(root)
+
+    class Interrupted(LocalStore):
+        def list(self, prefix):
+            keys = super().list(prefix)
+            registry.publish("team", "part", None, fields(), tensors(1), BLOCKS)
+            return keys
+
+    late = Registry(root)
+    late.store = Interrupted(root)
+    done = late.publish("team", "part", None, fields(), tensors(seed), BLOCKS)
+    assert (str(done.ref), done.created) == (f"team/part@{version}", seed == 2)
+    assert_whole(root, version, seed)
 
 
 def test_killed_at_any_operation_and_repeated(publishers, quick):

@@ -54,9 +54,7 @@ class Mlp(Objective):
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         hidden = jax.nn.relu(batch @ params["hidden"] + params["bias"])
-        noise = jnp.sin(
-            jax.random.key_data(key).astype(jnp.float32)
-        ).sum()  # a stand-in for dropout, fast to compile
+        noise = jnp.sin(jax.random.key_data(key).astype(jnp.float32)).sum()  # a stand-in for dropout, fast to compile
         error = (hidden + 0.1 * noise) @ params["out"] - jnp.sin(batch @ frozen["mixing"])
         return jnp.mean(error**2), {"largest_error": jnp.max(jnp.abs(error))}
 
@@ -123,7 +121,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 3:
         arrange_death(sys.argv[3])
     trained = train(Path(sys.argv[1]), Mlp(pause=0.004))
-    leaves = {
-        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)
-    }
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)}
     np.savez(sys.argv[2], **leaves)

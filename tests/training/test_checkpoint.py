@@ -62,9 +62,7 @@ def random_bits(dtype: str, shape: tuple[int, ...]) -> jax.Array:
 
 @settings(deadline=None, max_examples=8)
 @given(
-    names=st.lists(
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=1, max_size=4, unique=True
-    ),
+    names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=1, max_size=4, unique=True),
     dtypes=st.lists(st.sampled_from(DTYPES), min_size=4, max_size=4),
     shapes=st.lists(hnp.array_shapes(min_dims=0, min_side=0, max_side=3), min_size=4, max_size=4),
 )
@@ -196,9 +194,7 @@ def test_with_no_readable_checkpoint_nothing_is_removed_and_the_way_out_is_named
     save_all(tmp_path, 5, 10)
     truncate(data_file(tmp_path / "5"))
     (tmp_path / "10" / "seal.json").write_text("{")
-    with pytest.raises(
-        LabError, match=r"no checkpoint .*10: seal.json.*; 5: .* delete it to train from the start"
-    ):
+    with pytest.raises(LabError, match=r"no checkpoint .*10: seal.json.*; 5: .* delete it to train from the start"):
         restored(tmp_path)
     assert (tmp_path / "5").exists()
     assert (tmp_path / "10").exists()

@@ -46,9 +46,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, full_from(getattr(module, name), call))
-        with pytest.raises(
-            LabError, match=rf"^disk full while writing .*: free space and run .* again; .*{goes_on}$"
-        ):
+        with pytest.raises(LabError, match=rf"^disk full while writing .*: free space and run .* again; .*{goes_on}$"):
             mlp_run.train(tmp_path, mlp_run.Mlp())
     assert mlp_run.train(tmp_path, mlp_run.Mlp()).metrics["step"] == 24
 
@@ -57,9 +55,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     ("module", "name", "call"),
     [(ledger, "append_line", 1), (runs, "write_json", 1), (runs, "write_json", 3), (runs, "write_atomic", 1)],
 )
-def test_a_run_that_finds_no_space_to_begin_can_begin_later(
-    tmp_path: Path, module: Any, name: str, call: int
-) -> None:
+def test_a_run_that_finds_no_space_to_begin_can_begin_later(tmp_path: Path, module: Any, name: str, call: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, full_from(getattr(module, name), call))
         with pytest.raises(LabError, match=r"^disk full while writing .*: free space and run"):

@@ -35,10 +35,7 @@ def lasting(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def bits(params: Any) -> dict[str, bytes]:
-    return {
-        jax.tree_util.keystr(path): leaf.tobytes()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    return {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +61,7 @@ def test_it_equals_a_plain_optax_loop(mlp_run: Any, calm: Calm) -> None:
 
     @jax.jit
     def step(params: Any, state: Any, batch: Any, key: Any) -> Any:
-        (loss, _), gradient = jax.value_and_grad(objective.loss, has_aux=True)(
-            params, objective.frozen, batch, key
-        )
+        (loss, _), gradient = jax.value_and_grad(objective.loss, has_aux=True)(params, objective.frozen, batch, key)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
@@ -177,9 +172,7 @@ def test_it_traces_once_and_compiles_nothing_after_the_first_step(tmp_path: Path
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_the_device_is_asked_at_log_points_only(
-    tmp_path: Path, mlp_run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_device_is_asked_at_log_points_only(tmp_path: Path, mlp_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = mlp_run.SPEC.model_copy(update={"steps": 20, "log_every": 8, "checkpoint_every": 100})
     asked: list[Any] = []
     fetch = jax.device_get
@@ -213,9 +206,7 @@ def test_a_nan_stops_the_run_at_its_step_and_is_never_saved(
     poisoned = altered(
         mlp_run.Mlp(), batch=lambda batch: lambda step: batch(step) * np.float32("nan" if step >= 10 else 1)
     )
-    with pytest.raises(
-        LabError, match=r"not finite at step 11: try .* learning_rate \(now 0.01\).* batch\(10\)"
-    ):
+    with pytest.raises(LabError, match=r"not finite at step 11: try .* learning_rate \(now 0.01\).* batch\(10\)"):
         mlp_run.train(tmp_path, poisoned, spec)
     saved = sorted(int(path.parent.name) for path in tmp_path.glob("*/checkpoints/*/seal.json"))
     assert saved == ([4, 8] if checkpoint_every == 4 else [])
@@ -248,9 +239,7 @@ def test_an_objective_that_cannot_be_logged_is_refused_by_name(
         mlp_run.train(tmp_path, altered(mlp_run.Mlp(), loss=wrong))
 
 
-def test_a_batch_of_another_shape_is_an_error_and_not_a_second_compilation(
-    tmp_path: Path, mlp_run: Any
-) -> None:
+def test_a_batch_of_another_shape_is_an_error_and_not_a_second_compilation(tmp_path: Path, mlp_run: Any) -> None:
     ragged = altered(mlp_run.Mlp(), batch=lambda batch: lambda step: batch(step)[: 16 - step])
     with pytest.raises(TypeError, match="compiled"):
         mlp_run.train(tmp_path, ragged)
@@ -273,9 +262,7 @@ def test_what_a_person_sees(tmp_path: Path, mlp_run: Any, capsys: pytest.Capture
     assert last.endswith("rows/s")
 
 
-def test_a_person_is_told_where_a_run_resumes(
-    mlp_run: Any, calm: Calm, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_person_is_told_where_a_run_resumes(mlp_run: Any, calm: Calm, capsys: pytest.CaptureFixture[str]) -> None:
     mlp_run.train(calm.runs, mlp_run.Mlp(), progress=PlainProgress())
     assert "note: test team/mlp: resuming from step 24 of 24" in capsys.readouterr().err
 

@@ -50,16 +50,10 @@ def test_every_step_of_every_schedule_equals_the_closed_form(
     schedule: str, steps: int, warmup: int, decay: float, final: float
 ) -> None:
     assume(warmup + (max(1, round(decay * steps)) if schedule == "wsd" else 0) <= steps)
-    spec = spec_of(
-        schedule=schedule, steps=steps, warmup_steps=warmup, decay_fraction=decay, final_fraction=final
-    )
-    rates = learning_rate(spec)(
-        jnp.arange(60)
-    )  # one shape, so that JAX compiles once; a constant is a scalar
+    spec = spec_of(schedule=schedule, steps=steps, warmup_steps=warmup, decay_fraction=decay, final_fraction=final)
+    rates = learning_rate(spec)(jnp.arange(60))  # one shape, so that JAX compiles once; a constant is a scalar
     found = np.broadcast_to(rates, 60)[:steps]
-    np.testing.assert_allclose(
-        found, [closed_form(spec, step) for step in range(steps)], rtol=1e-5, atol=1e-7
-    )
+    np.testing.assert_allclose(found, [closed_form(spec, step) for step in range(steps)], rtol=1e-5, atol=1e-7)
 
 
 def test_warmup_meets_the_peak_and_no_step_is_wasted() -> None:
@@ -82,9 +76,7 @@ def adamw(spec: TrainSpec, params: dict, gradients: list[dict]) -> dict:
             leaf = gradient[name] * scale
             first[name] = b1 * first[name] + (1 - b1) * leaf
             second[name] = b2 * second[name] + (1 - b2) * leaf**2
-            direction = (
-                first[name] / (1 - b1 ** (step + 1)) / (np.sqrt(second[name] / (1 - b2 ** (step + 1))) + 1e-8)
-            )
+            direction = first[name] / (1 - b1 ** (step + 1)) / (np.sqrt(second[name] / (1 - b2 ** (step + 1))) + 1e-8)
             decay = spec.weight_decay if value.ndim >= 2 else 0.0
             params = params | {name: params[name] - rate * (direction + decay * params[name])}
     return params

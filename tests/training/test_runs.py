@@ -24,9 +24,7 @@ INPUTS = {"data": "sha256-00"}
 
 
 def begin(runs: Path, **changes: Any) -> Run:
-    return open_run(
-        runs, **{"kind": "trunk", "name": "team/tiny:64", "resolved": CONFIG, "inputs": INPUTS} | changes
-    )
+    return open_run(runs, **{"kind": "trunk", "name": "team/tiny:64", "resolved": CONFIG, "inputs": INPUTS} | changes)
 
 
 def test_the_folder_is_named_by_kind_name_and_fingerprint_and_describes_itself(tmp_path: Path) -> None:
@@ -80,9 +78,7 @@ def test_a_finished_run_answers_with_its_result_and_records_nothing_more(tmp_pat
         (KeyboardInterrupt(), "KeyboardInterrupt"),
     ],
 )
-def test_an_exception_is_recorded_and_the_run_opens_again(
-    tmp_path: Path, error: BaseException, reason: str
-) -> None:
+def test_an_exception_is_recorded_and_the_run_opens_again(tmp_path: Path, error: BaseException, reason: str) -> None:
     with pytest.raises(type(error)), begin(tmp_path):
         raise error
     (record,) = read_ledger(tmp_path)
@@ -182,9 +178,7 @@ def test_of_many_processes_that_take_over_a_stale_lock_one_gets_it(tmp_path: Pat
     pipe = subprocess.PIPE
     with contextlib.ExitStack() as stack:
         children = [
-            stack.enter_context(
-                subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
-            )
+            stack.enter_context(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
             for _ in range(4)
         ]
         streams = [(child.stdin, child.stdout) for child in children]

@@ -1,0 +1,267 @@
+"""The conformance suite of routers: what every router keeps to, whoever wrote it. A contribution's test calls it:
+
+    from moe_lab.lab import find_lab
+    from moe_lab.routing.conformance import check_router
+
+    def test_it_keeps_the_contract() -> None:
+        check_router((lab := find_lab()).load(lab.get("routers", "mine")), half_life=8)
+
+It is plain assertions, so any test runner will do; each says what was found and what the rule is. The numbers of the
+router are shaken before anything is asked of it, because freshly initialised heads answer the same to everything.
+
+Shape letters: B rows, S positions, K choices per token, D feature width, E modules, C candidates.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe_lab.config import Spec, decode
+from moe_lab.nn.pool import Routing
+from moe_lab.routing.example import SPACE, draw_example, make_example_router
+from moe_lab.routing.router import Features, Router
+
+PRICES = (0.0, 0.003, 0.03, 0.3, 3.0, 30.0)
+
+
+def check_router(cls: type[Router], **settings: Any) -> None:
+    """Runs the whole suite on a router class.
+
+    Args:
+        cls: the router.
+        settings: its config, where the defaults will not do.
+
+    Raises:
+        AssertionError: what the router does, and the rule that it breaks.
+    """
+    bench = _Bench(cls, settings)
+    for check in CHECKS:
+        check(bench)
+
+
+class _Bench:
+    """A router with shaken numbers, run as composed models run it: compiled, with its structure as a constant."""
+
+    def __init__(self, cls: type[Router], settings: dict[str, Any]):
+        self.cls, self.settings, self.traces = cls, settings, 0
+        self.graph, self.state = self.make(0)
+
+        def route(graph: nnx.GraphDef, state: nnx.State, features: Features) -> Routing:
+            self.traces += 1
+            return nnx.merge(graph, state).route(features)
+
+        self._route = jax.jit(route, static_argnums=0)
+
+    @cached_property
+    def features(self) -> Features:
+        return self.visible(draw_example(0).features)
+
+    def make(self, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+        """Structure and shaken numbers; the same seed gives the same."""
+        graph, state = nnx.split(make_example_router(self.cls, seed, **self.settings))
+        rng = np.random.default_rng(seed)
+
+        def shake(leaf: jax.Array) -> jax.Array:
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf + jnp.asarray(rng.normal(size=leaf.shape) * 0.5, leaf.dtype) if floating else leaf
+
+        return graph, jax.tree.map(shake, state)
+
+    def visible(self, features: Features) -> Features:
+        """What this router is shown when it routes."""
+        return features if self.cls.needs_outcomes else features._replace(outcomes_BSC=None)
+
+    def route(self, features: Features) -> Routing:
+        return self._routed(self.graph, self.state, features)
+
+    def route_afresh(self, seed: int) -> Routing:
+        """The routing of another instance."""
+        return self._routed(*self.make(seed), self.features)
+
+    def _routed(self, graph: nnx.GraphDef, state: nnx.State, features: Features) -> Routing:
+        try:
+            return Routing(*map(np.asarray, self._route(graph, state, features)))
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+            raise AssertionError(
+                f"{self.cls.__name__}.route must be jittable, but it reads a value: {error}"
+            ) from error
+
+    def mean_blocks(self, routing: Routing) -> float:
+        """Blocks run per token that counts; in the example space cost is in proportion."""
+        own_E = SPACE.blocks_C[SPACE.widest_E]
+        run_BS = np.minimum(routing.width, own_E[routing.expert]).sum(-1)
+        return float(run_BS[np.asarray(self.features.segment_ids_BS) > 0].mean())
+
+
+def _differs(a: Routing, b: Routing) -> np.ndarray:
+    """bool[B, S]: where two routings are not the same bit for bit."""
+    return np.any([(x.view(np.uint32) != y.view(np.uint32)).any(-1) for x, y in zip(a, b, strict=True)], axis=0)
+
+
+def _elsewhere(features: Features, where_BS: np.ndarray) -> Features:
+    """Other hidden states and outcomes at some tokens."""
+    other, where_BS1 = draw_example(1).features, where_BS[..., None]
+    hidden_BSD = jnp.where(where_BS1, other.hidden_BSD, features.hidden_BSD)
+    if features.outcomes_BSC is None:
+        return features._replace(hidden_BSD=hidden_BSD)
+    assert other.outcomes_BSC is not None
+    outcomes_BSC = jnp.where(where_BS1, other.outcomes_BSC, features.outcomes_BSC)
+    return features._replace(hidden_BSD=hidden_BSD, outcomes_BSC=outcomes_BSC)
+
+
+def config_survives_json(bench: _Bench) -> None:
+    """The config is a Spec that reads back what it writes; published routers are rebuilt from it."""
+    cls = bench.cls
+    assert issubclass(cls.Config, Spec), f"{cls.__name__}.Config is {cls.Config}, must be a moe_lab.config.Spec"
+    config = cls.Config(**bench.settings)
+    again = decode(cls.Config, json.loads(config.model_dump_json()), cls.__name__)
+    assert again == config, f"{cls.__name__}: {config} comes back from JSON as {again}"
+
+
+def routing_is_well_formed(bench: _Bench) -> None:
+    """int32, int32, float32, all [B, S, K]; modules that exist, widths from 0 up, finite weights."""
+    routing, name = bench.route(bench.features), bench.cls.__name__
+    shape = (*bench.features.segment_ids_BS.shape, routing.expert.shape[-1])
+    for field, dtype in (("expert", np.int32), ("width", np.int32), ("weight", np.float32)):
+        array = getattr(routing, field)
+        assert array.dtype == dtype, f"{name}: routing.{field} is {array.dtype}, must be {np.dtype(dtype)}"
+        assert array.shape == shape, f"{name}: routing.{field} is {array.shape}, must be [B, S, K], here {shape}"
+    modules = len(SPACE.modules)
+    low, high = routing.expert.min(), routing.expert.max()
+    assert 0 <= low <= high < modules, f"{name}: experts {low}..{high} were routed to, there are 0..{modules - 1}"
+    assert routing.width.min() >= 0, f"{name}: a width is {routing.width.min()}, must be from 0 up"
+    assert np.isfinite(routing.weight).all(), f"{name}: a routing weight is not finite"
+
+
+def routing_repeats(bench: _Bench) -> None:
+    """The same numbers and features give the same bits, in another instance too."""
+    first, name = bench.route(bench.features), bench.cls.__name__
+    assert not _differs(first, bench.route(bench.features)).any(), f"{name}: two calls on one input differ"
+    assert not _differs(first, bench.route_afresh(0)).any(), f"{name}: two instances of one seed differ"
+
+
+def routing_is_causal(bench: _Bench) -> None:
+    """Tokens in front of a place are routed the same whatever comes from there on, unless the class says otherwise."""
+    if not bench.cls.causal:
+        return
+    before, length = bench.route(bench.features), bench.features.segment_ids_BS.shape[1]
+    for place in range(1, length, 3):
+        later_BS = np.broadcast_to(np.arange(length) >= place, before.width.shape[:2])
+        changed = _elsewhere(bench.features, later_BS)
+        for segment_ids_BS in (changed.segment_ids_BS, jnp.where(later_BS, 9, changed.segment_ids_BS)):
+            after = bench.route(changed._replace(segment_ids_BS=segment_ids_BS))
+            moved = np.argwhere(_differs(before, after) & ~later_BS)
+            assert not len(moved), (
+                f"{bench.cls.__name__}: what comes from position {place} on changes the routing of (row, position) "
+                f"{tuple(moved[0].tolist())}; make it causal, or declare `causal = False`"
+            )
+
+
+def documents_are_apart(bench: _Bench) -> None:
+    """A document is routed the same whatever stands in other documents and rows, unless the class is not causal."""
+    if not bench.cls.causal:
+        return
+    before, segment_BS = bench.route(bench.features), np.asarray(bench.features.segment_ids_BS)
+    for row, segment in itertools.product(range(len(segment_BS)), (1, 2)):
+        own_BS = (segment_BS == segment) & (np.arange(len(segment_BS)) == row)[:, None]
+        after = bench.route(_elsewhere(bench.features, ~own_BS))
+        moved = (_differs(before, after) & own_BS).sum()
+        assert not moved, (
+            f"{bench.cls.__name__}: other documents change the routing of {moved} tokens of document {segment} in row "
+            f"{row}; start anew where segment_ids change, and keep rows apart"
+        )
+
+
+def opted_out_modules_do_not_run(bench: _Bench) -> None:
+    """No token runs a module that is not available; with none available the bare trunk is left."""
+    for available in itertools.product((False, True), repeat=len(SPACE.modules)):
+        available_E = np.array(available)
+        routing = bench.route(bench.features._replace(available_E=jnp.asarray(available_E)))
+        assert np.isfinite(routing.weight).all(), f"{bench.cls.__name__}: with {available} a weight is not finite"
+        assert 0 <= routing.expert.min() <= routing.expert.max() < len(available), "experts out of range"
+        ran = np.flatnonzero(~available_E[routing.expert] & (routing.width > 0))
+        assert not len(ran), (
+            f"{bench.cls.__name__}: with available {available}, {len(ran)} choices run a module that is opted out"
+        )
+
+
+def a_higher_price_never_costs_more(bench: _Bench) -> None:
+    """The mean cost falls, or stays, as the price rises."""
+    blocks = [bench.mean_blocks(bench.route(bench.features._replace(price=jnp.float32(price)))) for price in PRICES]
+    for (low, high), (cheap, dear) in zip(itertools.pairwise(PRICES), itertools.pairwise(blocks), strict=True):
+        assert dear <= cheap, (
+            f"{bench.cls.__name__}: runs {cheap:.3f} blocks a token at price {low}, but {dear:.3f} at {high}"
+        )
+
+
+def other_numbers_compile_nothing(bench: _Bench) -> None:
+    """Other features, prices, opt-outs and other instances of the class run what was compiled once."""
+    bench.route(bench.visible(draw_example(2).features))
+    bench.route_afresh(1)
+    assert bench.traces == 1, (
+        f"{bench.cls.__name__}: route was compiled {bench.traces} times for one shape; keep arrays in nnx.Param or "
+        "nnx.Variable, and everything else that is set in __init__ comparable (no lambdas, no arrays)"
+    )
+
+
+def it_learns(bench: _Bench) -> None:
+    """The training loss gives every parameter a finite gradient that is not zero, and padding teaches nothing."""
+    if bench.cls.trains_on is None:
+        return
+    name, features = bench.cls.__name__, draw_example(0).features
+    compiled = jax.jit(jax.value_and_grad(partial(_training_loss, bench), has_aux=True))
+    parameters, rest = _parameters(bench)
+    (loss, metrics), gradient = compiled(parameters, rest, features)
+    for label, value in [("its training loss", loss), *metrics.items()]:
+        assert value.shape == (), f"{name}: {label} has shape {value.shape}, must be one number"
+        assert np.isfinite(value), f"{name}: {label} is {value}"
+    for path, leaf in nnx.to_flat_state(gradient):
+        where = ".".join(map(str, path))
+        assert np.isfinite(leaf[...]).all(), f"{name}: the gradient of {where} is not finite"
+        assert np.any(leaf[...] != 0), f"{name}: the training loss gives {where} no gradient; it would never learn"
+    padding = _elsewhere(features, np.asarray(features.segment_ids_BS) == 0)
+    (again, _), _ = compiled(parameters, rest, padding)
+    assert loss == again, f"{name}: padding (segment 0) changes the training loss from {loss} to {again}"
+
+
+def _parameters(bench: _Bench) -> tuple[nnx.State, nnx.State]:
+    _, parameters, rest = nnx.split(nnx.merge(bench.graph, bench.state), nnx.Param, ...)
+    assert jax.tree.leaves(parameters), f"{bench.cls.__name__} says it trains, but has no nnx.Param"
+    return parameters, rest
+
+
+def _training_loss(
+    bench: _Bench, parameters: nnx.State, rest: nnx.State, features: Features
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    router = nnx.merge(bench.graph, parameters, rest)
+    if bench.cls.trains_on == "outcomes":
+        return router.outcome_loss(features)
+    shown = bench.visible(features)
+    auxiliary, metrics = router.auxiliary_loss(shown)
+    # Stands for the language model: something that depends on the weight of every choice.
+    weight_BSK = router.route(shown).weight
+    worth_BSK = jax.random.normal(jax.random.key(0), weight_BSK.shape) * (features.segment_ids_BS > 0)[..., None]
+    return auxiliary + (weight_BSK * worth_BSK).mean(), metrics
+
+
+CHECKS: tuple[Callable[[_Bench], None], ...] = (
+    config_survives_json,
+    routing_is_well_formed,
+    routing_repeats,
+    routing_is_causal,
+    documents_are_apart,
+    opted_out_modules_do_not_run,
+    a_higher_price_never_costs_more,
+    other_numbers_compile_nothing,
+    it_learns,
+)
+"""The suite, one rule a function."""

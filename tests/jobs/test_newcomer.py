@@ -1,0 +1,106 @@
+"""A newcomer's path, as a newcomer walks it: commands and YAML, no Python."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.tiny import COMPOSITION, EVALUATION, TRUNK
+
+pytestmark = pytest.mark.slow
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+ROUTER_MANIFEST = """
+name: first_module
+summary: Everything to the first module at full width
+implementation: router.py:FirstModule
+owner: newcomer
+licence: Apache-2.0
+"""
+ROUTER_CODE = '''
+"""Everything to the first module at full width."""
+
+import jax.numpy as jnp
+
+from moe_lab.config.spec import Spec
+from moe_lab.routing.router import Router, route_candidates
+
+
+class FirstModuleConfig(Spec):
+    """Nothing to set."""
+
+
+class FirstModule(Router):
+    Config = FirstModuleConfig
+
+    def route(self, features):
+        choice = jnp.where(features.available_E[0], int(self.space.widest_E[0]), 0)
+        return route_candidates(self.space, jnp.full(features.segment_ids_BS.shape, choice))
+'''
+
+
+def told(process: subprocess.CompletedProcess[str]) -> str:
+    """What a successful command printed."""
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def text_folder(folder: Path) -> Path:
+    """Real text: modules of the standard library, copied as if they were a team's own files."""
+    folder.mkdir()
+    library = Path(sysconfig.get_path("stdlib"))
+    for name in ("argparse", "ast", "calendar", "cgi", "csv", "dis", "enum", "heapq", "inspect", "pdb", "typing"):
+        if (library / f"{name}.py").exists():
+            (folder / f"{name}.txt").write_text((library / f"{name}.py").read_text())
+    return folder
+
+
+def test_from_an_empty_folder_to_a_report(tmp_path: Path, moe_lab: Command) -> None:
+    texts = text_folder(tmp_path / "texts")
+    told(moe_lab("init", "lab", cwd=tmp_path))
+    lab = tmp_path / "lab"
+    (lab / "configs" / "trunk.yaml").write_text(
+        TRUNK.format(steps=10).replace("domain: code", "domain: python").replace("domain: prose", "domain: english")
+    )
+    assert "published lab/tiny@1" in told(moe_lab("train", "trunk", "--publish", cwd=lab))
+
+    new = ["module", "new", "poems", "--owner", "bards", "--trunk", "lab/tiny", "--width", "16"]
+    assert "next: moe-lab train poems" in told(moe_lab(*new, "--text", f"{texts}/*.txt", cwd=lab))
+    manifest = (lab / "modules" / "poems" / "module.yaml").read_text()
+    assert len(manifest.splitlines()) <= 30
+    quick = ["train.steps=5", "train.warmup_steps=1", "train.batch_size=4", "train.seq_len=64", "heldout_rows=4"]
+    assert "bits per byte held out" in told(moe_lab("train", "poems", *quick, cwd=lab))
+    assert "bards/poems is ready" in told(moe_lab("module", "check", "poems", *quick, cwd=lab))
+    assert "published bards/poems@1" in told(moe_lab("module", "publish", "poems", *quick, cwd=lab))
+    assert "bards/poems@1" in told(moe_lab("module", "list", cwd=lab))
+    assert "trunk: lab/tiny@1" in told(moe_lab("module", "lineage", "bards/poems", cwd=lab))
+    assert "0 problems" in told(moe_lab("module", "verify", cwd=lab))
+
+    fixed = "{type: fixed, candidate: 'bards/poems:16'}"
+    (lab / "configs" / "mine.yaml").write_text(COMPOSITION.format(name="mine", modules="[bards/poems]", router=fixed))
+    assert "lockfile: " in told(moe_lab("compose", "mine", cwd=lab))
+    small = ["rows=4", "decision_rows=4", "seq_len=64", "batch_size=4", "resamples=20"]
+    output = told(moe_lab("eval", "mine", "--domain", "english", *small, cwd=lab))
+    report = re.search(r"report: (.*)", output)
+    assert report is not None
+    assert Path(report[1]).read_text().startswith("<!doctype html>")
+
+
+def test_a_router_is_added_by_dropping_a_folder(tiny_lab: Path, moe_lab: Command) -> None:
+    folder = tiny_lab / "routers" / "first_module"
+    folder.mkdir()
+    (folder / "router.yaml").write_text(ROUTER_MANIFEST.lstrip())
+    (folder / "router.py").write_text(ROUTER_CODE.lstrip())
+    (tiny_lab / "configs" / "first.yaml").write_text(
+        COMPOSITION.format(name="first", modules="[north/code, south/prose]", router="{type: first_module}")
+    )
+    (tiny_lab / "configs" / "first-eval.yaml").write_text(
+        EVALUATION.replace("composition.yaml", "first.yaml").replace("[lab/domain]", "[]")
+    )
+    output = told(moe_lab("eval", "first-eval", cwd=tiny_lab))
+    assert re.search(r"^first_module ", output, re.MULTILINE)

@@ -1,0 +1,247 @@
+"""The conformance suite finds what it is there to find: each router below breaks one rule and is told so."""
+
+from __future__ import annotations
+
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_lab.config import Spec
+from moe_lab.nn.pool import Routing
+from moe_lab.routing.conformance import check_router
+from moe_lab.routing.example import SPACE, draw_example
+from moe_lab.routing.router import Features, Router, available_candidates, masked_mean, route_candidates
+
+
+class Config(Spec):
+    """Nothing to set."""
+
+
+class Sound(Router):
+    """A linear score per candidate of the token itself; keeps every rule. The others break one each."""
+
+    Config = Config
+    trains_on = "outcomes"
+
+    def __init__(self, config: Any, space: Any, d_model: int, *, rngs: nnx.Rngs):
+        super().__init__(config, space, d_model, rngs=rngs)
+        self.head = nnx.Linear(d_model, len(space), rngs=rngs)
+
+    def losses(self, features: Features) -> jax.Array:
+        return self.head(features.hidden_BSD)
+
+    def allowed(self, features: Features) -> jax.Array:
+        return available_candidates(self.space, features.available_E)
+
+    def route(self, features: Features) -> Routing:
+        bill = self.losses(features) + features.price * self.space.relative_cost_C
+        return route_candidates(self.space, jnp.argmin(jnp.where(self.allowed(features), bill, jnp.inf), axis=-1))
+
+    def outcome_loss(self, features: Features) -> tuple[jax.Array, dict[str, jax.Array]]:
+        assert features.outcomes_BSC is not None
+        error = jnp.square(self.losses(features) - features.outcomes_BSC).mean(-1)
+        return masked_mean(error, features.segment_ids_BS), {}
+
+
+class NotASpec(Sound):
+    Config = dict  # type: ignore[assignment]
+
+
+class Listens(Spec):
+    secret: int = 3
+
+    def model_dump_json(self, **options: Any) -> str:
+        return "{}"
+
+
+class ForgetsItsConfig(Sound):
+    Config = Listens
+
+
+class FloatWidths(Sound):
+    def route(self, features: Features) -> Routing:
+        routing = super().route(features)
+        return routing._replace(width=routing.width.astype(jnp.float32))
+
+
+class NoChoiceAxis(Sound):
+    def route(self, features: Features) -> Routing:
+        routing = super().route(features)
+        return routing._replace(weight=routing.weight[..., 0])
+
+
+class NoSuchModule(Sound):
+    def route(self, features: Features) -> Routing:
+        routing = super().route(features)
+        return routing._replace(expert=routing.expert + 1)
+
+
+class NegativeWidth(Sound):
+    def route(self, features: Features) -> Routing:
+        routing = super().route(features)
+        return routing._replace(width=routing.width - 1)
+
+
+class InfiniteWeight(Sound):
+    def route(self, features: Features) -> Routing:
+        routing = super().route(features)
+        return routing._replace(weight=routing.weight / 0)
+
+
+class ReadsAValue(Sound):
+    def route(self, features: Features) -> Routing:
+        assert features.price >= 0
+        return super().route(features)
+
+
+class DrawsAnew(Sound):
+    instances = itertools.count()
+
+    def __init__(self, *arguments: Any, rngs: nnx.Rngs):
+        super().__init__(*arguments, rngs=rngs)
+        self.favourite = nnx.Variable(jax.nn.one_hot(next(self.instances), len(SPACE)))
+
+    def losses(self, features: Features) -> jax.Array:
+        return super().losses(features) - 9 * self.favourite[...]
+
+
+class SeesTheNextToken(Sound):
+    def losses(self, features: Features) -> jax.Array:
+        return self.head(jnp.roll(features.hidden_BSD, -1, axis=1))
+
+
+class SeesThatADocumentEnds(Sound):
+    def losses(self, features: Features) -> jax.Array:
+        ends = features.segment_ids_BS != jnp.roll(features.segment_ids_BS, -1, axis=1)
+        return super().losses(features) * jnp.where(ends, -1, 1)[..., None]
+
+
+class MixesDocuments(Sound):
+    def losses(self, features: Features) -> jax.Array:
+        return self.head(jnp.cumsum(features.hidden_BSD, axis=1))
+
+
+class MixesRows(Sound):
+    def losses(self, features: Features) -> jax.Array:
+        return self.head(jnp.cumsum(features.hidden_BSD, axis=0))
+
+
+class IgnoresOptOut(Sound):
+    def allowed(self, features: Features) -> jax.Array:
+        return jnp.ones(len(self.space), bool)
+
+
+class NoNumberWithoutModules(Sound):
+    def route(self, features: Features) -> Routing:
+        routing, left = super().route(features), features.available_E.sum()
+        return routing._replace(weight=routing.weight * left / left)
+
+
+class LikesItDear(Sound):
+    def route(self, features: Features) -> Routing:
+        return super().route(features._replace(price=-features.price))
+
+
+class HoldsALambda(Sound):
+    def __init__(self, *arguments: Any, rngs: nnx.Rngs):
+        super().__init__(*arguments, rngs=rngs)
+        self.activation = lambda x: x
+
+
+class DeadParameter(Sound):
+    def __init__(self, *arguments: Any, rngs: nnx.Rngs):
+        super().__init__(*arguments, rngs=rngs)
+        self.unused = nnx.Param(jnp.ones(3))
+
+
+class NothingToTrain(Sound):
+    def __init__(self, config: Any, space: Any, d_model: int, *, rngs: nnx.Rngs):
+        Router.__init__(self, config, space, d_model, rngs=rngs)
+
+    def losses(self, features: Features) -> jax.Array:
+        return features.hidden_BSD[..., : len(self.space)]
+
+
+class InfiniteLoss(Sound):
+    def outcome_loss(self, features: Features) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss, _ = super().outcome_loss(features)
+        return loss, {"odds": loss / 0}
+
+
+class LossPerRow(Sound):
+    def outcome_loss(self, features: Features) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss, _ = super().outcome_loss(features)
+        return loss, {"rows": jnp.ones(4)}
+
+
+class InfiniteGradient(Sound):
+    def outcome_loss(self, features: Features) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss, metrics = super().outcome_loss(features)
+        return loss + jnp.sqrt(0 * self.head.bias[...]).sum(), metrics
+
+
+class LearnsFromPadding(Sound):
+    def outcome_loss(self, features: Features) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return super().outcome_loss(features._replace(segment_ids_BS=jnp.ones_like(features.segment_ids_BS)))
+
+
+def test_a_sound_router_passes() -> None:
+    check_router(Sound)
+
+
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        (NotASpec, "must be a moe_lab.config.Spec"),
+        (ForgetsItsConfig, "secret=7 comes back from JSON as secret=3"),
+        (FloatWidths, "routing.width is float32, must be int32"),
+        (NoChoiceAxis, r"routing.weight is \(4, 24\), must be \[B, S, K\]"),
+        (NoSuchModule, r"experts 1..3 were routed to, there are 0..2"),
+        (NegativeWidth, "a width is -1"),
+        (InfiniteWeight, "weight is not finite"),
+        (ReadsAValue, "must be jittable, but it reads a value"),
+        (DrawsAnew, "two instances of one seed differ"),
+        (SeesTheNextToken, "declare `causal = False`"),
+        (SeesThatADocumentEnds, "declare `causal = False`"),
+        (MixesDocuments, "start anew where segment_ids change"),
+        (MixesRows, "keep rows apart"),
+        (IgnoresOptOut, "run a module that is opted out"),
+        (NoNumberWithoutModules, r"with \(False, False, False\) a weight is not finite"),
+        (LikesItDear, r"runs 2\.\d+ blocks a token at price 0.003, but 2\.\d+ at 0.03"),
+        (HoldsALambda, "no lambdas"),
+        (DeadParameter, "gives unused no gradient"),
+        (NothingToTrain, "has no nnx.Param"),
+        (InfiniteLoss, "odds is inf"),
+        (LossPerRow, r"rows has shape \(4,\)"),
+        (InfiniteGradient, "gradient of head.bias is not finite"),
+        (LearnsFromPadding, "padding .* changes the training loss"),
+    ],
+)
+def test_a_broken_rule_is_named(router: type[Router], message: str) -> None:
+    settings = {"secret": 7} if router is ForgetsItsConfig else {}
+    with pytest.raises(AssertionError, match=message):
+        check_router(router, **settings)
+
+
+def test_a_router_that_says_it_is_not_causal_may_look_ahead() -> None:
+    class SaysSo(SeesTheNextToken):
+        causal = False
+        trains_on = None
+
+    check_router(SaysSo)
+
+
+def test_the_example_s_right_routing_is_the_cheapest() -> None:
+    example = draw_example(3)
+    outcomes = np.asarray(example.features.outcomes_BSC) + 1.0 * SPACE.relative_cost_C
+    counted = np.asarray(example.features.segment_ids_BS) > 0
+    wanted = np.where(example.marked_BS, SPACE.widest_E[example.module_BS], 0)
+    np.testing.assert_array_equal(outcomes.argmin(-1)[counted], wanted[counted])
+    assert len(np.unique(example.module_BS[counted])) == len(SPACE.modules)
+    assert 0 < counted.mean() < 1
