@@ -47,9 +47,12 @@ def print_acceptance(results: Any) -> None:
         for entry in results.acceptance
     ]
     print()
-    columns = ("domain", "trunk", "composed", "best single", "which", "composed to best")
-    numbers = ("trunk", "composed", "best single", "composed to best")
-    print_table("held-out bits per byte, lower is better", columns, rows, right=numbers)
+    print_table(
+        "held-out bits per byte, lower is better",
+        ("domain", "trunk", "composed", "best single", "which", "composed to best"),
+        rows,
+        right=("trunk", "composed", "best single", "composed to best"),
+    )
     print()
     points = [
         (
@@ -63,6 +66,9 @@ def print_acceptance(results: Any) -> None:
         if curve.role != "fixed"
         for point in curve.points
     ]
-    columns = ("router", "price", "multiply-adds per token", "bits per byte", "95% interval")
-    numbers = ("price", "multiply-adds per token", "bits per byte")
-    print_table("quality and cost over all domains", columns, points, right=numbers)
+    print_table(
+        "quality and cost over all domains",
+        ("router", "price", "multiply-adds per token", "bits per byte", "95% interval"),
+        points,
+        right=("price", "multiply-adds per token", "bits per byte"),
+    )

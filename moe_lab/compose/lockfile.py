@@ -12,8 +12,6 @@ from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError
 from moe_lab.registry import Registry
 
-FORMAT = 1
-
 
 class LockedPart(Spec):
     """A published artifact, pinned."""
@@ -25,7 +23,7 @@ class LockedPart(Spec):
 class Lock(Spec):
     """A composition with nothing left to decide."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str
     trunk: LockedPart
     modules: tuple[LockedPart, ...]

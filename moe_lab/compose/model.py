@@ -149,6 +149,7 @@ class ComposedModel:
         self,
         arrays: ModelArrays,
         batch: TokenBatch,
+        hidden_BSD: jax.Array,
         *,
         available_E: np.ndarray,
         price: float | None = None,
@@ -160,6 +161,7 @@ class ComposedModel:
         Args:
             arrays: from `arrays()`.
             batch: packed tokens.
+            hidden_BSD: from `enter`.
             available_E: from `available()`.
             price: overrides the composition's price.
             width_cap: runs every routed token at this many blocks (a uniform width), unless `UNCAPPED`.
@@ -170,6 +172,7 @@ class ComposedModel:
             (self.trunk.graph, nnx.graphdef(self.router), self.backend),
             arrays,
             _arrays(batch),
+            hidden_BSD,
             jnp.asarray(available_E),
             jnp.float32(self.price if price is None else price),
             jnp.int32(width_cap),
@@ -233,6 +236,7 @@ def _composed(
     static: tuple[nnx.GraphDef, nnx.GraphDef, str],
     arrays: ModelArrays,
     batch: tuple,
+    hidden_BSD: jax.Array,
     available_E: jax.Array,
     price: jax.Array,
     width_cap: jax.Array,
@@ -240,8 +244,7 @@ def _composed(
 ) -> Decision:
     trunk_graph, router_graph, backend = static
     trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
-    tokens, targets, segment_ids, positions = batch
-    hidden_BSD = trunk.enter(tokens, segment_ids, positions)
+    _, targets, segment_ids, _ = batch
     features = Features(normalised(hidden_BSD), segment_ids, available_E & arrays.present_E, price, outcomes_BSC)
     logits, routing, blocks_BS = compose_pass(trunk, router, arrays, batch, features, hidden_BSD, width_cap, backend)
     return Decision(

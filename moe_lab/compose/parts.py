@@ -60,7 +60,7 @@ class LoadedModule:
 
     @property
     def layer_blocks(self) -> dict[int, int]:
-        return {layer: blocks.count for layer, blocks in self.weights.items()}
+        return {layer: blocks.num_blocks for layer, blocks in self.weights.items()}
 
 
 def abstract_trunk(spec: TrunkSpec) -> tuple[nnx.GraphDef, nnx.State]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
@@ -26,7 +27,7 @@ from moe_lab.evaluation.curves import (
     zero_curve,
     zero_router,
 )
-from moe_lab.evaluation.passes import AnswerItems, HeldOut, Pass, run_pass
+from moe_lab.evaluation.passes import AnswerItems, HeldOut, Pass, enter_all, run_pass
 from moe_lab.evaluation.results import (
     Acceptance,
     BestSingle,
@@ -82,6 +83,11 @@ class Evaluation:
         )
 
     @cached_property
+    def hidden(self) -> list[jax.Array]:
+        """The work in front of the routed layers, done once."""
+        return enter_all(self.model, self.heldout)
+
+    @cached_property
     def available(self) -> OutcomeTable:
         """The table of the candidates that are not opted out: what every baseline may choose from."""
         return self.table.without(self.settings.without)
@@ -108,7 +114,7 @@ class Evaluation:
         }
 
     def _pass(self, model: ComposedModel, **options: Any) -> Pass:
-        result = run_pass(model, self.heldout, table=self.table, **options)
+        result = run_pass(model, self.heldout, self.hidden, table=self.table, **options)
         self.count_pass()
         return result
 

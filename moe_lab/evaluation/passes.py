@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
+import jax
 import numpy as np
 
 from moe_lab.compose.model import UNCAPPED, ComposedModel
@@ -73,25 +74,43 @@ class Pass:
     width_NSK: np.ndarray  # hidden units asked for
 
 
+def enter_all(model: ComposedModel, heldout: HeldOut) -> list[jax.Array]:
+    """The trunk's state in front of the routed layers, batch by batch: the same for all candidates and routers."""
+    arrays = model.arrays()
+    return [model.enter(arrays, batch) for batch in heldout.batches]
+
+
 def run_pass(
     model: ComposedModel,
     heldout: HeldOut,
+    hidden: Sequence[jax.Array],
     *,
     price: float | None = None,
     without: Sequence[str] = (),
     width_cap: int = UNCAPPED,
     table: OutcomeTable | None = None,
 ) -> Pass:
-    """Runs the composed model over all batches; `table` serves routers that need measured outcomes."""
+    """Runs the composed model over all batches.
+
+    Args:
+        model: what to run.
+        heldout: the text.
+        hidden: from `enter_all`, shared by all systems with the same trunk.
+        price: overrides the composition's.
+        without: modules to opt out.
+        width_cap: see `ComposedModel.run`.
+        table: measured outcomes, for routers that look them up.
+    """
     arrays, available = model.arrays(), model.available(without)
     decisions, row = [], 0
-    for batch in heldout.batches:
+    for batch, hidden_BSD in zip(heldout.batches, hidden, strict=True):
         rows = slice(row, row := row + len(batch.tokens))
         outcomes = table.loss_NSC[rows] if table is not None and model.router.needs_outcomes else None
         decisions.append(
             model.run(
                 arrays,
                 batch,
+                hidden_BSD,
                 available_E=available,
                 price=price,
                 width_cap=width_cap,

@@ -6,7 +6,7 @@ Publishing copies it, so what was checked is what appears, digest included.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Candidate:
 
 
 def stage(
-    run: Run, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], block_tensors: set[str] = frozenset()
+    run: Run, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], block_tensors: Collection[str] = ()
 ) -> Candidate:
     """Stores what a run made in the run's own folder."""
     staging = Registry(run.path / "candidate")

@@ -13,7 +13,7 @@ from moe_lab.experts.weights import ExpertWeights
 from moe_lab.jobs.measure import BatchLosses, bits_per_byte, module_losses, trunk_losses
 
 HELDOUT: Split = "test"
-BATCH_ROWS = 16
+BATCH_ROWS = 8
 
 
 def heldout_batches(corpus: Corpus, rows: int, seq_len: int) -> list[Batch]:

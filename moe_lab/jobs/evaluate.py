@@ -165,7 +165,7 @@ def _write(
     lock: Lock,
     model: ComposedModel,
     others: Mapping[str, LockedPart],
-    measured: Mapping[str, list[Any]],
+    measured: Mapping[str, Any],
     seconds: float,
     name: str,
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +35,14 @@ def bits_per_byte(losses: BatchLosses, batches: Iterable[Batch]) -> float:
 
 
 @partial(jax.jit, static_argnums=0)
-def _trunk_losses(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> jax.Array:
+def _trunk_losses(graph: nnx.GraphDef, state: nnx.State, batch: Any) -> jax.Array:
     logits = nnx.merge(graph, state)(batch.tokens, batch.segment_ids, batch.positions)
     return token_losses(logits, batch.targets)
 
 
 @partial(jax.jit, static_argnums=0)
 def _module_losses(
-    graph: nnx.GraphDef, state: nnx.State, weights: ExpertWeights, blocks: jax.Array, batch: Batch
+    graph: nnx.GraphDef, state: nnx.State, weights: ExpertWeights, blocks: jax.Array, batch: Any
 ) -> jax.Array:
     rows, sequence = batch.tokens.shape
     experts = alone(weights, jnp.broadcast_to(blocks, (rows,)), sequence)
@@ -61,15 +62,16 @@ def module_losses(trunk: LoadedTrunk, weights: ExpertWeights, blocks: int) -> Ba
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _activation_sums(
-    graph: nnx.GraphDef, activation: str, state: nnx.State, weights: ExpertWeights, batch: Batch
+    graph: nnx.GraphDef, activation: str, state: nnx.State, weights: ExpertWeights, batch: Any
 ) -> dict[int, tuple[jax.Array, jax.Array]]:
     rows, sequence = batch.tokens.shape
-    full_B = jnp.full((rows,), max(blocks.count for blocks in weights.values()), jnp.int32)
-    experts = alone(weights, full_B, sequence)._replace(taps={})
+    full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in weights.values()), jnp.int32)
+    taps: dict[int, jax.Array] = {}
+    experts = alone(weights, full_B, sequence)._replace(taps=taps)
     nnx.merge(graph, state)(batch.tokens, batch.segment_ids, batch.positions, experts)
     mask_T1 = batch.loss_mask.reshape(-1, 1)
     sums = {}
-    for layer, h_TD in experts.taps.items():
+    for layer, h_TD in taps.items():
         a_TF = hidden_activations(h_TD, weights[layer], activation) * mask_T1
         sums[layer] = (jnp.abs(a_TF).sum(0), jnp.square(a_TF).sum(0))
     return sums

@@ -90,7 +90,7 @@ def module_fields(
     method: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of a module, trained or shrunk, but for its tensors."""
-    blocks = {layer: part.count for layer, part in weights.items()}
+    blocks = {layer: part.num_blocks for layer, part in weights.items()}
     lineage = {"parents": parents, "run": run.fingerprint, "data": [corpus.digest]}
     return {
         "kind": "module",

@@ -55,7 +55,7 @@ class TrunkObjective(LanguageObjective):
     def init(self, key: jax.Array) -> nnx.State:
         return nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key)))
 
-    def loss(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits = nnx.merge(self.graph, params)(batch.tokens, batch.segment_ids, batch.positions)
         return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
 
@@ -98,14 +98,14 @@ class ModuleObjective(LanguageObjective):
     def init(self, key: jax.Array) -> ExpertWeights:
         return self._start(key)
 
-    def logits(self, params: ExpertWeights, frozen: Any, batch: Batch, key: jax.Array) -> jax.Array:
+    def logits(self, params: ExpertWeights, frozen: Any, batch: Any, key: jax.Array) -> jax.Array:
         """The trunk with the module at a drawn width per row."""
         trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
         rows, sequence = batch.tokens.shape
         width_B = nested_widths(key, rows, self._ladder, self._trunk.spec.block, self._widest_share)
         return trunk(batch.tokens, batch.segment_ids, batch.positions, alone(params, width_B, sequence))
 
-    def loss(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits = self.logits(params, frozen, batch, key)
         return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
 
@@ -122,11 +122,11 @@ class DistilObjective(ModuleObjective):
         self._distil_loss = distil_loss
         self.frozen = {**self.frozen, "teacher": teacher}
 
-    def loss(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         student = self.logits(params, frozen, batch, key)
         trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
         rows, sequence = batch.tokens.shape
-        full_B = jnp.full((rows,), max(blocks.count for blocks in frozen["teacher"].values()), jnp.int32)
+        full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
         teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, alone(frozen["teacher"], full_B, sequence))
         return self._distil_loss(student, teacher, batch.targets, batch.loss_mask)
 
@@ -176,7 +176,7 @@ class RouterLanguageObjective(LanguageObjective):
     def init(self, key: jax.Array) -> nnx.State:
         return self._state
 
-    def loss(self, params: Any, frozen: ModelArrays, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: Any, frozen: ModelArrays, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         trunk = nnx.merge(self._model.trunk.graph, frozen.trunk)
         router = nnx.merge(self._graph, params)
         hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions)

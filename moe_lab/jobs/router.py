@@ -22,7 +22,7 @@ from moe_lab.routing.outcomes import OutcomeTable, load_outcomes, save_outcomes
 from moe_lab.training import Objective, fit, open_run
 
 OUTCOMES_FILE = "outcomes.parquet"
-MEASURING_ROWS = 16
+MEASURING_TOKENS = 4096
 
 
 def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate:
@@ -96,7 +96,7 @@ def outcome_table(
         path = run.path / OUTCOMES_FILE
         if run.done:
             return load_outcomes(path)
-        batches = domain_batches(corpora, "validation", rows, min(MEASURING_ROWS, rows), seq_len)
+        batches = domain_batches(corpora, "validation", rows, min(rows, max(1, MEASURING_TOKENS // seq_len)), seq_len)
         label = f"outcomes of {len(model.space)} candidates"
         with workspace.progress.stage(label, len(batches), "batches") as shown:
             table, _ = measure_outcomes(

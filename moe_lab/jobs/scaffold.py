@@ -23,17 +23,14 @@ One paragraph: what text this module knows, who looks after it, what it is not g
     moe-lab module publish {name}
 """
 
-_TEST = '''"""The config of this module can be read and fits its trunk's rules."""
+_TEST = """from pathlib import Path
 
-from pathlib import Path
-
-from moe_lab.config import load_config
+from moe_lab.jobs.contribution import check_module_folder
 
 
-def test_the_config_is_a_module() -> None:
-    spec = load_config(Path(__file__).with_name("module.yaml"), kind="module")
-    assert spec.ladder[-1] == spec.widest
-'''
+def test_the_folder_is_a_contribution() -> None:
+    check_module_folder(Path(__file__).parent)
+"""
 
 
 def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width: int) -> Path:

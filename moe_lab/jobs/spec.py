@@ -44,7 +44,7 @@ class TrunkRun(Published):
     tokenizer: TokenizerSpec = ByteTokenizerSpec()
     data: tuple[DataShare, ...] = Field(min_length=1)
     train: TrainSpec
-    heldout_rows: PositiveInt = 32
+    heldout_rows: PositiveInt = 16
 
 
 class ModuleSpec(Published):
@@ -66,7 +66,7 @@ class ModuleSpec(Published):
     data: DataRef
     train: TrainSpec
     widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    heldout_rows: PositiveInt = 32
+    heldout_rows: PositiveInt = 16
     claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
 
     @property
@@ -92,8 +92,8 @@ class DistillRun(Published):
     data: DataRef
     train: TrainSpec
     widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    calibration_rows: PositiveInt = 32
-    heldout_rows: PositiveInt = 32
+    calibration_rows: PositiveInt = 16
+    heldout_rows: PositiveInt = 16
     claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
 
 

@@ -94,9 +94,6 @@ class Lab:
                 if (root / candidate).is_file():
                     return root / candidate
         for place in places_in_packages("modules"):
-            if place.folder.name == text:
-                return place.folder / "module.yaml"
-        for place in places_in_packages("modules"):
             if place.name == text:
                 return place.manifest_path
         raise LabError(f'no config "{text}".{did_you_mean(text, self._config_names())}')

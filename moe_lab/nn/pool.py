@@ -24,7 +24,7 @@ class Blocks(NamedTuple):
     down: jax.Array  # [N, B, D]
 
     @property
-    def count(self) -> int:
+    def num_blocks(self) -> int:
         return self.gate.shape[0]
 
     def prefix(self, blocks: int) -> Blocks:
@@ -64,7 +64,7 @@ class Pool:
 def make_pool(modules: Sequence[Blocks]) -> Pool:
     """Lays the modules of one layer behind each other, in the order given."""
     assert modules, "a pool holds at least one module"
-    count = np.array([module.count for module in modules], np.int32)
+    count = np.array([module.num_blocks for module in modules], np.int32)
     start = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int32)
     blocks = Blocks(*(jnp.concatenate(parts) for parts in zip(*modules, strict=True)))
     return Pool(blocks, jnp.asarray(start), jnp.asarray(count))

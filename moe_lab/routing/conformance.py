@@ -33,7 +33,7 @@ from moe_lab.routing.router import Features, Router
 PRICES = (0.0, 0.003, 0.03, 0.3, 3.0, 30.0)
 
 
-def check_router(cls: type[Router], **settings: Any) -> None:
+def check_router(cls: type[Router], /, **settings: Any) -> None:
     """Runs the whole suite on a router class.
 
     Args:
@@ -89,7 +89,7 @@ class _Bench:
 
     def _routed(self, graph: nnx.GraphDef, state: nnx.State, features: Features) -> Routing:
         try:
-            return Routing(*map(np.asarray, self._route(graph, state, features)))
+            return Routing(*map(np.asarray, self._route(graph, state, features)))  # type: ignore[arg-type]
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise AssertionError(
                 f"{self.cls.__name__}.route must be jittable, but it reads a value: {error}"
@@ -234,7 +234,8 @@ def it_learns(bench: _Bench) -> None:
 
 
 def _parameters(bench: _Bench) -> tuple[nnx.State, nnx.State]:
-    _, parameters, rest = nnx.split(nnx.merge(bench.graph, bench.state), nnx.Param, ...)
+    split: Any = nnx.split(nnx.merge(bench.graph, bench.state), nnx.Param, ...)
+    _, parameters, rest = split
     assert jax.tree.leaves(parameters), f"{bench.cls.__name__} says it trains, but has no nnx.Param"
     return parameters, rest
 

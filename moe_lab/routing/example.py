@@ -1,4 +1,4 @@
-"""A made-up routing problem whose answer is known: small, learnable in a second, and what the conformance suite runs on.
+"""A made-up routing problem whose answer is known, learnable in a second: what the conformance suite runs on.
 
 Shape letters: B rows, S positions, D feature width, E modules, C candidates.
 """
@@ -68,8 +68,8 @@ def draw_example(seed: int, rows: int = 4, length: int = 24) -> Example:
     return Example(features, module_BS, marked_BS)
 
 
-def make_example_router(cls: type[Router], seed: int = 0, **settings: Any) -> Router:
-    """A fresh router of this class that chooses from `SPACE`."""
+def make_example_router(cls: type[Router], seed: int = 0, /, **settings: Any) -> Router:
+    """A fresh router of this class that chooses from `SPACE`; `settings` are its config."""
     return cls(cls.Config(**settings), SPACE, D_MODEL, rngs=nnx.Rngs(seed))
 
 

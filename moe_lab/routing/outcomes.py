@@ -73,9 +73,9 @@ def save_outcomes(table: OutcomeTable, path: Path, provenance: dict[str, Any]) -
     arrays = {name: pa.array(values) for name, values in columns.items()}
     for index, name in enumerate(table.space.names):
         arrays[f"loss/{name}"] = pa.array(np.ascontiguousarray(table.loss_NSC[..., index]).reshape(-1))
-    width = table.hidden_NSD.shape[-1]
-    flat = pa.array(np.ascontiguousarray(table.hidden_NSD).reshape(-1))
-    arrays["hidden"] = pa.FixedSizeListArray.from_arrays(flat, width)
+    if width := table.hidden_NSD.shape[-1]:  # Arrow has no lists of length 0
+        flat = pa.array(np.ascontiguousarray(table.hidden_NSD).reshape(-1))
+        arrays["hidden"] = pa.FixedSizeListArray.from_arrays(flat, width)
     written = pa.table(arrays).replace_schema_metadata({HEADER: json.dumps(header, sort_keys=True)})
     partial = path.with_suffix(".partial")
     pq.write_table(written, partial)
@@ -95,6 +95,9 @@ def load_outcomes(path: Path) -> OutcomeTable:
         raise LabError(f"{path}: outcome table format {header['format']}, this version reads {FORMAT}")
     space = CandidateSpace.from_json(header["space"])
     shape = (-1, header["sequence_length"])
+    needed = {"group", "segment", "bytes", *(f"loss/{name}" for name in space.names)}
+    if missing := sorted(needed - set(read.column_names)):
+        raise LabError(f"{path}: not an outcome table (it lacks {', '.join(missing)}); measure it again")
 
     def column(name: str) -> np.ndarray:
         return read.column(name).combine_chunks().to_numpy(zero_copy_only=False)
@@ -102,13 +105,20 @@ def load_outcomes(path: Path) -> OutcomeTable:
     loss = np.stack([column(f"loss/{name}").reshape(shape) for name in space.names], axis=-1)
     if not np.isfinite(loss[column("segment").reshape(shape) > 0]).all():
         raise LabError(f"{path}: some losses are not finite; measure the table again")
-    hidden = read.column("hidden").combine_chunks()
     return OutcomeTable(
         space=space,
         groups=tuple(header["groups"]),
         loss_NSC=loss,
-        hidden_NSD=hidden.flatten().to_numpy().reshape(*loss.shape[:2], hidden.type.list_size),
+        hidden_NSD=_hidden(read, loss.shape[:2]),
         segment_ids_NS=column("segment").reshape(shape),
         bytes_NS=column("bytes").reshape(shape),
         group_N=column("group").reshape(shape)[:, 0],
     )
+
+
+def _hidden(read: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The features of all tokens, [N, S, D]."""
+    if "hidden" not in read.column_names:
+        return np.zeros((*shape, 0), np.float32)
+    hidden = read.column("hidden").combine_chunks()
+    return hidden.flatten().to_numpy().reshape(*shape, hidden.type.list_size)

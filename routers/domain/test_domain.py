@@ -44,7 +44,7 @@ def test_it_keeps_the_contract() -> None:
 
 def test_the_module_follows_the_document(route, unseen: Example) -> None:
     counted = np.asarray(unseen.features.segment_ids_BS) > 0
-    assert (route(0.0).expert == unseen.module_BS)[counted].mean() > 0.95
+    assert (route(0.0).expert == unseen.module_BS)[counted].mean() > 0.9
 
 
 def test_its_table_is_the_mean_loss_of_each_rung_on_the_module_s_documents(trained: Router) -> None:

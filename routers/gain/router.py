@@ -66,7 +66,7 @@ class GainRouter(Router):
         self.module_hidden = nnx.Linear(2 * d_model, config.hidden, rngs=rngs)
         self.module_head = nnx.Linear(config.hidden, modules, kernel_init=zeros, rngs=rngs)
         self.width_hidden = nnx.Linear(2 * d_model, config.hidden, rngs=rngs)
-        bias = nnx.initializers.constant(-3.0)
+        bias = nnx.initializers.constant(-1.5)
         self.width_head = nnx.Linear(config.hidden, modules * rungs, kernel_init=zeros, bias_init=bias, rngs=rngs)
 
     def _seen(self, features: Features) -> jax.Array:
@@ -111,23 +111,22 @@ class GainRouter(Router):
         seen, segment_ids_BS = self._seen(features), features.segment_ids_BS
         scores_BSE = self._module_scores(seen, features.available_E)
         loss_BSEQ = features.outcomes_BSC[..., self._candidates()]
-        width_loss = self._width_loss(seen, loss_BSEQ, jax.nn.softmax(scores_BSE), features)
         around_BSE = surrounding_mean(loss_BSEQ[..., -1], segment_ids_BS, 2 * self.config.half_life)
         target_BSE = jax.nn.softmax(-around_BSE / self.config.temperature)
+        width_loss = self._width_loss(seen, loss_BSEQ, target_BSE, features)
         module_loss = masked_mean(-(target_BSE * jax.nn.log_softmax(scores_BSE)).sum(-1), segment_ids_BS)
         return module_loss + width_loss, {"module_loss": module_loss, "expected_bill": width_loss}
 
     def _width_loss(
         self, seen: jax.Array, loss_BSEQ: jax.Array, module_BSE: jax.Array, features: Features
     ) -> jax.Array:
-        """The expectation of loss + price * cost, exact, averaged over prices; the module's choice is not moved."""
+        """The expectation of loss + price * cost, exact, averaged over prices, each module on text that suits it."""
         excess_BSEQ, costs = self._excess_losses(seen), self._costs()
-        chosen_BSE = jax.lax.stop_gradient(module_BSE)
 
         def expected_bill(price: jax.Array) -> jax.Array:
             width = jax.nn.softmax(-(excess_BSEQ + price * costs) / self.config.temperature)
             bill_BSE = (width * (loss_BSEQ + price * costs)).sum(-1)
-            return masked_mean((chosen_BSE * bill_BSE).sum(-1), features.segment_ids_BS)
+            return masked_mean((module_BSE * bill_BSE).sum(-1), features.segment_ids_BS)
 
         return jax.vmap(expected_bill)(self._prices(features.price)).mean()
 

@@ -122,7 +122,7 @@ def test_cutting_into_blocks_and_back_pads_with_zeros(width: int) -> None:
     rng = np.random.default_rng(width)
     gate, up, down = (rng.normal(size=shape).astype(np.float32) for shape in ((6, width), (6, width), (width, 6)))
     blocks = to_blocks(jnp.asarray(gate), jnp.asarray(up), jnp.asarray(down), 4)
-    assert blocks.count == -(-width // 4)
+    assert blocks.num_blocks == -(-width // 4)
     whole = from_blocks(blocks)
     np.testing.assert_array_equal(whole[0][:, :width], gate)
     np.testing.assert_array_equal(whole[1][:, :width], up)
@@ -144,4 +144,4 @@ def test_a_pool_lays_modules_behind_each_other() -> None:
     assert pool.start.tolist() == [0, 2, 3]
     assert pool.count.tolist() == [2, 1, 3]
     for start, module in zip(pool.start, modules, strict=True):
-        np.testing.assert_array_equal(pool.blocks.gate[int(start) : int(start) + module.count], module.gate)
+        np.testing.assert_array_equal(pool.blocks.gate[int(start) : int(start) + module.num_blocks], module.gate)

@@ -15,7 +15,7 @@ from moe_lab.nn.pool import Pool, Routing
 
 def block_weights(pool: Pool, routing: Routing) -> tuple[jax.Array, jax.Array]:
     """Which tokens use which block, and with what weight: bool[N, T], float32[N, T]."""
-    block_N = jnp.arange(pool.blocks.count, dtype=jnp.int32)
+    block_N = jnp.arange(pool.blocks.num_blocks, dtype=jnp.int32)
     start_TK = pool.start[routing.expert]
     width_TK = jnp.minimum(routing.width, pool.count[routing.expert])
     offset_NTK = block_N[:, None, None] - start_TK

@@ -1,0 +1,43 @@
+"""The fixed router keeps the contract, and falls back to the trunk."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_lab.errors import LabError
+from moe_lab.lab import find_lab
+from moe_lab.routing.conformance import check_router
+from moe_lab.routing.example import SPACE, draw_example, make_example_router
+
+lab = find_lab()
+FixedRouter = lab.load(lab.get("routers", "fixed"))
+
+
+def test_it_keeps_the_contract() -> None:
+    check_router(FixedRouter)
+    check_router(FixedRouter, candidate="south/three:32")
+
+
+@pytest.mark.parametrize("candidate", SPACE.names)
+def test_every_token_runs_the_candidate(candidate: str) -> None:
+    routing = make_example_router(FixedRouter, candidate=candidate).route(draw_example(0).features)
+    module, _, width = candidate.partition(":")
+    assert (np.asarray(routing.width) == (int(width) // 16 if width else 0)).all()
+    assert (np.asarray(routing.weight) == 1).all()
+    if width:
+        assert (np.asarray(routing.expert) == SPACE.modules.index(module)).all()
+
+
+def test_opted_out_it_leaves_the_bare_trunk() -> None:
+    router, features = make_example_router(FixedRouter, candidate="east/two:32"), draw_example(0).features
+    others = features._replace(available_E=jnp.array([False, True, False]))
+    assert (np.asarray(router.route(others).width) == 2).all()
+    without = features._replace(available_E=jnp.array([True, False, True]))
+    assert not np.asarray(router.route(without).width).any()
+
+
+def test_a_candidate_that_is_not_composed_is_named() -> None:
+    with pytest.raises(LabError, match=r'"east/two:23" is not in the composition. Did you mean "east/two:32"'):
+        make_example_router(FixedRouter, candidate="east/two:23")

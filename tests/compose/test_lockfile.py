@@ -1,0 +1,115 @@
+"""A composition resolves to digests, and a lockfile keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from moe_lab.compose.lockfile import Lock, artifact_name, load_lock, pin, save_lock
+from moe_lab.errors import LabError
+from tests.compose.published import FIXED, LADDERS, MODULES, WIDTHS, Published, publish_all, put_trunk
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    return publish_all(tmp_path_factory.mktemp("published") / "lab")
+
+
+def test_every_part_is_pinned_to_what_its_name_means_now(published: Published, tmp_path: Path) -> None:
+    lock = published.lock("lab/gain", price=0.25)
+    assert lock.trunk == published.trunk
+    assert [part.ref for part in lock.modules] == [f"{name}@1" for name in MODULES]
+    for part in (lock.trunk, lock.router, *lock.modules):
+        assert published.registry.resolve(part.ref).digest == part.digest
+    assert (lock.price, lock.backend, lock.dtype) == (0.25, "auto", "float32")
+
+
+@pytest.mark.parametrize("router", ["lab/gain", FIXED])
+def test_a_lockfile_comes_back_as_it_was_saved(published: Published, tmp_path: Path, router) -> None:
+    lock, path = published.lock(router, price=0.25, backend="reference"), tmp_path / "deep" / "tiny.lock.json"
+    save_lock(lock, path)
+    assert load_lock(path) == lock
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_new_version_moves_the_name_but_not_the_lock(tmp_path: Path) -> None:
+    published = publish_all(tmp_path / "lab")
+    before = published.lock(FIXED)
+    newer = published.put_module("north/code", WIDTHS["north/code"], LADDERS["north/code"], seed=9)
+    after = published.lock(FIXED)
+    assert after.modules == (newer, *before.modules[1:])
+    assert newer.ref == "north/code@2"
+    assert published.lock(FIXED, ("north/code@1", "south/prose")).modules == before.modules[:2]
+
+
+def test_leaving_modules_out_is_not_having_listed_them(published: Published) -> None:
+    lock = published.lock("lab/gain")
+    assert lock.without(("south/prose",)) == published.lock("lab/gain", ("north/code", "west/sums"))
+    assert lock.without(()) == lock
+    assert artifact_name("south/prose@3") == artifact_name("south/prose") == "south/prose"
+
+
+@pytest.mark.parametrize("twice", [("north/code", "north/code"), ("north/code", "west/sums", "north/code@1")])
+def test_a_module_is_listed_once(published: Published, twice: tuple[str, ...]) -> None:
+    with pytest.raises(LabError, match="composition tiny: module north/code is listed twice"):
+        published.lock(FIXED, twice)
+
+
+def test_each_place_takes_its_own_kind(published: Published) -> None:
+    with pytest.raises(LabError, match="lab/trunk is a trunk, but a module is needed here"):
+        published.lock(FIXED, ("north/code", "lab/trunk"))
+    with pytest.raises(LabError, match="north/code is a module, but a router is needed here"):
+        published.lock("north/code")
+    with pytest.raises(LabError, match="lab/gain is a router, but a trunk is needed here"):
+        published.lock(FIXED, trunk="lab/gain")
+    with pytest.raises(LabError, match="north/cod"):
+        published.lock(FIXED, ("north/cod",))
+
+
+def test_a_digest_is_a_name_too(published: Published) -> None:
+    part = pin(published.registry, published.trunk.digest, "trunk")
+    assert part.digest == published.trunk.digest
+
+
+def _lock_json(published: Published) -> dict:
+    return published.lock(FIXED).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("trunk"), "trunk"),
+        (lambda data: data.update(colour="red"), "colour"),
+        (lambda data: data.update(format=2), "format"),
+        (lambda data: data.update(price="high"), "price"),
+    ],
+)
+def test_what_is_no_lockfile_is_refused(published: Published, tmp_path: Path, change, message: str) -> None:
+    data, path = _lock_json(published), tmp_path / "tiny.lock.json"
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(LabError, match=rf"tiny.lock.json.*{message}"):
+        load_lock(path)
+
+
+def test_a_lockfile_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.lock.json"
+    with pytest.raises(LabError, match="tiny.lock.json: cannot be read as a lockfile"):
+        load_lock(path)
+    path.write_text('{"format": 1,')
+    with pytest.raises(LabError, match="tiny.lock.json: cannot be read as a lockfile"):
+        load_lock(path)
+
+
+def test_two_trunks_of_one_name_are_two_digests(tmp_path: Path) -> None:
+    published = publish_all(tmp_path / "lab")
+    other = put_trunk(published.registry, seed=1)
+    assert other.digest != published.trunk.digest
+    with pytest.raises(LabError, match="north/code@1 does not fit this trunk: its trunk is"):
+        published.model(published.lock(FIXED))
+    locked = published.lock(FIXED, trunk="lab/trunk@1")
+    assert dataclasses.replace(published.model(locked), price=1.0).trunk.part == published.trunk
+    assert isinstance(locked, Lock)
