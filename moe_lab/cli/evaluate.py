@@ -60,5 +60,5 @@ def _evaluation(path: Path, overrides: list[str], without: list[str], domains: l
     if domains:
         data["domains"] = [str(Path(d).absolute()) if Path(d).is_file() else d for d in domains]
     if without:
-        data["without"] = without
+        data["without"] = sorted({*data.get("without", []), *without})
     return decode(EvaluationSpec, apply_overrides(data, overrides), str(path)), base

@@ -33,16 +33,17 @@ def new(
     owner: Annotated[str, typer.Option(help="Your team.")],
     trunk: Annotated[str, typer.Option(help="The published trunk to train beside, owner/name.")],
     text: Annotated[str, typer.Option(help="A glob of UTF-8 text files to learn from.")],
+    licence: Annotated[str, typer.Option(help="Under which licence the module may be used, e.g. Apache-2.0.")],
     width: Annotated[int, typer.Option(help="Hidden units per routed layer.")] = 256,
 ) -> None:
     """Make the folder of a new module, ready to train.
 
     Example:
-      moe-lab module new poems --owner bards --trunk lab/quickstart-trunk --text "~/poems/*.txt"
+      moe-lab module new poems --owner bards --trunk lab/quickstart-trunk --text "~/poems/*.txt" --licence CC0-1.0
     """
     from moe_lab.jobs.scaffold import new_module
 
-    folder = new_module(current_lab(ctx), name, owner=owner, trunk=trunk, text=text, width=width)
+    folder = new_module(current_lab(ctx), name, owner=owner, trunk=trunk, text=text, width=width, licence=licence)
     print(f"made {folder}\nnext: moe-lab train {name}, then moe-lab module publish {name}")
 
 

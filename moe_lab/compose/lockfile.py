@@ -10,7 +10,7 @@ from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import decode
 from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError
-from moe_lab.registry import Registry
+from moe_lab.registry import ArtifactRef, Registry
 
 
 class LockedPart(Spec):
@@ -63,6 +63,8 @@ def resolve(spec: CompositionSpec, registry: Registry) -> Lock:
 def pin(registry: Registry, ref: str, kind: str) -> LockedPart:
     """Resolves a name and checks that it names an artifact of the right kind."""
     resolved = registry.resolve(ref)
+    if not ref.startswith("sha256-") and ArtifactRef.parse(ref).width is not None:
+        raise LabError(f"{ref} names one width; name the whole module, the router chooses its widths")
     found = registry.manifest(resolved.digest)["kind"]
     if found != kind:
         raise LabError(f"{ref} is a {found}, but a {kind} is needed here; see moe-lab module list --all")

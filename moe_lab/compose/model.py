@@ -275,14 +275,17 @@ def build_model(lock: Lock, registry: Registry, lab: Lab) -> ComposedModel:
 
 def _require_same_ladders(space: CandidateSpace, modules: Sequence[LoadedModule], label: str) -> None:
     known: Mapping[str, tuple[int, ...]] = dict(zip(space.modules, space.widths, strict=True))
-    for module in modules:
+    costs: Mapping[str, tuple[int, ...]] = dict(zip(space.modules, space.costs, strict=True))
+    composed = candidate_space(modules)
+    for module, cost in zip(modules, composed.costs, strict=True):
         if module.name not in known:
             raise LabError(
                 f"router {label} does not know module {module.name} (it knows {', '.join(known)}); "
                 "train the router again with it"
             )
-        if known[module.name] != module.ladder:
+        if known[module.name] != module.ladder or costs[module.name] != cost:
             raise LabError(
-                f"router {label} learned {module.name} with ladder {list(known[module.name])}, but "
-                f"{module.part.ref} has {list(module.ladder)}; train the router again"
+                f"router {label} learned {module.name} with ladder {list(known[module.name])} at costs "
+                f"{list(costs[module.name])}, but {module.part.ref} has {list(module.ladder)} at {list(cost)}; "
+                "train the router again"
             )

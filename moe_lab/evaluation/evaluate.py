@@ -288,23 +288,20 @@ class Evaluation:
         return [Curve(label=label, role=role, points=points) for label, role, points in named]
 
     def _routing(self, composed: Pass) -> list[RoutingShare]:
+        """Each token counts once, in equal parts for the modules that it runs."""
         counted, shares = self.heldout.counted_NS, []
-        expert_T, width_T = composed.expert_NSK[counted][:, 0], composed.width_NSK[counted][:, 0]
+        expert_TK, width_TK = composed.expert_NSK[counted], composed.width_NSK[counted]
+        runs_TK = width_TK > 0
+        runs_TK[~runs_TK.any(axis=1), 0] = True
+        part_TK = runs_TK / runs_TK.sum(axis=1, keepdims=True)
         for index, domain in enumerate(self.heldout.domains):
-            where_T = self.heldout.domain_T == index
-            pairs, counts = np.unique(
-                np.stack([np.where(width_T > 0, expert_T, -1), width_T])[:, where_T],
-                axis=1,
-                return_counts=True,
-            )
-            for expert, width, number in zip(*pairs, counts, strict=True):
+            here = runs_TK & (self.heldout.domain_T == index)[:, None]
+            expert, width = np.where(width_TK > 0, expert_TK, -1)[here], width_TK[here]
+            pairs, which = np.unique(np.stack([expert, width]), axis=1, return_inverse=True)
+            parts = np.bincount(which.reshape(-1), part_TK[here]) / (self.heldout.domain_T == index).sum()
+            for e, w, part in zip(*pairs.tolist(), parts.tolist(), strict=True):
                 shares.append(
-                    RoutingShare(
-                        domain=domain,
-                        module=self._module(int(expert), int(width)),
-                        width=self._own_width(int(expert), int(width)),
-                        share=float(number / where_T.sum()),
-                    )
+                    RoutingShare(domain=domain, module=self._module(e, w), width=self._own_width(e, w), share=part)
                 )
         return shares
 

@@ -10,7 +10,7 @@ from moe_lab.jobs.spec import ModuleSpec
 
 
 def check_module_folder(folder: Path) -> ModuleSpec:
-    """The config can be read, its ladder ends at its width, its licence is stated, and a README tells what it is.
+    """The config can be read, its ladder ends at its width, and a README tells what it is.
 
     Raises:
         AssertionError, LabError: what is missing.
@@ -19,6 +19,5 @@ def check_module_folder(folder: Path) -> ModuleSpec:
     assert isinstance(spec, ModuleSpec)
     require_ladder(spec.ladder, spec.widest, 1, spec.name)
     assert spec.name.endswith(f"/{folder.name}"), f"{spec.name} is not named after its folder, {folder.name}"
-    assert spec.licence != "unstated", f"{spec.name}: say under which licence the module is published"
     assert (folder / "README.md").read_text(encoding="utf-8").strip(), f"{folder}: README.md is empty"
     return spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from moe_lab.evaluation.report import write_report
 from moe_lab.evaluation.results import Module, Parent, Results, Router, Trunk, load_results, save_results
 from moe_lab.jobs.router import outcome_table
 from moe_lab.jobs.spec import EvaluationSpec
-from moe_lab.jobs.workspace import Workspace
+from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
 from moe_lab.training import Run, open_run
 
 
@@ -77,9 +78,8 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
     model = build_model(lock, workspace.registry, workspace.lab)
     pinned = {ref: pin(workspace.registry, ref, "router") for ref in spec.routers}
     others = {ref: part for ref, part in pinned.items() if part != lock.router}
-    corpora = [workspace.corpus(workspace.domain(data, base), model.trunk.tokenizer) for data in spec.domains]
-    _require_distinct([corpus.name for corpus in corpora])
-    inputs = {f"data/{corpus.name}": corpus.digest for corpus in corpora}
+    corpora = workspace.corpora(spec.domains, base, model.trunk.tokenizer)
+    inputs = data_inputs(corpora) | _router_code(workspace, [lock.router, *others.values()])
     inputs |= {f"router/{ref}": part.digest for ref, part in others.items()}
     resolved = {"evaluation": spec.model_dump(mode="json"), "lock": lock.model_dump(mode="json")}
     with open_run(workspace.lab.runs, "evaluation", spec.name, resolved, inputs) as run:
@@ -98,10 +98,16 @@ def _require_composed(names: Sequence[str], lock: Lock) -> None:
             raise LabError(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, composed)}')
 
 
-def _require_distinct(domains: Sequence[str]) -> None:
-    for name in domains:
-        if domains.count(name) > 1:
-            raise LabError(f'domains: "{name}" is listed twice; list each domain once')
+def _router_code(workspace: Workspace, routers: Sequence[LockedPart | dict[str, Any]]) -> dict[str, str]:
+    """Routers are numbers from the registry and code from the lab: a result depends on both."""
+    types = set()
+    for router in routers:
+        if isinstance(router, LockedPart):
+            router = json.loads(workspace.registry.manifest(router.digest)["config"]["router"])
+        types.add(router["type"])
+    return {
+        f"router code/{name}": contribution_digest(workspace.lab.get("routers", name).path) for name in sorted(types)
+    }
 
 
 def _measure(

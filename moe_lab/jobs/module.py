@@ -17,7 +17,7 @@ from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.claims import module_claims
 from moe_lab.jobs.objectives import ModuleObjective
 from moe_lab.jobs.spec import ModuleSpec, Published
-from moe_lab.jobs.workspace import Workspace
+from moe_lab.jobs.workspace import Workspace, data_inputs
 from moe_lab.training import Run, fit
 
 
@@ -41,7 +41,7 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
     widths = layer_widths(spec, trunk.interface)
     require_ladder(spec.ladder, spec.widest, trunk.spec.block, spec.name)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
-    inputs = {"trunk": trunk.part.digest, f"data/{corpus.name}": corpus.digest}
+    inputs = {"trunk": trunk.part.digest, **data_inputs([corpus])}
     with workspace.open_run(spec, inputs) as run:
         if run.done:
             return staged(run)

@@ -23,10 +23,9 @@ def publish_checked(workspace: Workspace, candidate: Candidate, spec: Published,
 
 
 def _latest(workspace: Workspace, name: str) -> LockedPart | None:
-    if not any(f"{entry.ref.owner}/{entry.ref.name}" == name for entry in workspace.registry.list()):
+    """The newest version that is not retired."""
+    entries = [entry for entry in workspace.registry.list() if str(entry.ref).partition("@")[0] == name]
+    if all(entry.retired for entry in entries):
         return None
-    try:
-        resolved = workspace.registry.resolve(name)
-    except LabError:  # all its versions are retired
-        return None
+    resolved = workspace.registry.resolve(name)
     return LockedPart(ref=str(resolved.ref), digest=resolved.digest)

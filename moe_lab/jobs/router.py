@@ -17,7 +17,7 @@ from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective
 from moe_lab.jobs.spec import RouterRun
-from moe_lab.jobs.workspace import Workspace
+from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
 from moe_lab.routing.outcomes import OutcomeTable, load_outcomes, save_outcomes
 from moe_lab.training import Objective, fit, open_run
 
@@ -33,10 +33,10 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
     if model.router.trains_on is None:
         name = spec.router["type"]
         raise LabError(f"router {name} learns nothing: write `router: {{type: {name}, ...}}` in the composition")
-    corpora = [workspace.corpus(workspace.domain(domain, base), trunk.tokenizer) for domain in spec.domains]
-    inputs = {"trunk": trunk.part.digest}
+    corpora = workspace.corpora(spec.domains, base, trunk.tokenizer)
+    code = contribution_digest(workspace.lab.get("routers", spec.router["type"]).path)
+    inputs = {"trunk": trunk.part.digest, "router code": code, **data_inputs(corpora)}
     inputs |= {f"module/{part.ref}": part.digest for part in parts}
-    inputs |= {f"data/{corpus.name}": corpus.digest for corpus in corpora}
     with workspace.open_run(spec, inputs) as run:
         if run.done:
             return staged(run)
@@ -47,7 +47,7 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
             "summary": spec.summary,
             "licence": spec.licence,
             "interface": {"trunk": trunk.part.digest, "space": model.space.to_json()},
-            "config": {"router": canonical_json(spec.router)},
+            "config": {"router": canonical_json(resolved_choice(spec.router, model.router.config))},
             "data": {"domains": [corpus.describe() for corpus in corpora]},
             "lineage": {
                 "parents": [parent(trunk.part, "trunk"), *(parent(part, "module") for part in parts)],
@@ -87,11 +87,12 @@ def outcome_table(
     workspace: Workspace, model: ComposedModel, corpora: Sequence[Corpus], rows: int, seq_len: int
 ) -> OutcomeTable:
     """What every candidate loses on validation text; measured once for the same model and text."""
-    resolved = {"rows": rows, "seq_len": seq_len, "space": model.space.to_json()}
+    domains = [corpus.name for corpus in corpora]
+    resolved = {"rows": rows, "seq_len": seq_len, "domains": domains, "space": model.candidates.to_json()}
     inputs = {"trunk": model.trunk.part.digest}
     inputs |= {f"module/{module.name}": module.part.digest for module in model.modules}
-    inputs |= {f"data/{corpus.name}": corpus.digest for corpus in corpora}
-    name = "-".join(corpus.name for corpus in corpora)
+    inputs |= data_inputs(corpora)
+    name = model.trunk.part.ref.partition("@")[0]
     with open_run(workspace.lab.runs, "outcomes", name, resolved, inputs) as run:
         path = run.path / OUTCOMES_FILE
         if run.done:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moe_lab.config import to_yaml
-from moe_lab.data.spec import DataSpec, FilesSource
+from moe_lab.config import decode, to_yaml
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import require_ladder
 from moe_lab.jobs.spec import ModuleSpec
 from moe_lab.lab import Lab, is_lab
 from moe_lab.registry import Registry
-from moe_lab.training.spec import TrainSpec
 
 _README = """# {name}
 
@@ -33,7 +31,18 @@ def test_the_folder_is_a_contribution() -> None:
 """
 
 
-def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width: int) -> Path:
+_TRAIN = {
+    "steps": 200,
+    "batch_size": 16,
+    "seq_len": 256,
+    "learning_rate": 3e-3,
+    "schedule": "wsd",
+    "warmup_steps": 10,
+    "decay_fraction": 0.4,
+}
+
+
+def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width: int, licence: str) -> Path:
     """Writes module.yaml, README.md and a test; refuses a name that is taken."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise LabError(f'"{name}" cannot name a module folder: lowercase letters, digits and underscores, e.g. poems')
@@ -45,31 +54,21 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
     block = _block(lab, trunk)
     ladder = tuple(dict.fromkeys([*(w for w in (block, width // 4 // block * block) if 0 < w < width), width]))
     require_ladder(ladder, width, block, "--width")
-    spec = ModuleSpec(
-        kind="module",
-        name=f"{owner}/{name}",
-        summary=f"Learned from {text}",
-        licence="unstated",
-        trunk=trunk,
-        width=width,
-        ladder=ladder,
-        data=DataSpec(
-            kind="data",
-            name=name,
-            sources=(FilesSource(type="files", paths=(str(Path(text).expanduser().absolute()),)),),
-        ),
-        train=TrainSpec(
-            steps=200,
-            batch_size=16,
-            seq_len=256,
-            learning_rate=3e-3,
-            schedule="wsd",
-            warmup_steps=10,
-            decay_fraction=0.4,
-        ),
-    )
+    pattern = str(Path(text).expanduser().absolute())
+    config = {
+        "kind": "module",
+        "name": f"{owner}/{name}",
+        "summary": f"Learned from {text}",
+        "licence": licence,
+        "trunk": trunk,
+        "width": width,
+        "ladder": list(ladder),
+        "data": {"name": name, "sources": [{"type": "files", "paths": [pattern]}]},
+        "train": dict(_TRAIN),
+    }
+    decode(ModuleSpec, config, "module new")
     folder.mkdir(parents=True)
-    (folder / "module.yaml").write_text(to_yaml(spec.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    (folder / "module.yaml").write_text(to_yaml(config), encoding="utf-8")
     (folder / "README.md").write_text(_README.format(name=name), encoding="utf-8")
     (folder / f"test_{name}.py").write_text(_TEST, encoding="utf-8")
     return folder

@@ -18,7 +18,7 @@ from moe_lab.jobs.measure import layer_statistics
 from moe_lab.jobs.module import module_fields, parent, stage_module, trunk_of
 from moe_lab.jobs.objectives import DistilObjective
 from moe_lab.jobs.spec import Choice, DistillRun
-from moe_lab.jobs.workspace import Workspace
+from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
 from moe_lab.lab import Lab
 from moe_lab.training import fit
 
@@ -47,7 +47,8 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
     strategy = make_strategy(workspace.lab, spec.strategy)
     _require_smaller(spec, teacher)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
-    inputs = {"teacher": teacher.part.digest, f"data/{corpus.name}": corpus.digest}
+    code = contribution_digest(workspace.lab.get("distill", spec.strategy["type"]).path)
+    inputs = {"teacher": teacher.part.digest, "strategy code": code, **data_inputs([corpus])}
     with workspace.open_run(spec, inputs) as run:
         if run.done:
             return staged(run)
@@ -78,7 +79,7 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
             run,
             claims,
             parents=[parent(trunk.part, "trunk"), parent(teacher.part, "teacher")],
-            method={"strategy": spec.strategy, "before_distillation": before},
+            method={"strategy": resolved_choice(spec.strategy, strategy.config), "before_distillation": before},
         )
         candidate = stage_module(run, fields, weights)
         run.finish(

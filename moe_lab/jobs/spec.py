@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from moe_lab.config.spec import Spec
 from moe_lab.data.spec import ByteTokenizerSpec, DataSpec, TokenizerSpec
+from moe_lab.errors import LabError
 from moe_lab.nn.spec import TrunkSpec
+from moe_lab.registry import ArtifactRef
 from moe_lab.training.spec import TrainSpec
 
-ArtifactName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9][a-z0-9._-]{0,63}$")]
+
+def _owner_and_name(text: str) -> str:
+    try:
+        ref = ArtifactRef.parse(text)
+    except LabError as error:
+        raise ValueError(str(error)) from error
+    if ref.version is not None or ref.width is not None:
+        raise ValueError(f"{text} must be owner/name alone; the version is given at publishing")
+    return text
+
+
+ArtifactName = Annotated[str, AfterValidator(_owner_and_name)]
 """`owner/name`: the version is given at publishing, the next free integer."""
 
 DataRef = str | DataSpec

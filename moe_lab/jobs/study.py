@@ -34,9 +34,8 @@ def run_study(
 ) -> list[StageRecord]:
     """Runs all stages; `announce(number, of, kind, config)` is called before each."""
     records = []
-    for number, stage in enumerate(spec.stages, start=1):
-        config = _stage_config(workspace, stage, base)
-        stage_spec: Any = load_config(config)
+    loaded = [(stage, *_load_stage(workspace, stage, base)) for stage in spec.stages]
+    for number, (stage, config, stage_spec) in enumerate(loaded, start=1):
         announce(number, len(spec.stages), stage_spec.kind, stage)
         started = time.perf_counter()
         outcome, skipped, evaluated = _run_stage(workspace, stage_spec, config)
@@ -45,8 +44,12 @@ def run_study(
     return records
 
 
-def _stage_config(workspace: Workspace, stage: str, base: Path) -> Path:
-    return base / stage if (base / stage).is_file() else workspace.lab.find_config(stage)
+def _load_stage(workspace: Workspace, stage: str, base: Path) -> tuple[Path, Any]:
+    config = base / stage if (base / stage).is_file() else workspace.lab.find_config(stage)
+    spec: Any = load_config(config)
+    if spec.kind not in (*TRAININGS, "composition", "evaluation"):
+        raise LabError(f"{config}: kind {spec.kind} cannot be a stage of a study")
+    return config, spec
 
 
 def _run_stage(workspace: Workspace, spec: Any, config: Path) -> tuple[str, bool, Evaluated | None]:
@@ -58,7 +61,5 @@ def _run_stage(workspace: Workspace, spec: Any, config: Path) -> tuple[str, bool
     if spec.kind == "composition":
         _, path = compose(workspace, config)
         return str(path), False, None
-    if spec.kind == "evaluation":
-        evaluated = evaluate(workspace, spec, base)
-        return str(evaluated.report), not evaluated.fresh, evaluated
-    raise LabError(f"{config}: kind {spec.kind} cannot be a stage of a study")
+    evaluated = evaluate(workspace, spec, base)
+    return str(evaluated.report), not evaluated.fresh, evaluated

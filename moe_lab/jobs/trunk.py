@@ -17,7 +17,7 @@ from moe_lab.jobs.claims import claim
 from moe_lab.jobs.measure import trunk_losses
 from moe_lab.jobs.objectives import TrunkObjective
 from moe_lab.jobs.spec import TrunkRun
-from moe_lab.jobs.workspace import Workspace
+from moe_lab.jobs.workspace import Workspace, data_inputs
 from moe_lab.training import fit
 
 
@@ -29,8 +29,8 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
             f"trunk.vocab_size {spec.trunk.vocab_size} is less than the {tokenizer.vocab_size} tokens of "
             f"tokenizer {tokenizer.name}; raise it"
         )
-    corpora = [workspace.corpus(workspace.domain(share.domain, base), tokenizer) for share in spec.data]
-    inputs = {"tokenizer": tokenizer.digest} | {f"data/{corpus.name}": corpus.digest for corpus in corpora}
+    corpora = workspace.corpora([share.domain for share in spec.data], base, tokenizer)
+    inputs = {"tokenizer": tokenizer.digest} | data_inputs(corpora)
     with workspace.open_run(spec, inputs) as run:
         if run.done:
             return staged(run)
@@ -44,7 +44,7 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
         claims = [claim(corpus, losses, rows=spec.heldout_rows, seq_len=train.seq_len, width=0) for corpus in corpora]
         tensors = state_tensors(result.params)
         if isinstance(spec.tokenizer, HFTokenizerSpec):
-            definition = (base / spec.tokenizer.path).read_bytes()
+            definition = (base / Path(spec.tokenizer.path).expanduser()).read_bytes()
             tensors[TOKENIZER_TENSOR] = np.frombuffer(definition, np.uint8)
         fields = {
             "kind": "trunk",

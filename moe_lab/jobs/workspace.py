@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.parts import LoadedTrunk, load_trunk
-from moe_lab.config import load_config
+from moe_lab.config import Spec, load_config
 from moe_lab.data import Corpus, Tokenizer, load_corpus
 from moe_lab.data.spec import DataSpec
 from moe_lab.errors import LabError
-from moe_lab.jobs.spec import DataRef, Published
+from moe_lab.jobs.spec import Choice, DataRef, Published
 from moe_lab.lab import Lab
 from moe_lab.registry import Registry
 from moe_lab.training import Progress, Run, SilentProgress, open_run
@@ -63,6 +65,15 @@ class Workspace:
             self._corpora[key] = load_corpus(domain.spec, tokenizer, domain.base, cache)
         return self._corpora[key]
 
+    def corpora(self, domains: Sequence[DataRef], base: Path, tokenizer: Tokenizer) -> list[Corpus]:
+        """Several domains; each may be named once, because results are told apart by name."""
+        corpora = [self.corpus(self.domain(domain, base), tokenizer) for domain in domains]
+        names = [corpus.name for corpus in corpora]
+        for name in names:
+            if names.count(name) > 1:
+                raise LabError(f'domain "{name}" is listed twice; list each domain once')
+        return corpora
+
     def trunk(self, part: LockedPart) -> LoadedTrunk:
         """A published trunk."""
         if part.digest not in self._trunks:
@@ -80,3 +91,22 @@ class Workspace:
         if run.done is None and not self.may_start_runs:
             raise LabError(f"{spec.name} is not trained for its present config and text; train it first: moe-lab train")
         return run
+
+
+def data_inputs(corpora: Sequence[Corpus]) -> dict[str, str]:
+    """What a run's identity says of its text."""
+    return {f"data/{corpus.name}": corpus.digest for corpus in corpora}
+
+
+def contribution_digest(folder: Path) -> str:
+    """sha256 of a contribution's Python files: changed code is another input."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        if not path.name.startswith("test_"):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"sha256-{digest.hexdigest()}"
+
+
+def resolved_choice(choice: Choice, config: Spec) -> Choice:
+    """A `type:` with every setting written out, so that later defaults change nothing."""
+    return {"type": choice["type"], **config.model_dump(mode="json")}

@@ -4,6 +4,9 @@ Two questions, two time scales. *Which module* is answered by evidence that buil
 it* by the token itself. Both are heads on the trunk's hidden state. The predicted loss of a ladder is monotone by
 construction: each rung, the bare trunk below it included, is predicted to lose at least what the next wider one does.
 
+Where the module is in doubt, the runner-up runs beside it, weighted by probability: that too is compute bought where
+it pays, so it must be likely enough, and its probability times its predicted gain must be worth its price.
+
 Training minimises the decision, not the prediction: the outcome of every candidate is known, so the expectation of
 `loss + price * cost` under the router's own softmax policy is exact, and prices are drawn log-uniformly so that one
 trained router serves every budget. The module head learns by cross-entropy to the modules that lose least in the
@@ -15,11 +18,12 @@ Shape letters: B batch, S sequence, D model width, H hidden, E modules, R rungs,
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from moe_lab.config.spec import Spec
 from moe_lab.nn.pool import Routing
@@ -28,7 +32,6 @@ from moe_lab.routing.router import (
     Metrics,
     Router,
     masked_mean,
-    route_candidates,
     running_mean,
     surrounding_mean,
 )
@@ -44,13 +47,15 @@ class GainConfig(Spec):
         temperature: nats; softens the policy that is trained, not the one that is run.
         prices: range drawn in training, in nats per token for the dearest candidate.
         prices_per_step: how many prices each step trains at.
+        hedge: least probability at which the second-likeliest module runs too; 1 never does.
     """
 
-    half_life: PositiveFloat = 32.0
+    half_life: PositiveFloat = 64.0
     hidden: PositiveInt = 64
     temperature: PositiveFloat = 0.05
     prices: tuple[PositiveFloat, PositiveFloat] = (0.003, 1.0)
     prices_per_step: PositiveInt = 4
+    hedge: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 class GainRouter(Router):
@@ -98,13 +103,19 @@ class GainRouter(Router):
         return jnp.concatenate([jnp.zeros((index.shape[0], 1), index.dtype), index], axis=-1)
 
     def route(self, features: Features) -> Routing:
-        seen = self._seen(features)
-        module_BS = jnp.argmax(self._module_scores(seen, features.available_E), axis=-1)
-        bill_BSEQ = self._excess_losses(seen) + features.price * self._costs()
-        choice_BSE = jnp.argmin(bill_BSEQ, axis=-1)
-        choice_BS = jnp.take_along_axis(choice_BSE, module_BS[..., None], axis=-1)[..., 0]
-        candidate_BS = self._candidates()[module_BS, choice_BS]
-        return route_candidates(self.space, jnp.where(features.available_E.any(), candidate_BS, 0))
+        seen, available_E = self._seen(features), features.available_E
+        likely_BSE = jnp.where(available_E, jax.nn.softmax(self._module_scores(seen, available_E)), 0.0)
+        likely_BSK, expert_BSK = jax.lax.top_k(likely_BSE, min(2, len(self.space.modules)))
+        excess_BSEQ, bill_EQ = self._excess_losses(seen), features.price * self._costs()
+        choice_BSE = jnp.argmin(excess_BSEQ + bill_EQ, axis=-1)
+        candidate_BSE = self._candidates()[jnp.arange(choice_BSE.shape[-1]), choice_BSE]
+        worth_BSE = likely_BSE * excess_BSEQ[..., 0] >= bill_EQ[:, -1]
+        hedged_BSK = (likely_BSK >= self.config.hedge) & jnp.take_along_axis(worth_BSE, expert_BSK, axis=-1)
+        runs_BSK = available_E[expert_BSK] & hedged_BSK.at[..., 0].set(True)
+        weight_BSK = jnp.where(runs_BSK, likely_BSK, 0.0)
+        weight_BSK = weight_BSK / jnp.maximum(weight_BSK.sum(-1, keepdims=True), 1e-9)
+        candidate_BSK = jnp.where(runs_BSK, jnp.take_along_axis(candidate_BSE, expert_BSK, axis=-1), 0)
+        return Routing(expert_BSK, jnp.asarray(self.space.blocks_C)[candidate_BSK], weight_BSK)
 
     def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
         assert features.outcomes_BSC is not None
@@ -123,8 +134,11 @@ class GainRouter(Router):
         """The expectation of loss + price * cost, exact, averaged over prices, each module on text that suits it."""
         excess_BSEQ, costs = self._excess_losses(seen), self._costs()
 
+        # A ladder shorter than the longest repeats its last rung, which must not count twice.
+        repeated_EQ = jnp.where(jnp.pad(self.space.valid_ER, ((0, 0), (1, 0)), constant_values=True), 0.0, jnp.inf)
+
         def expected_bill(price: jax.Array) -> jax.Array:
-            width = jax.nn.softmax(-(excess_BSEQ + price * costs) / self.config.temperature)
+            width = jax.nn.softmax(-(excess_BSEQ + price * costs + repeated_EQ) / self.config.temperature)
             bill_BSE = (width * (loss_BSEQ + price * costs)).sum(-1)
             return masked_mean((module_BSE * bill_BSE).sum(-1), features.segment_ids_BS)
 

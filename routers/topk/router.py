@@ -60,7 +60,9 @@ class TopKRouter(Router):
         score_BSK, expert_BSK = jax.lax.top_k(scores_BSE, min(self.config.top_k, len(self.space.modules)))
         usable_BSK = features.available_E[expert_BSK]
         score_BSK = jnp.where(usable_BSK, score_BSK, 0.0)
-        weight_BSK = score_BSK / jnp.maximum(score_BSK.sum(-1, keepdims=True), 1e-9)
+        # A single gate keeps its score, as in Switch: renormalised to one it would learn nothing.
+        total_BS1 = score_BSK.sum(-1, keepdims=True) if score_BSK.shape[-1] > 1 else 1.0
+        weight_BSK = score_BSK / jnp.maximum(total_BS1, 1e-9)
         blocks_E = jnp.asarray(self.space.blocks_C[self.space.widest_E])
         return Routing(expert_BSK, jnp.where(usable_BSK, blocks_E[expert_BSK], 0), weight_BSK)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,13 @@ WIDTHS = {"north/code": {0: 8, 1: 8}, "south/prose": {0: 12, 1: 6}, "west/sums":
 LADDERS = {"north/code": (4, 8), "south/prose": (4, 8, 12), "west/sums": (4, 5)}
 MODULES = tuple(WIDTHS)
 LEARNED = ("gain", "domain", "topk")
+ROUTERS: dict[str, dict[str, Any]] = {
+    "gain": {"type": "gain", "hidden": 8},
+    "domain": {"type": "domain", "half_life": 4.0},
+    "topk": {"type": "topk", "half_life": 4.0},
+}
+ADDED: dict[str, dict[str, float]] = {"gain": {}, "domain": {"trunk_loss_E": 3.0}, "topk": {}}
+"""So that the domain router finds its modules worth running."""
 FIXED = {"type": "fixed", "candidate": "south/prose:8"}
 
 
@@ -119,19 +127,18 @@ class Published:
         choice: dict[str, Any],
         modules: tuple[str, ...] = MODULES,
         *,
-        seed: int = 0,
         trunk: str | None = None,
-        **set_parameters: float,
+        **added: float | Sequence[float],
     ) -> LockedPart:
-        """Publishes a router of random numbers for some modules; `set_parameters` adds to some by their path."""
-        rng = np.random.default_rng(seed)
+        """Publishes a router of random numbers for some modules, with `added` added to parameters by their path."""
+        rng = np.random.default_rng(0)
         space = candidate_space([load_module(self.registry, pin(self.registry, ref, "module")) for ref in modules])
         state = nnx.state(make_router(self.lab, choice, space, TRUNK.d_model))
         tensors = {
             path: (value + rng.normal(size=value.shape)).astype(value.dtype)
             for path, value in state_tensors(state).items()
         }
-        for path, addition in set_parameters.items():
+        for path, addition in added.items():
             tensors[path] = tensors[path] + np.asarray(addition, np.float32)
         fields = {
             "kind": "router",
@@ -143,7 +150,7 @@ class Published:
 
     def lock(self, router: str | dict[str, Any], modules: tuple[str, ...] = MODULES, **settings: Any) -> Lock:
         """Resolves a composition of these parts."""
-        settings = {"name": "tiny", "trunk": "lab/trunk", **settings}
+        settings = {"name": "tiny", "trunk": "lab/trunk", "backend": "worklist", **settings}
         return resolve(CompositionSpec(kind="composition", modules=modules, router=router, **settings), self.registry)
 
     def model(self, lock: Lock) -> ComposedModel:
@@ -169,15 +176,21 @@ def put_trunk(registry: Registry, seed: int = 0) -> LockedPart:
 
 def publish_all(folder: Path) -> Published:
     """Fills a fresh lab: `lab/trunk`, the modules, and `lab/gain`, `lab/domain`, `lab/topk`."""
-    lab = find_lab(str(init_lab(folder)))
-    registry = Registry(lab.registry_path)
-    published = Published(lab, registry, put_trunk(registry))
+    init_lab(folder)
+    put_trunk(Registry(folder / "registry"))
+    published = open_published(folder)
     for seed, name in enumerate(MODULES):
         published.put_module(name, WIDTHS[name], LADDERS[name], seed=seed)
-    published.put_router("lab/gain", {"type": "gain", "hidden": 8})
-    published.put_router("lab/domain", {"type": "domain", "half_life": 4.0}, trunk_loss_E=3.0)
-    published.put_router("lab/topk", {"type": "topk", "half_life": 4.0})
+    for name in LEARNED:
+        published.put_router(f"lab/{name}", ROUTERS[name], **ADDED[name])
     return published
+
+
+def open_published(folder: Path) -> Published:
+    """A lab that was filled before."""
+    lab = find_lab(str(folder))
+    registry = Registry(lab.registry_path)
+    return Published(lab, registry, pin(registry, "lab/trunk", "trunk"))
 
 
 def same_bits(a: jax.Array, b: jax.Array) -> None:

@@ -69,7 +69,7 @@ def test_from_an_empty_folder_to_a_report(tmp_path: Path, moe_lab: Command) -> N
     )
     assert "published lab/tiny@1" in told(moe_lab("train", "trunk", "--publish", cwd=lab))
 
-    new = ["module", "new", "poems", "--owner", "bards", "--trunk", "lab/tiny", "--width", "16"]
+    new = ["module", "new", "poems", "--owner", "bards", "--trunk", "lab/tiny", "--width", "16", "--licence", "CC0-1.0"]
     assert "next: moe-lab train poems" in told(moe_lab(*new, "--text", f"{texts}/*.txt", cwd=lab))
     manifest = (lab / "modules" / "poems" / "module.yaml").read_text()
     assert len(manifest.splitlines()) <= 30

@@ -130,3 +130,12 @@ def test_sequences_that_are_all_padding_are_left_out() -> None:
         np.testing.assert_array_equal(getattr(counted, name), getattr(table, name)[[1, 3]], err_msg=name)
     whole = dataclasses.replace(table, segment_ids_NS=np.ones_like(table.segment_ids_NS))
     assert len(whole.counted().group_N) == 4
+
+
+def test_leaving_a_module_out_takes_its_candidates_and_nothing_else() -> None:
+    table = make_table()
+    smaller = table.without(("east/two",))
+    assert smaller.space.names == ("trunk", "north/one:16", "south/three:16", "south/three:32", "south/three:64")
+    np.testing.assert_array_equal(smaller.loss_NSC, table.loss_NSC[..., [0, 1, 4, 5, 6]])
+    for name in ARRAYS[1:]:
+        np.testing.assert_array_equal(getattr(smaller, name), getattr(table, name), err_msg=name)

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.routing.example import SPACE
-from moe_lab.routing.router import available_candidates, masked_mean, normalised, route_candidates, running_mean
+from moe_lab.routing.router import (
+    available_candidates,
+    masked_mean,
+    normalised,
+    route_candidates,
+    running_mean,
+    surrounding_mean,
+)
 
 fading = jax.jit(running_mean)
 
@@ -27,6 +34,21 @@ def test_evidence_is_the_fading_mean_of_the_document_so_far(seed: int, half_life
         weight = [0.5 ** ((place - p) / half_life) for p in own]
         expected = np.average(values[row, own].astype(np.float64), axis=0, weights=weight)
         np.testing.assert_allclose(got[row, place], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_surroundings_are_the_document_so_far_and_the_document_to_come() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(1, 7, 2)).astype(np.float32)
+    segments = np.array([[1, 1, 1, 1, 2, 2, 0]], np.int32)
+    got = surrounding_mean(values, segments, 2.0)[0]
+    for place in range(7):
+        sides = [
+            [p for p in side if segments[0, p] == segments[0, place]] for side in (range(place + 1), range(place, 7))
+        ]
+        means = [
+            np.average(values[0, own], axis=0, weights=[0.5 ** (abs(place - p) / 2) for p in own]) for own in sides
+        ]
+        np.testing.assert_allclose(got[place], np.mean(means, axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_candidates_become_one_choice_of_weight_one() -> None:

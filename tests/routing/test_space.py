@@ -81,3 +81,15 @@ def test_json_keeps_it_and_equal_spaces_hash_alike(space: CandidateSpace) -> Non
 def test_costs_beyond_32_bits_are_kept() -> None:
     space = CandidateSpace(modules=("a/b",), widths=((8, 16),), blocks=((1, 2),), costs=((3_000_000_000, 2**40),))
     assert space.cost_C.tolist() == [0, 3_000_000_000, 2**40]
+
+
+@given(space=spaces(), data=st.data())
+def test_leaving_modules_out_is_never_having_had_them(space: CandidateSpace, data: st.DataObject) -> None:
+    out = data.draw(st.sets(st.sampled_from(space.modules), max_size=len(space.modules) - 1))
+    smaller, kept = space.without(out), space.kept(out)
+    assert smaller.modules == tuple(name for name in space.modules if name not in out)
+    assert smaller.names == tuple(space.names[c] for c in kept)
+    assert kept[0] == TRUNK_CANDIDATE
+    np.testing.assert_array_equal(smaller.cost_C, space.cost_C[kept])
+    np.testing.assert_array_equal(smaller.blocks_C, space.blocks_C[kept])
+    assert space.without(()) == space

@@ -128,14 +128,14 @@ def _tiles_backward(
             s, act_vjp = jax.vjp(act, a)
             hidden = jnp.where(used, s * u, 0.0)
             dhidden_unweighted = jnp.where(used, dy @ down.T, 0.0)
-            dhidden = dhidden_unweighted * weight[:, None]
+            dhidden = (dhidden_unweighted * weight[:, None]).astype(x.dtype)
             (da,), du = act_vjp(dhidden * u), dhidden * s
             dx = dx + (da @ gate.T + du @ up.T)
-            dweight = dweight + (hidden * dhidden_unweighted).sum(-1)
+            dweight = dweight + (hidden * dhidden_unweighted).sum(-1).astype(dweight.dtype)
             dblocks = Blocks(
                 add_to(dgate, index, x.T @ da),
                 add_to(dup, index, x.T @ du),
-                add_to(ddown, index, (hidden * weight[:, None]).T @ dy),
+                add_to(ddown, index, (hidden * weight[:, None]).astype(x.dtype).T @ dy),
             )
             return dx, dweight, dblocks
 
