@@ -73,7 +73,7 @@ class Evaluation:
     @property
     def num_passes(self) -> int:
         """How often the model runs over the text; `count_pass` is called after each."""
-        widths = len(set(self.available.space.blocks_C[1:].tolist()))
+        widths = len(self._uniform_blocks())
         return (
             2
             + len(self.model.modules)
@@ -112,6 +112,12 @@ class Evaluation:
             "routing": self._routing(composed),
             "samples": self._samples(composed),
         }
+
+    def _uniform_blocks(self) -> list[int]:
+        """At most four widths, evenly among those of the ladders, the narrowest and the widest included."""
+        widths = sorted(set(self.available.space.blocks_C[1:].tolist()))
+        places = np.linspace(0, len(widths) - 1, min(4, len(widths)))
+        return [widths[place] for place in places.round().astype(int).tolist()]
 
     def _pass(self, model: ComposedModel, **options: Any) -> Pass:
         result = run_pass(model, self.heldout, self.hidden, table=self.table, **options)
@@ -266,7 +272,7 @@ class Evaluation:
         tokens = len(outcomes.unit_T)
         uniform = [
             point(self._pass(self.model, price=0.0, without=settings.without, width_cap=blocks), None)
-            for blocks in sorted(set(space.blocks_C[1:].tolist()))
+            for blocks in self._uniform_blocks()
         ]
         named: list[tuple[str, Role, list[CurvePoint]]] = [
             (self.label, "learned", swept(self.model)),
