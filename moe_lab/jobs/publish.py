@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from moe_lab.compose.lockfile import LockedPart
-from moe_lab.errors import LabError
 from moe_lab.jobs.admission import check_module, require_admission
 from moe_lab.jobs.candidate import Candidate, publish
 from moe_lab.jobs.spec import DistillRun, ModuleSpec, Published

@@ -77,6 +77,19 @@ def test_it_beats_every_fixed_choice_at_its_own_cost(route, unseen: Example) -> 
 def test_opting_a_module_out_moves_only_the_tokens_that_it_had(route, unseen: Example) -> None:
     everything, without = route(0.1), route(0.1, (True, False, True))
     stayed = everything.expert != 1
-    for before, after in zip(everything, without, strict=True):
-        np.testing.assert_array_equal(before[stayed], after[stayed])
+    np.testing.assert_array_equal(without.expert[stayed], everything.expert[stayed])
+    np.testing.assert_array_equal(without.width[stayed], everything.width[stayed])
+    assert (~stayed).any()
     assert not (without.expert[~stayed] == 1).any()
+
+
+def test_in_doubt_two_modules_share_a_token_and_otherwise_one_has_it_all() -> None:
+    router, features = make_example_router(GainRouter), draw_example(0).features._replace(price=jnp.float32(0))
+    unsure = router.route(features)  # fresh heads say the same of every module
+    np.testing.assert_allclose(unsure.weight, 0.5)
+    assert (np.asarray(unsure.width) > 0).all()
+    router.module_head.bias[...] = jnp.array([0.0, 9.0, 0.0])
+    sure = router.route(features)
+    np.testing.assert_array_equal(sure.weight[..., 0], 1.0)
+    np.testing.assert_array_equal(sure.expert[..., 0], 1)
+    assert not np.asarray(sure.width)[..., 1].any()

@@ -11,23 +11,7 @@ from moe_lab.evaluation.outcomes import domain_batches
 from moe_lab.evaluation.passes import HeldOut
 
 ROWS, BATCH, LENGTH = 3, 2, 40
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "over",
-    "under",
-    "red",
-    "blue",
-    "naïve",
-    "fox",
-    "dog",
-    "sees",
-    "runs",
-    "sleeps",
-    "slowly",
-    "never",
-]
+WORDS = ("the", "of", "over", "under", "red", "blue", "naïve", "fox", "dog", "sees", "runs", "sleeps", "slowly")
 
 
 def make_corpora() -> tuple[Corpus, Corpus]:

@@ -66,7 +66,7 @@ def test_answers_are_the_runs_of_the_mask_that_lie_inside_their_row(seed: int, r
             place = max(end, place + 1)
     items = AnswerItems.of(masked_rows(mask, level))
     got = zip(items.row, items.start, items.end, items.level, items.right(hits), strict=True)
-    assert [tuple(map(int, item[:4])) + (bool(item[4]),) for item in got] == expected
+    assert [(*map(int, item[:4]), bool(item[4])) for item in got] == expected
 
 
 def test_answers_of_real_exercises_are_read_from_their_text(heldout: HeldOut) -> None:

@@ -65,8 +65,13 @@ def test_a_fresh_module_has_its_layers_widths_and_a_down_of_zero() -> None:
         assert (up[:, :width] != 0).all()
         assert not gate[:, width:].any()
         np.testing.assert_allclose(gate[:, :width].std(), 8**-0.5, rtol=0.35)
-    assert (np.asarray(weights[0].gate[:2]) != np.asarray(weights[1].gate[:2])).any()
     assert count_parameters(weights) == 3 * 8 * (12 + 8)
+
+
+def test_layers_and_projections_start_apart() -> None:
+    weights = init_expert(jax.random.key(0), INTERFACE, {0: 8, 1: 8})
+    drawn = [np.asarray(projection) for blocks in weights.values() for projection in (blocks.gate, blocks.up)]
+    assert len({projection.tobytes() for projection in drawn}) == 4
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,6 +144,9 @@ def test_units_are_ordered_by_falling_score_and_ties_stay_as_they_were() -> None
     order = order_by_importance({3: np.array([1.0, 5.0, 1.0, 7.0, 5.0]), 4: np.array([2.0, 2.0, 2.0])})
     np.testing.assert_array_equal(order[3], [3, 1, 4, 0, 2])
     np.testing.assert_array_equal(order[4], [0, 1, 2])
+    many = np.tile([1.0, 2.0], 200)  # an unstable sort shows only on many units
+    falling = [*range(1, 400, 2), *range(0, 400, 2)]
+    np.testing.assert_array_equal(order_by_importance({0: many})[0], falling)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
