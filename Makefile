@@ -25,8 +25,7 @@ quickstart: $(VENV)/.installed ## train, publish, shrink, compose and evaluate t
 	$(BIN)/moe-lab run configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev ## the whole suite
-	$(FAST)
-	$(PYTEST) -m slow
+	$(PYTEST) -n 2 --dist loadfile
 
 fast: $(VENV)/.installed-dev ## the tests that take seconds
 	$(FAST)

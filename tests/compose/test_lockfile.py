@@ -62,6 +62,11 @@ def test_each_place_takes_its_own_kind(published: Published) -> None:
         published.lock(FIXED, ("north/cod",))
 
 
+def test_a_composition_takes_whole_modules(published: Published) -> None:
+    with pytest.raises(LabError, match="north/code@1:4 names one width; name the whole module"):
+        published.lock(FIXED, ("north/code@1:4", "south/prose"))
+
+
 def test_a_digest_is_a_name_too(published: Published) -> None:
     part = pin(published.registry, published.trunk.digest, "trunk")
     assert part.digest == published.trunk.digest

@@ -19,6 +19,8 @@ from moe_lab.evaluation.results import Results, Trunk
 from tests.compose.published import LADDERS, MODULES, TRUNK, Published, publish_all
 from tests.evaluation.heldout import make_batches, make_corpora, make_heldout
 
+pytestmark = pytest.mark.slow
+
 PRICES = (0.0, 2.0)
 OUT = "south/prose"
 COST_PER_BLOCK = 3 * TRUNK.d_model * TRUNK.block
@@ -231,7 +233,7 @@ def test_baselines_stand_beside_the_routers_and_the_oracle_below_them_all(run) -
     assert dear.bits_per_byte.mean == pytest.approx(chosen / total_bytes, rel=1e-9)
 
 
-def test_routing_shares_are_counted_from_the_routing(run) -> None:
+def test_routing_shares_count_each_token_once_in_equal_parts_for_what_it_runs(run) -> None:
     evaluation, measured, _ = run
     model, counts = evaluation.model, Counter()
     arrays, tokens = model.arrays(), Counter()
@@ -240,9 +242,11 @@ def test_routing_shares_are_counted_from_the_routing(run) -> None:
         decision = model.run(arrays, batch, model.enter(arrays, batch), available_E=available)
         for row, place in np.argwhere(batch.loss_mask > 0):
             domain = ("prose", "exercises")[int(batch.domain[row])]
-            name = MODULES[int(decision.expert_BSK[row, place, 0])]
-            width = min(int(decision.width_BSK[row, place, 0]) * TRUNK.block, LADDERS[name][-1])
-            counts[domain, name if width else None, width] += 1
+            choices = zip(decision.expert_BSK[row, place], decision.width_BSK[row, place], strict=True)
+            ran = [(MODULES[int(expert)], int(width) * TRUNK.block) for expert, width in choices if width]
+            for name, width in ran:
+                counts[domain, name, min(width, LADDERS[name][-1])] += 1 / len(ran)
+            counts[domain, None, 0] += not ran
             tokens[domain] += 1
     shares = {(share.domain, share.module, share.width): share.share for share in measured["routing"]}
     assert shares == pytest.approx({key: number / tokens[key[0]] for key, number in counts.items()})

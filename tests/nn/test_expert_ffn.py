@@ -24,6 +24,8 @@ from tests.nn.drawing import (
     top_ks,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def token_by_token(h: np.ndarray, pool: Pool, routing: Routing, activation: str) -> np.ndarray:
     """The definition in numpy, float64, without any array trick."""

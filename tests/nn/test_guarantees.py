@@ -29,6 +29,8 @@ from tests.nn.drawing import (
     top_ks,
 )
 
+pytestmark = pytest.mark.slow
+
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
 

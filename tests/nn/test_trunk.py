@@ -18,6 +18,8 @@ from moe_lab.nn.trunk import Experts, Trunk, greedy_hits, token_losses
 from tests.nn import oracle
 from tests.nn.drawing import random_blocks
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, LENGTH = 11, 70
 BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,

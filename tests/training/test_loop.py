@@ -21,6 +21,8 @@ from moe_lab.training.metrics import TIMING_FIELDS
 from moe_lab.training.optimizer import make_optimizer
 from moe_lab.training.step import initial_state
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
