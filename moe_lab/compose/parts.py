@@ -23,6 +23,7 @@ from moe_lab.lab import Lab, RouterManifest
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Trunk
 from moe_lab.registry import Registry
+from moe_lab.registry.manifest import Manifest
 from moe_lab.routing.router import Router
 from moe_lab.routing.space import CandidateSpace
 
@@ -88,11 +89,19 @@ def state_from_tensors(abstract: nnx.State, tensors: Mapping[str, np.ndarray], l
     return nnx.from_flat_state(filled)
 
 
+def _tensors(registry: Registry, manifest: Manifest, part: LockedPart) -> dict[str, np.ndarray]:
+    """All tensors, every byte checked; what is damaged is named as people know it."""
+    try:
+        return dict(registry.tensors(manifest))
+    except LabError as error:
+        raise LabError(f"{part.ref}: {error}") from error
+
+
 def load_trunk(registry: Registry, part: LockedPart) -> LoadedTrunk:
     """Reads a trunk from the registry, every byte checked."""
     manifest = registry.manifest(part.digest)
     spec = decode(TrunkSpec, json.loads(manifest["config"]["trunk"]), part.ref)
-    tensors = dict(registry.tensors(manifest))
+    tensors = _tensors(registry, manifest, part)
     tokenizer = _tokenizer(manifest["config"], tensors.pop(TOKENIZER_TENSOR, None))
     graph, abstract = abstract_trunk(spec)
     state = state_from_tensors(abstract, tensors, part.ref)
@@ -114,7 +123,7 @@ def load_module(registry: Registry, part: LockedPart) -> LoadedModule:
         part=part,
         interface=Interface.from_json(manifest["interface"]),
         ladder=tuple(manifest["ladder"]),
-        weights=from_tensors(registry.tensors(manifest)),
+        weights=from_tensors(_tensors(registry, manifest, part)),
     )
 
 
@@ -153,4 +162,4 @@ def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTru
     graph, state = nnx.split(router)
     if not jax.tree.leaves(state):
         return router
-    return nnx.merge(graph, state_from_tensors(state, registry.tensors(manifest), part.ref))
+    return nnx.merge(graph, state_from_tensors(state, _tensors(registry, manifest, part), part.ref))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,9 @@ from orbax.checkpoint import v1 as ocp
 
 from moe_lab.errors import LabError
 from moe_lab.training.durable import sync, write_json
+
+# Orbax prints the tracebacks of its threads beside raising their errors; the raised one reaches the user, in one line.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _SEAL = "seal.json"
 _STATE = "state"

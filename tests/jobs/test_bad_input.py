@@ -61,7 +61,7 @@ def test_empty_text(tiny_lab: Path, capsys: Capture) -> None:
     text = MODULE.format(owner="north", name="empty", width=8, ladder="[8]", data=data)
     module_yaml(tiny_lab, "empty", text)
     (tiny_lab / "modules" / "empty" / "empty.txt").write_text("")
-    assert "empty.txt" in refused(tiny_lab, capsys, "train", "empty")
+    assert 'data "empty", source 1 (files): holds no text' in refused(tiny_lab, capsys, "train", "empty")
 
 
 def test_a_ladder_that_does_not_fit_the_trunk(tiny_lab: Path, capsys: Capture) -> None:

@@ -103,4 +103,4 @@ def test_a_router_is_added_by_dropping_a_folder(tiny_lab: Path, moe_lab: Command
         EVALUATION.replace("composition.yaml", "first.yaml").replace("[lab/domain]", "[]")
     )
     output = told(moe_lab("eval", "first-eval", cwd=tiny_lab))
-    assert re.search(r"^first_module ", output, re.MULTILINE)
+    assert re.search(r"^router first_module ", output, re.MULTILINE)
