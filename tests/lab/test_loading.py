@@ -28,7 +28,7 @@ def test_a_class_is_loaded_under_a_private_package_name(lab: Lab, add_router: Ad
     assert loaded.answer == 42
     assert loaded.__module__ == "moe_lab_contributions.routers.topk.router"
     assert sys.modules[loaded.__module__].__file__ == str(folder / "router.py")
-    assert {name.partition(".")[0] for name in set(sys.modules) - before} <= {"moe_lab_contributions"}
+    assert not {"routers", "router"} & (set(sys.modules) - before)
 
 
 def test_relative_imports_and_pickles_work(lab: Lab, add_router: AddRouter) -> None:
