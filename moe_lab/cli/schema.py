@@ -40,6 +40,8 @@ def schema(
         print(_text(kind))
         return
     texts = {f"{name}.schema.json": _text(name) for name in ([kind] if kind else known)}
+    if out.exists() and not out.is_dir():
+        raise LabError(f"--out {out} is a file; name a folder to write the .schema.json files into")
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (out / name).write_text(text + "\n", encoding="utf-8")

@@ -71,14 +71,6 @@ def pin(registry: Registry, ref: str, kind: str) -> LockedPart:
     return LockedPart(ref=str(resolved.ref or ref), digest=resolved.digest)
 
 
-def save_lock(lock: Lock, path: Path) -> None:
-    """Writes the lockfile as JSON that diffs well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(lock.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
-    partial.replace(path)
-
-
 def load_lock(path: Path) -> Lock:
     """Reads a lockfile."""
     try:

@@ -215,8 +215,9 @@ class Evaluation:
         matches = []
         for level in sorted({int(level) for level in items.level}):
             at = items.level == level
+            row_of = np.unique(items.row[at], return_inverse=True)[1]  # answers of a row share their context
             share = ratio_interval(
-                right[at].astype(float), np.ones(at.sum()), resamples=settings.resamples, seed=settings.seed
+                np.bincount(row_of, right[at]), np.bincount(row_of), resamples=settings.resamples, seed=settings.seed
             )
             matches.append(
                 ExactMatch(

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, load_lock, pin, resolve, save_lock
+from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, load_lock, pin, resolve
 from moe_lab.compose.model import ComposedModel, build_model
 from moe_lab.compose.parts import make_router
 from moe_lab.compose.spec import CompositionSpec
@@ -30,6 +30,7 @@ from moe_lab.jobs.router import outcome_table
 from moe_lab.jobs.spec import EvaluationSpec
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
 from moe_lab.training import Run, open_run
+from moe_lab.training.durable import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ def compose(workspace: Workspace, config: Path, overrides: Sequence[str] = ()) -
     lock = resolve(spec, workspace.registry)
     build_model(lock, workspace.registry, workspace.lab)
     path = workspace.lab.runs / "compositions" / f"{lock.name}.lock.json"
-    save_lock(lock, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, lock.model_dump(mode="json"))
     return lock, path
 
 
@@ -193,7 +195,7 @@ def _write(
     save_results(results, run.path / "results.json")
     write_report(results, run.path / "report.html")
     write_picture(results, run.path / "picture.png")
-    save_lock(lock, run.path / "composition.lock.json")
+    write_json(run.path / "composition.lock.json", lock.model_dump(mode="json"))
     run.finish({"results": "results.json", "report": "report.html", "picture": "picture.png"})
 
 
