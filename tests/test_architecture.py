@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"errors", "config", "data", "nn", "experts", "routing", "compose"},
 }
 ARROWS["jobs"] = set(ARROWS)
+ARROWS["bench"] = {"errors", "config", "nn"}
 ARROWS["cli"] = set(ARROWS)
 
 CONTRIBUTED = ("modules", "routers", "distill")

@@ -4,31 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from moe_lab.errors import LabError, did_you_mean
-from moe_lab.nn.backends import reference, worklist
+from moe_lab.nn.backends import block_rows, capacity, reference, worklist
+from moe_lab.nn.backends.grouped_matmul import Megablox, MosaicGpu, megablox_obstacle, probe_gpu
 from moe_lab.nn.pool import Pool, Routing
 
-Backend = Callable[[jax.Array, Pool, Routing, str], jax.Array]
-BACKENDS: MappingProxyType[str, Backend] = MappingProxyType(
-    {"reference": reference.expert_ffn, "worklist": worklist.expert_ffn}
+Run = Callable[[jax.Array, Pool, Routing, str, int | None], jax.Array]
+
+
+def _grouped(kernel: block_rows.GroupedMatmul) -> Run:
+    return lambda h, pool, routing, activation, budget: block_rows.expert_ffn(
+        kernel, h, pool, routing, activation, budget
+    )
+
+
+# Whether a backend can leave block rows out is said here, beside how it runs: see `left_out`.
+BACKENDS: MappingProxyType[str, Run] = MappingProxyType(
+    {
+        "reference": lambda h, pool, routing, activation, _: reference.expert_ffn(h, pool, routing, activation),
+        "worklist": lambda h, pool, routing, activation, _: worklist.expert_ffn(h, pool, routing, activation),
+        "capacity": capacity.expert_ffn,
+        "megablox": _grouped(Megablox(interpret=False)),
+        "megablox-interpreted": _grouped(Megablox(interpret=True)),
+        "mosaic-gpu": _grouped(MosaicGpu()),
+    }
 )
 
 
-def choose_backend(backend: str = "auto") -> str:
-    """The backend that `auto` stands for: `worklist`, which is exact and proportional on every platform."""
-    if backend == "auto":
-        return "worklist"
-    if backend not in BACKENDS:
-        raise LabError(f'backend "{backend}" does not exist.{did_you_mean(backend, ["auto", *BACKENDS])}')
-    return backend
+class Choice(NamedTuple):
+    """A backend and why it was taken; `str` of it is one sentence."""
+
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"backend {self.backend}: {self.reason}"
+
+
+def choose_backend(backend: str = "auto", *, d_model: int, block: int, platform: str | None = None) -> Choice:
+    """What a backend's name stands for.
+
+    Args:
+        backend: a name in `BACKENDS`, or `auto`.
+        d_model: width of a token.
+        block: hidden units of a block.
+        platform: `cpu`, `gpu` or `tpu`; the default device's if left out.
+
+    Returns:
+        The backend itself if it was named. `auto` takes the fastest that drops nothing and runs on this platform
+        with these shapes, and never `jax.lax.ragged_dot`, which computes every module for every token on CPU and GPU.
+    """
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise LabError(f'backend "{backend}" does not exist.{did_you_mean(backend, ["auto", *BACKENDS])}')
+        return Choice(backend, "named by the caller")
+    platform = platform or jax.default_backend()
+    if platform == "tpu":
+        obstacle = megablox_obstacle(d_model, block)
+        if obstacle is None:
+            return Choice("megablox", "a TPU, and the shapes suit its grouped matmul kernel")
+        return Choice("worklist", obstacle)
+    if platform == "gpu":
+        obstacle = probe_gpu()
+        if obstacle is None:
+            return Choice("mosaic-gpu", "a GPU on which jax's grouped matmul gave the right numbers just now")
+        return Choice("worklist", obstacle)
+    return Choice("worklist", f"on {platform} it does only the routed work and drops nothing")
 
 
 def expert_ffn(
-    h_TD: jax.Array, pool: Pool, routing: Routing, *, activation: str = "silu", backend: str = "auto"
+    h_TD: jax.Array,
+    pool: Pool,
+    routing: Routing,
+    *,
+    activation: str = "silu",
+    backend: str = "auto",
+    budget: int | None = None,
 ) -> jax.Array:
     """Sums the routed blocks of every token.
 
@@ -40,15 +96,28 @@ def expert_ffn(
         pool: the layer's blocks.
         routing: `[T, K]` arrays; a width beyond the module's own runs all of it, width 0 runs nothing.
         activation: `silu` or `gelu`.
-        backend: `auto`, `reference` (dense, the oracle) or `worklist` (work proportional to the routed blocks).
+        backend: `auto` (see `choose_backend`), `reference` (dense, the oracle), `worklist` (work proportional to the
+            routed blocks), `megablox` (TPU), `mosaic-gpu` (Hopper), or `capacity` (static shapes, may drop).
+        budget: block rows, that is tokens times blocks, to make room for, rounded up to whole tiles. Used by `capacity`
+            and the grouped matmuls, whose memory it bounds; rows beyond it are left out, and `left_out` counts them.
+            The grouped matmuls drop nothing without one.
 
     Returns:
         `[T, D]` in the dtype of `h_TD`, differentiable in the tokens, the blocks and the routing weights.
     """
     assert routing.expert.ndim == 2, "flatten the routing to [T, K] first"
     blocks = jax.tree.map(lambda w: w.astype(h_TD.dtype), pool.blocks)
-    run = BACKENDS[choose_backend(backend)]
-    return run(h_TD, Pool(blocks, pool.start, pool.count), routing, activation)
+    choice = choose_backend(backend, d_model=h_TD.shape[1], block=blocks.gate.shape[2])
+    return BACKENDS[choice.backend](h_TD, Pool(blocks, pool.start, pool.count), routing, activation, budget)
+
+
+def left_out(pool: Pool, routing: Routing, backend: str, budget: int | None = None) -> jax.Array:
+    """Block rows that `expert_ffn` with the same arguments leaves out: int32, and 0 for backends that drop nothing."""
+    if backend == "capacity":
+        return capacity.left_out(pool, routing, budget)
+    if backend in ("reference", "worklist") or budget is None:
+        return jnp.zeros((), jnp.int32)
+    return block_rows.left_out(pool, routing, budget)
 
 
 def routed_blocks(pool: Pool, routing: Routing) -> jax.Array:

@@ -85,12 +85,3 @@ def from_blocks(blocks: Blocks) -> tuple[jax.Array, jax.Array, jax.Array]:
     n, d, b = blocks.gate.shape
     gate, up = (w.swapaxes(0, 1).reshape(d, n * b) for w in (blocks.gate, blocks.up))
     return gate, up, blocks.down.reshape(n * b, d)
-
-
-def fixed_routing(tokens: int, expert: int, width: int | jax.Array) -> Routing:
-    """Every token to one module at one width (in blocks), with weight one."""
-    return Routing(
-        jnp.full((tokens, 1), expert, jnp.int32),
-        jnp.full((tokens, 1), width, jnp.int32),
-        jnp.ones((tokens, 1), jnp.float32),
-    )

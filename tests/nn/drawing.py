@@ -45,16 +45,21 @@ def random_tokens(rng: np.random.Generator, tokens: int) -> jnp.ndarray:
     return jnp.asarray(rng.normal(size=(tokens, D_MODEL)), jnp.float32)
 
 
-run_ffn = jax.jit(expert_ffn, static_argnames=("activation", "backend"))
+EXACT = ("reference", "worklist", "megablox-interpreted")
+"""Backends that drop nothing and run on any machine."""
+
+run_ffn = jax.jit(expert_ffn, static_argnames=("activation", "backend", "budget"))
 """Compiled once per shape and backend."""
 
 
-@partial(jax.jit, static_argnames="backend")
-def ffn_gradients(h: jax.Array, pool: Pool, routing: Routing, backend: str) -> tuple:
+@partial(jax.jit, static_argnames=("backend", "budget"))
+def ffn_gradients(h: jax.Array, pool: Pool, routing: Routing, backend: str, budget: int | None = None) -> tuple:
     """Gradients of a bounded loss in tokens, blocks and routing weights."""
 
     def loss(h: jax.Array, blocks: Blocks, weight: jax.Array) -> jax.Array:
-        y = expert_ffn(h, Pool(blocks, pool.start, pool.count), routing._replace(weight=weight), backend=backend)
+        y = expert_ffn(
+            h, Pool(blocks, pool.start, pool.count), routing._replace(weight=weight), backend=backend, budget=budget
+        )
         return jnp.sum(jnp.sin(y + 0.1 * h))
 
     return jax.grad(loss, argnums=(0, 1, 2))(h, pool.blocks, routing.weight)

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 
 from moe_lab.errors import LabError
+from moe_lab.nn.backends import sorting
 from moe_lab.nn.expert_ffn import BACKENDS, choose_backend, expert_ffn, routed_blocks
 from moe_lab.nn.pool import Pool, Routing, from_blocks, make_pool, to_blocks
 from tests.nn.drawing import (
+    EXACT,
     block_counts,
     ffn_gradients,
     random_blocks,
@@ -25,6 +27,9 @@ from tests.nn.drawing import (
 )
 
 pytestmark = pytest.mark.slow
+
+BUDGETED = [("capacity", 1), ("megablox-interpreted", 1)]
+"""With room for every block row of every assignment, so that nothing is left out."""
 
 
 def token_by_token(h: np.ndarray, pool: Pool, routing: Routing, activation: str) -> np.ndarray:
@@ -42,7 +47,7 @@ def token_by_token(h: np.ndarray, pool: Pool, routing: Routing, activation: str)
     return out
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts)
 @settings(max_examples=15)
@@ -55,17 +60,50 @@ def test_it_computes_the_definition(backend, activation, seed, tokens, top_k, co
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("backend", "room"), [("worklist", None), ("megablox-interpreted", None), *BUDGETED])
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts)
 @settings(max_examples=15)
-def test_worklist_gradients_are_those_of_the_reference(seed, tokens, top_k, counts) -> None:
+def test_gradients_are_those_of_the_reference(backend, room, seed, tokens, top_k, counts) -> None:
     rng = np.random.default_rng(seed)
     pool, h = random_pool(rng, counts), random_tokens(rng, tokens)
     routing = random_routing(rng, tokens, top_k, counts)
-    expected, got = (ffn_gradients(h, pool, routing, backend) for backend in ("reference", "worklist"))
+    expected = ffn_gradients(h, pool, routing, "reference")
+    got = ffn_gradients(h, pool, routing, backend, room and room * tokens * top_k * sum(counts))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), got, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["worklist", "megablox-interpreted"])
+@pytest.mark.parametrize("tokens", [1, 33, 301])
+def test_wide_modules_and_odd_numbers_of_tokens(backend: str, tokens: int) -> None:
+    """Slabs of every size, tiles of every size, an empty module, a module that is not used."""
+    rng, counts = np.random.default_rng(tokens), [21, 16, 5, 3]
+    pool, h = random_pool(rng, counts), random_tokens(rng, tokens)
+    routing = random_routing(rng, tokens, 2, counts)
+    routing = routing._replace(expert=jnp.where(routing.expert == 2, 0, routing.expert))
+    expected, got = (ffn_gradients(h, pool, routing, name) for name in ("reference", backend))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), got, expected)
+
+
+def test_a_padded_pool_leaves_its_spare_blocks_alone() -> None:
+    rng = np.random.default_rng(9)
+    pool, h, routing = random_pool(rng, [2, 3]), random_tokens(rng, 40), random_routing(rng, 40, 2, [2, 3])
+    spare = jax.tree.map(lambda w: jnp.pad(w, ((0, 3), (0, 0), (0, 0)), constant_values=jnp.nan), pool.blocks)
+    for backend in ("worklist", "megablox-interpreted"):
+        whole, padded = (ffn_gradients(h, p, routing, backend) for p in (pool, Pool(spare, pool.start, pool.count)))
+        np.testing.assert_array_equal(padded[0], whole[0])
+        np.testing.assert_array_equal(padded[1].gate[:5], whole[1].gate)
+        assert not np.asarray(padded[1].gate[5:]).any()
+
+
+def test_keys_too_large_for_one_word_sort_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(10)
+    pool, routing = random_pool(rng, [2, 5, 1]), random_routing(rng, 40, 2, [2, 5, 1])
+    packed = sorting.sort_assignments(pool, routing)
+    monkeypatch.setattr(sorting, "WORD", 1)
+    jax.tree.map(np.testing.assert_array_equal, sorting.sort_assignments(pool, routing), packed)
+
+
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize(
     ("experts", "widths"),
     [
@@ -84,7 +122,7 @@ def test_lopsided_routings(backend: str, experts: list, widths: list) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 def test_results_and_gradients_repeat_bit_for_bit(backend: str) -> None:
     rng = np.random.default_rng(1)
     pool, h = random_pool(rng, [2, 5, 1]), random_tokens(rng, 40)
@@ -98,18 +136,19 @@ def test_the_worklist_keeps_the_dtype_of_its_tokens() -> None:
     pool, h = random_pool(rng, [2, 3]), random_tokens(rng, 7).astype(jnp.bfloat16)
     routing = random_routing(rng, 7, 2, [2, 3])
     exact = expert_ffn(h.astype(jnp.float32), pool, routing, backend="reference")
-    for backend in BACKENDS:
+    for backend in EXACT:
         got = expert_ffn(h, pool, routing, backend=backend)
         assert got.dtype == jnp.bfloat16
         np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=0.1, atol=0.1)
 
 
-def test_swapping_a_module_of_equal_size_does_not_recompile() -> None:
+@pytest.mark.parametrize("backend", ["worklist", "megablox-interpreted"])
+def test_swapping_modules_or_the_router_does_not_recompile(backend: str) -> None:
     rng = np.random.default_rng(3)
-    run = jax.jit(lambda h, pool, routing: expert_ffn(h, pool, routing))
-    h, routing = random_tokens(rng, 7), random_routing(rng, 7, 1, [2, 3])
+    run = jax.jit(lambda h, pool, routing: expert_ffn(h, pool, routing, backend=backend))
+    h = random_tokens(rng, 7)
     for counts in ([2, 3], [3, 2], [1, 4]):
-        run(h, random_pool(rng, counts), routing)
+        run(h, random_pool(rng, counts), random_routing(rng, 7, 1, counts))
     assert run._cache_size() == 1
 
 
@@ -135,8 +174,23 @@ def test_cutting_into_blocks_and_back_pads_with_zeros(width: int) -> None:
 
 def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(LabError, match='backend "worklst" does not exist. Did you mean "worklist"'):
-        choose_backend("worklst")
-    assert choose_backend("auto") in BACKENDS
+        choose_backend("worklst", d_model=8, block=8)
+
+
+@pytest.mark.parametrize(
+    ("platform", "block", "chosen", "reason"),
+    [
+        ("cpu", 128, "worklist", "drops nothing"),
+        ("tpu", 128, "megablox", "shapes suit"),
+        ("tpu", 64, "worklist", "multiples of 128, not 256 and 64"),
+        ("gpu", 128, "worklist", "not a GPU"),  # this machine's device is what the probe runs on
+    ],
+)
+def test_auto_says_what_it_takes_and_why(platform: str, block: int, chosen: str, reason: str) -> None:
+    choice = choose_backend(d_model=256, block=block, platform=platform)
+    assert choice.backend == chosen
+    assert reason in str(choice)
+    assert choice.backend in BACKENDS
 
 
 def test_a_pool_lays_modules_behind_each_other() -> None:

@@ -1,4 +1,4 @@
-"""The guarantees of the routed layer, for both backends, over random widths, routings and masks.
+"""The guarantees of the routed layer, for every exact backend, over random widths, routings and masks.
 
 1 neutral insertion, 2 exact opt-out, 3 prefix, 4 padding and permutation, 5 isolation. Causality and the absence of
 silent drops are properties of routers and composed models: see tests/routing and tests/compose.
@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.experts.weights import permute
-from moe_lab.nn.expert_ffn import BACKENDS, expert_ffn
+from moe_lab.nn.expert_ffn import expert_ffn
 from moe_lab.nn.pool import Pool, Routing, from_blocks, make_pool, to_blocks
 from tests.nn.drawing import (
     BLOCK,
+    EXACT,
     block_counts,
     ffn_gradients,
     random_blocks,
@@ -31,7 +32,7 @@ from tests.nn.drawing import (
 
 pytestmark = pytest.mark.slow
 
-both_backends = pytest.mark.parametrize("backend", BACKENDS)
+every_backend = pytest.mark.parametrize("backend", EXACT)
 
 
 def equal_bits(a: jax.Array, b: jax.Array) -> None:
@@ -43,7 +44,7 @@ def run(h, modules, routing, backend):  # type: ignore[no-untyped-def]
     return run_ffn(h, make_pool(modules), routing, backend=backend)
 
 
-@both_backends
+@every_backend
 @given(
     seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts, place=st.sampled_from((0, 1, 9)), broken=st.booleans()
 )
@@ -63,7 +64,7 @@ def test_1_adding_a_module_that_no_token_uses_changes_no_bit(
     equal_bits(run(h, longer, after, backend), run(h, modules, routing, backend))
 
 
-@both_backends
+@every_backend
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts.filter(lambda c: len(c) > 1))
 @settings(max_examples=15)
 def test_2_masking_a_module_equals_composing_without_it(backend, seed, tokens, top_k, counts) -> None:
@@ -78,7 +79,7 @@ def test_2_masking_a_module_equals_composing_without_it(backend, seed, tokens, t
     equal_bits(run(h, modules, masked, backend), run(h, shorter, composed_without, backend))
 
 
-@both_backends
+@every_backend
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts)
 @settings(max_examples=15)
 def test_3_running_a_width_equals_the_stored_child_of_that_width(backend, seed, tokens, top_k, counts) -> None:
@@ -96,7 +97,7 @@ def test_3_running_a_width_equals_the_stored_child_of_that_width(backend, seed, 
     )
 
 
-@both_backends
+@every_backend
 @given(seed=seeds, width=st.sampled_from((1, 6, 11)), more=st.sampled_from((0, 3, 9)))
 @settings(max_examples=10)
 def test_4_padding_and_permuting_hidden_units_change_only_rounding(backend, seed, width, more) -> None:
@@ -116,7 +117,7 @@ def test_4_padding_and_permuting_hidden_units_change_only_rounding(backend, seed
     np.testing.assert_allclose(run(h, [shuffled], full, backend), plain, rtol=1e-4, atol=1e-5)
 
 
-@both_backends
+@every_backend
 @given(seed=seeds, counts=block_counts.filter(lambda c: len(c) > 1))
 @settings(max_examples=15)
 def test_5_training_one_module_gives_no_other_module_a_gradient(backend, seed, counts) -> None:
@@ -133,7 +134,7 @@ def test_5_training_one_module_gives_no_other_module_a_gradient(backend, seed, c
         assert not np.delete(np.asarray(part), owned, axis=0).any()
 
 
-@both_backends
+@every_backend
 def test_zero_padding_stays_zero_in_training(backend: str) -> None:
     rng = np.random.default_rng(0)
     parts = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((12, 6), (12, 6), (6, 12))]

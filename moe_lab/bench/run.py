@@ -1,0 +1,70 @@
+"""The whole bench: which cases, which competitors, one document and one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from moe_lab.bench.cases import CASES, QUICK, Case
+from moe_lab.bench.competitors import COMPETITORS
+from moe_lab.bench.measure import CaseResult, Prepare, measure_case, prepare_jax
+from moe_lab.bench.results import Bench, Machine
+from moe_lab.errors import LabError, did_you_mean
+
+
+def find_cases(names: Sequence[str]) -> list[Case]:
+    """Cases by name or by a part of it; the quick ones if none is named, all of them for `all`."""
+    found: dict[str, Case] = {}
+    for name in names or QUICK:
+        matching = {full: case for full, case in CASES.items() if name == "all" or name in full}
+        if not matching:
+            raise LabError(f'no case is called "{name}".{did_you_mean(name, list(CASES))}')
+        found |= {name: CASES[name]} if name in CASES else matching
+    return list(found.values())
+
+
+def find_competitors(names: Sequence[str], peers: bool) -> dict[str, Prepare]:
+    """Competitors by name; all JAX ones if none is named, and the torch peers with `peers`."""
+    known = {name: prepare_jax(competitor) for name, competitor in COMPETITORS.items()}
+    if peers:
+        from moe_lab.bench.peers import PEERS, require_torch
+
+        require_torch()
+        known |= PEERS
+    for name in names:
+        if name not in known:
+            hint = "" if peers else " (the torch peers need --peers)"
+            raise LabError(f'no competitor is called "{name}".{did_you_mean(name, list(known))}{hint}')
+    return {name: known[name] for name in names or known}
+
+
+def run_bench(
+    cases: Sequence[Case],
+    competitors: dict[str, Prepare],
+    *,
+    rounds: int,
+    command: str,
+    progress: Callable[[str], None],
+    show: Callable[[CaseResult], None],
+) -> Bench:
+    """Measures every case, showing each as soon as it is done."""
+    machine, results = Machine.here(), []
+    for case in cases:
+        results.append(measure_case(case, competitors, rounds=rounds, progress=progress))
+        show(results[-1])
+    return Bench(command=command, machine=machine, cases=tuple(results))
+
+
+def save(bench: Bench, folder: Path) -> tuple[Path, Path]:
+    """Writes `bench.json` and `roofline.png`."""
+    from moe_lab.bench.picture import write_roofline
+
+    folder.mkdir(parents=True, exist_ok=True)
+    document = folder / "bench.json"
+    document.write_text(bench.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return document, write_roofline(bench, folder / "roofline.png")
+
+
+def load(path: Path) -> Bench:
+    """Reads a document that `save` wrote."""
+    return Bench.model_validate_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,75 @@
+"""`moe-lab bench`: the routed layer against the machine's own matmul rate and against peers."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    cases: Annotated[
+        list[str] | None, typer.Argument(metavar="[CASE]...", help="Cases by name or a part of it; `all` for all.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="COMPETITOR", help="Measure only these competitors.")
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Torch and Hugging Face too: needs moe-lab[peers].")] = False,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed rounds of every competitor.")] = 10,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where bench.json and the picture go.")] = Path(
+        "runs/bench"
+    ),
+    listing: Annotated[bool, typer.Option("--list", help="Only list cases and competitors.")] = False,
+) -> None:
+    """Measure the routed layer against the machine's own matmul rate and against other ways to compute it.
+
+    All figures are ratios within one run: every case is measured between two calibrations.
+
+    Example:
+      moe-lab bench
+      moe-lab bench T2048-D512-E8k2 --only worklist --only "padded grouped"
+      moe-lab bench all --peers --out docs/performance
+    """
+    from moe_lab.bench.cases import CASES
+    from moe_lab.bench.competitors import COMPETITORS
+    from moe_lab.bench.measure import CaseResult
+    from moe_lab.bench.results import HEADER, rows, title
+    from moe_lab.bench.run import find_cases, find_competitors, run_bench, save
+    from moe_lab.cli.tables import print_table
+    from moe_lab.nn.expert_ffn import choose_backend
+
+    if listing:
+        from moe_lab.bench.peers import PEERS
+
+        print("cases:", *CASES, sep="\n  ")
+        print("competitors:", *COMPETITORS, sep="\n  ")
+        print("with --peers:", *PEERS, sep="\n  ")
+        return
+
+    def show(result: CaseResult) -> None:
+        case = result.case
+        print_table(f"\n{title(result)}", HEADER, list(rows(result)), right=HEADER[1:])
+        print(f"auto takes {choose_backend(d_model=case.d_model, block=case.block)}", flush=True)
+
+    chosen, competitors = find_cases(cases or []), find_competitors(only or [], peers)
+    document = run_bench(
+        chosen,
+        competitors,
+        rounds=rounds,
+        command=shlex.join(["moe-lab", *sys.argv[1:]]),
+        progress=_say,
+        show=show,
+    )
+    saved, picture = save(document, out)
+    print(f"\nresults: {saved}\npicture: {picture}")
+
+
+def _say(line: str) -> None:
+    """What is being measured: over itself on a terminal; off one only what a log should keep."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    elif "compiling" in line or "again" in line:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,39 @@
+"""What a TPU would do with the grouped matmul path, from its compiler: no TPU is needed, only the `tpu-plan` extra."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'moe-lab[tpu-plan]'"
+    ),
+]
+
+CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+
+
+@pytest.mark.parametrize("topology", CHIPS)
+def test_gradients_cost_two_forwards_and_memory_stays_below_padding(topology: str) -> None:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    script = Path(__file__).with_name("compile_for_tpu.py")
+    done = subprocess.run(
+        [sys.executable, script, topology], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    true, padded = found["true widths"], found["padded to the widest"]
+    ideal = 6 * found["budget"] * found["d_model"] * found["block"]
+    assert true["forward"]["flops"] == pytest.approx(ideal, rel=0.05)
+    assert true["gradient"]["flops"] <= 1.1 * 3 * true["forward"]["flops"]
+    for stage in ("forward", "gradient"):
+        assert true[stage]["peak_bytes"] < padded[stage]["peak_bytes"]
+        assert true[stage]["flops"] < padded[stage]["flops"]
