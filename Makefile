@@ -7,6 +7,8 @@ else
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo unknown)
 endif
 BIN := $(VENV)/bin
+# The compiler for TPUs lies outside the environment: inside it, jax would look for a TPU at every start.
+TPU_COMPILER := $(VENV)/tpu-compiler
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests of one file share what that file sets up, so they stay in one process.
 PYTEST := $(BIN)/python -m pytest
@@ -24,8 +26,8 @@ help: ## this list
 quickstart: $(VENV)/.installed ## train, publish, shrink, compose and evaluate three teams' modules
 	$(BIN)/moe-lab run configs/quickstart.yaml
 
-test: $(VENV)/.installed-dev ## the whole suite
-	$(PYTEST) -n 2 --dist loadfile
+test: $(VENV)/.installed-dev $(TPU_COMPILER)/.installed ## the whole suite
+	TPU_COMPILER=$(CURDIR)/$(TPU_COMPILER) $(PYTEST) -n 2 --dist loadfile
 
 fast: $(VENV)/.installed-dev ## the tests that take seconds
 	$(FAST)
@@ -56,3 +58,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the development tools into $(VENV)"
 	@$(PIP) install --editable '.[dev]'
 	@touch $@
+
+$(TPU_COMPILER)/.installed: $(VENV)/.installed
+	@echo "installing the compiler for TPUs into $(TPU_COMPILER); tests that need it are skipped if this fails"
+	@$(PIP) install --no-deps --upgrade --target $(TPU_COMPILER) libtpu || true
+	@mkdir -p $(TPU_COMPILER) && touch $@

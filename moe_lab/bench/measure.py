@@ -102,7 +102,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def calibrate(rounds: int = 8) -> Calibration:
+def calibrate(rounds: int = 12) -> Calibration:
     """Measures the machine now; the best of a few rounds."""
     a = jax.random.normal(jax.random.key(0), (MATMUL_SIZE, MATMUL_SIZE))
     multiply, copy = jax.jit(lambda a: a @ a), jax.jit(lambda v: v + 1)

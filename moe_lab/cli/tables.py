@@ -19,7 +19,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         table.add_row(*(Text(str(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(80, min(200, console.measure(table).maximum)))
+        console = Console(width=max(80, min(200, Console(width=200).measure(table).maximum)))
     console.print(table)
 
 

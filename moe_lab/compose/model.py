@@ -31,6 +31,7 @@ from moe_lab.compose.parts import (
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.experts.interface import block_multiply_adds
 from moe_lab.lab import Lab
+from moe_lab.nn.expert_ffn import require_backend
 from moe_lab.nn.pool import Pool, Routing, make_pool
 from moe_lab.nn.trunk import Experts, Trunk, greedy_hits, token_losses
 from moe_lab.registry import Registry
@@ -254,6 +255,7 @@ def _composed(
 
 def build_model(lock: Lock, registry: Registry, lab: Lab) -> ComposedModel:
     """Loads what a lockfile names, and refuses parts that do not fit together by name and reason."""
+    require_backend(lock.backend)
     trunk = load_trunk(registry, lock.trunk)
     modules = tuple(load_module(registry, part) for part in lock.modules)
     for module in modules:

@@ -36,6 +36,9 @@ BACKENDS: MappingProxyType[str, Run] = MappingProxyType(
 )
 
 
+_NEEDS = {"megablox": "tpu", "mosaic-gpu": "gpu"}
+
+
 class Choice(NamedTuple):
     """A backend and why it was taken; `str` of it is one sentence."""
 
@@ -75,6 +78,13 @@ def choose_backend(backend: str = "auto", *, d_model: int, block: int, platform:
             return Choice("mosaic-gpu", "a GPU on which jax's grouped matmul gave the right numbers just now")
         return Choice("worklist", obstacle)
     return Choice("worklist", f"on {platform} it does only the routed work and drops nothing")
+
+
+def require_backend(backend: str) -> None:
+    """Refuses a backend that the default device cannot run. Compiling for another machine needs no such check."""
+    needed, here = _NEEDS.get(backend), jax.default_backend()
+    if needed not in (None, here):
+        raise LabError(f'backend "{backend}" needs a {needed}, and this is a {here}; use backend: auto')
 
 
 def expert_ffn(

@@ -87,6 +87,11 @@ WITH_BACKENDS = [
 ]
 
 
+def test_a_backend_for_another_machine_is_refused(published: Published) -> None:
+    with pytest.raises(LabError, match='backend "megablox" needs a tpu, and this is a cpu; use backend: auto'):
+        published.model(published.lock("lab/gain", backend="megablox"))
+
+
 @pytest.mark.parametrize(("router", "backend"), WITH_BACKENDS)
 def test_opting_out_at_run_time_is_composing_without(published: Published, batch: Tokens, router, backend: str) -> None:
     lock = published.lock(router, backend=backend)

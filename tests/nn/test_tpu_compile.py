@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+# `make test` installs the compiler into a folder of its own and names it here.
+FOLDER = os.environ.get("TPU_COMPILER", "")
+FOUND = importlib.util.find_spec("libtpu") is not None or (Path(FOLDER) / "libtpu" / "libtpu.so").exists()
+
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'moe-lab[tpu-plan]'"
-    ),
+    pytest.mark.skipif(not FOUND, reason="libtpu is not installed: run make test, or pip install 'moe-lab[tpu-plan]'"),
 ]
 
 CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
@@ -23,7 +25,9 @@ CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 
 @pytest.mark.parametrize("topology", CHIPS)
 def test_gradients_cost_two_forwards_and_memory_stays_below_padding(topology: str) -> None:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    repository = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [repository, FOLDER]))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": path}
     script = Path(__file__).with_name("compile_for_tpu.py")
     done = subprocess.run(
         [sys.executable, script, topology], env=environment, capture_output=True, text=True, timeout=500
