@@ -45,7 +45,8 @@ class TorchRunnable:
 
         h, weight = (v.clone().requires_grad_() for v in (self.h, self.weight))
         y = self.run(h, weight)
-        torch.autograd.grad(y, (h, weight, *self.parameters), torch.ones_like(y), allow_unused=True)
+        if y.requires_grad:  # a routing to nothing leaves nothing to differentiate
+            torch.autograd.grad(y, (h, weight, *self.parameters), torch.ones_like(y), allow_unused=True)
 
 
 def require_torch() -> Any:

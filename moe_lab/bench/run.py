@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from moe_lab.bench.cases import CASES, QUICK, Case
 from moe_lab.bench.competitors import COMPETITORS
-from moe_lab.bench.measure import CaseResult, Prepare, measure_case, prepare_jax
+from moe_lab.bench.measure import Prepare, measure_case, prepare_jax
 from moe_lab.bench.results import Bench, Machine
 from moe_lab.errors import LabError, did_you_mean
 
@@ -45,14 +45,13 @@ def run_bench(
     rounds: int,
     command: str,
     progress: Callable[[str], None],
-    show: Callable[[CaseResult], None],
-) -> Bench:
-    """Measures every case, showing each as soon as it is done."""
-    machine, results = Machine.here(), []
+) -> Iterator[Bench]:
+    """Measures case after case, and yields all that is known after each, so that a bench cut short keeps its results."""
+    bench = Bench(command=command, machine=Machine.here(), cases=())
     for case in cases:
-        results.append(measure_case(case, competitors, rounds=rounds, progress=progress))
-        show(results[-1])
-    return Bench(command=command, machine=machine, cases=tuple(results))
+        result = measure_case(case, competitors, rounds=rounds, progress=progress)
+        bench = bench.model_copy(update={"cases": (*bench.cases, result)})
+        yield bench
 
 
 def save(bench: Bench, folder: Path) -> tuple[Path, Path]:

@@ -35,7 +35,6 @@ def bench(
     """
     from moe_lab.bench.cases import CASES
     from moe_lab.bench.competitors import COMPETITORS
-    from moe_lab.bench.measure import CaseResult
     from moe_lab.bench.results import HEADER, rows, title
     from moe_lab.bench.run import find_cases, find_competitors, run_bench, save
     from moe_lab.cli.tables import print_table
@@ -49,21 +48,13 @@ def bench(
         print("with --peers:", *PEERS, sep="\n  ")
         return
 
-    def show(result: CaseResult) -> None:
-        case = result.case
-        print_table(f"\n{title(result)}", HEADER, list(rows(result)), right=HEADER[1:])
-        print(f"auto takes {choose_backend(d_model=case.d_model, block=case.block)}", flush=True)
-
     chosen, competitors = find_cases(cases or []), find_competitors(only or [], peers)
-    document = run_bench(
-        chosen,
-        competitors,
-        rounds=rounds,
-        command=shlex.join(["moe-lab", *sys.argv[1:]]),
-        progress=_say,
-        show=show,
-    )
-    saved, picture = save(document, out)
+    command = shlex.join(["moe-lab", *sys.argv[1:]])
+    for document in run_bench(chosen, competitors, rounds=rounds, command=command, progress=_say):
+        result = document.cases[-1]
+        print_table(f"\n{title(result)}", HEADER, list(rows(result)), right=HEADER[1:])
+        print(f"auto takes {choose_backend(d_model=result.case.d_model, block=result.case.block)}", flush=True)
+        saved, picture = save(document, out)
     print(f"\nresults: {saved}\npicture: {picture}")
 
 

@@ -44,11 +44,12 @@ def test_capacity_is_the_layer_where_everything_fits(name: str) -> None:
 
 
 @pytest.mark.skipif(torch_missing, reason="torch and transformers are not installed: pip install 'moe-lab[peers]'")
+@pytest.mark.parametrize("routing", ["uniform", "nothing"])
 @pytest.mark.parametrize("counts", [(4, 4, 4), (4, 2, 1)])
-def test_torch_peers_compute_the_layer(counts: tuple[int, ...]) -> None:
+def test_torch_peers_compute_the_layer(counts: tuple[int, ...], routing: str) -> None:
     from moe_lab.bench.peers import PEERS
 
-    made = case(counts=counts, routing="uniform")
+    made = case(counts=counts, routing=routing)
     for name, prepare in PEERS.items():
         ready = prepare(made)
         got = ready.run(ready.h, ready.weight).detach().numpy()
