@@ -13,6 +13,8 @@ from moe_lab.routing.conformance import check_router
 from moe_lab.routing.example import D_MODEL, SPACE, make_example_router
 from moe_lab.routing.router import Features, Router
 
+pytestmark = pytest.mark.slow
+
 lab = find_lab()
 TopKRouter = lab.load(lab.get("routers", "topk"))
 WIDEST = SPACE.blocks_C[SPACE.widest_E]

@@ -13,6 +13,8 @@ from moe_lab.bench.competitors import COMPETITORS, draw_blocks, draw_routing, dr
 from moe_lab.nn.expert_ffn import expert_ffn
 from moe_lab.nn.pool import Pool
 
+pytestmark = pytest.mark.slow
+
 torch_missing = any(importlib.util.find_spec(name) is None for name in ("torch", "transformers"))
 
 

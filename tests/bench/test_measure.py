@@ -72,6 +72,7 @@ def test_shares_are_useful_work_over_the_calibrated_rate(rates: list[float]) -> 
     assert result.both_share(entry) == pytest.approx(3 * gflops / 4 / 100)
 
 
+@pytest.mark.slow
 def test_real_competitors_are_measured_shown_and_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measure, "MATMUL_SIZE", 64)
     monkeypatch.setattr(measure, "COPY_BYTES", 1 << 16)

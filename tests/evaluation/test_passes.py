@@ -18,6 +18,8 @@ from moe_lab.routing.outcomes import OutcomeTable
 from tests.compose.published import FIXED, MODULES, TRUNK, WIDTHS, Published, publish_all
 from tests.evaluation.heldout import BATCH, LENGTH, ROWS, make_batches, make_corpora, make_heldout
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:

@@ -12,6 +12,8 @@ from moe_lab.nn.expert_ffn import BACKENDS, left_out
 from moe_lab.nn.pool import Pool, Routing
 from tests.nn.drawing import random_pool, random_routing, random_tokens, run_ffn
 
+pytestmark = pytest.mark.slow
+
 COUNTS = [3, 1, 2]
 
 

@@ -15,6 +15,8 @@ import pytest
 from moe_lab.errors import LabError
 from moe_lab.training import checkpoint, ledger, metrics, runs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
