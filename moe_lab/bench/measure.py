@@ -28,7 +28,7 @@ SETTLE_SECONDS = 0.02
 
 
 class Calibration(Spec):
-    """What the machine does best, now: a large float32 matmul and a large copy."""
+    """What the machine does now: a large float32 matmul, and a large copy into memory that was not in use."""
 
     gflops: float
     copy_gbytes: float

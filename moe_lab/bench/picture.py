@@ -61,11 +61,12 @@ def _panel(axes: Axes, bench: Bench, stage: str) -> None:
     copy = sum(result.before.copy_gbytes for result in worked) / len(worked) if worked else 1.0
     times = 1 if stage == "forward" else 3
     intensities = [flops_per_byte(result) for result in worked] or [1.0]
-    span = (min(1.0, *intensities) / 2, 3 * max(1.0, *intensities))
+    span = (min(intensities) / 10, 3 * max(intensities))
     ridge = rate / copy
     axes.plot([span[0], ridge, span[1]], [span[0] * copy, rate, rate], color="#1a1d21", linewidth=1.2)
     axes.annotate(f"matmul {rate:.0f} GFLOP/s", (span[1], rate), ha="right", va="bottom")
-    axes.annotate(f"copy {copy:.0f} GB/s", (span[0] * 1.3, span[0] * copy * 1.5), rotation=35, va="bottom")
+    low = (1.15 * span[0], 0.95 * span[0] * copy)
+    axes.annotate(f"copy into new memory, {copy:.0f} GB/s", low, va="top")
     for name in {entry.competitor: None for result in worked for entry in result.measurements}:
         colour, marker = _STYLES.get(name, ("#9aa4b0", "."))
         points = [

@@ -46,7 +46,7 @@ def run_bench(
     command: str,
     progress: Callable[[str], None],
 ) -> Iterator[Bench]:
-    """Measures case after case, and yields all that is known after each, so that a bench cut short keeps its results."""
+    """Measures case after case, and yields all that is known after each: one that is cut short keeps its results."""
     bench = Bench(command=command, machine=Machine.here(), cases=())
     for case in cases:
         result = measure_case(case, competitors, rounds=rounds, progress=progress)
