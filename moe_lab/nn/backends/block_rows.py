@@ -85,6 +85,12 @@ def _chunk(plan: Plan, start: jax.Array | int, rows: int) -> Chunk:
     return Chunk(assignment_R, used_R[:, None], size_N.astype(jnp.int32))
 
 
+def _tokens(operands: Operands, chunk: Chunk) -> jax.Array:
+    """The token of each block row."""
+    h_TD, _, weight_M = operands
+    return chunk.assignment // (weight_M.shape[0] // h_TD.shape[0])
+
+
 def _up(kernel: GroupedMatmul, x_RD: jax.Array, blocks: Blocks, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     """Pre-activations of gate and up: [R, B] each, zero where a row is unused."""
     a, u = (kernel.rows(x_RD, w, chunk.size, transposed=False).astype(x_RD.dtype) for w in (blocks.gate, blocks.up))
@@ -96,7 +102,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """This pass's share of the output, in float32, and its pre-activations."""
     h_TD, blocks, weight_M = operands
-    token_R = chunk.assignment // (weight_M.shape[0] // h_TD.shape[0])
+    token_R = _tokens(operands, chunk)
     a, u = _up(kernel, h_TD[token_R], blocks, chunk)
     out = kernel.rows(ACTIVATIONS[activation](a) * u, blocks.down, chunk.size, transposed=False)
     out = jnp.where(chunk.used, out * weight_M[chunk.assignment][:, None], 0)
@@ -113,7 +119,7 @@ def _backward(
 ) -> tuple[jax.Array, Blocks, jax.Array]:
     """This pass's share of all gradients, in float32."""
     h_TD, blocks, weight_M = operands
-    token_R = chunk.assignment // (weight_M.shape[0] // h_TD.shape[0])
+    token_R = _tokens(operands, chunk)
     a, u = pre_activations
     x, dy = h_TD[token_R], dy_TD[token_R]
     weight = jnp.where(chunk.used, weight_M[chunk.assignment][:, None], 0)
@@ -174,12 +180,11 @@ def _in_chunks_forward(kernel, activation, rows, operands, plan):  # type: ignor
 
 def _in_chunks_backward(kernel, activation, rows, residuals, dy_TD):  # type: ignore[no-untyped-def]
     operands, plan = residuals
-    h_TD, blocks, weight_M = operands
-    dy_TD = dy_TD.astype(h_TD.dtype)
+    dy_TD = dy_TD.astype(operands[0].dtype)
 
     def add(index: jax.Array, totals: tuple) -> tuple:
         chunk = _chunk(plan, index * rows, rows)
-        pre_activations = _up(kernel, h_TD[chunk.assignment // (weight_M.shape[0] // h_TD.shape[0])], blocks, chunk)
+        pre_activations = _up(kernel, operands[0][_tokens(operands, chunk)], operands[1], chunk)
         return jax.tree.map(jnp.add, totals, _backward(kernel, activation, operands, chunk, pre_activations, dy_TD))
 
     zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, jnp.float32), operands)
