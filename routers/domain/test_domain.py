@@ -13,6 +13,8 @@ from moe_lab.routing.conformance import check_router
 from moe_lab.routing.example import SPACE, Example, draw_example, learn_example, make_example_router
 from moe_lab.routing.router import Router
 
+pytestmark = pytest.mark.slow
+
 lab = find_lab()
 DomainRouter = lab.load(lab.get("routers", "domain"))
 

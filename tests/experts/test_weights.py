@@ -26,6 +26,8 @@ from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Experts, Trunk
 from tests.nn.oracle import randomised
 
+pytestmark = pytest.mark.slow
+
 SPEC = TrunkSpec(vocab_size=9, d_model=8, num_layers=2, num_heads=2, ffn_width=12, routed_layers=(0, 1), block=4)
 INTERFACE = Interface.of_trunk("sha256-trunk", "sha256-tokenizer", SPEC)
 WIDTHS = {0: 12, 1: 6}
