@@ -18,10 +18,9 @@ import numpy as np
 from jax import lax
 
 from moe_lab.bench.cases import Case
+from moe_lab.nn.backends.capacity import CAPACITY_FACTOR
 from moe_lab.nn.expert_ffn import expert_ffn
 from moe_lab.nn.pool import Blocks, Pool, Routing
-
-CAPACITY_FACTOR = 1.25
 
 
 class Layer(NamedTuple):

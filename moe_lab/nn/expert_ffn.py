@@ -23,7 +23,6 @@ def _grouped(kernel: block_rows.GroupedMatmul) -> Run:
     )
 
 
-# Whether a backend can leave block rows out is said here, beside how it runs: see `left_out`.
 BACKENDS: MappingProxyType[str, Run] = MappingProxyType(
     {
         "reference": lambda h, pool, routing, activation, _: reference.expert_ffn(h, pool, routing, activation),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from moe_lab.nn.backends.block_rows import GroupedMatmul
 
 LANES = 128
+_MOSAIC_TILES: dict[str, Any] = {"block_m": 64, "block_n": 64, "block_k": 64, "max_concurrent_steps": 2, "grid_block_n": 1}
 
 
 def megablox_obstacle(d_model: int, block: int) -> str | None:
@@ -63,11 +64,7 @@ class MosaicGpu:
             x_RI,
             w_NIO,
             group_sizes=size_N,
-            block_m=64,
-            block_n=64,
-            block_k=64,
-            max_concurrent_steps=2,
-            grid_block_n=1,
+            **_MOSAIC_TILES,
             transpose_rhs=transposed,
         ).astype(jnp.float32)
 
@@ -79,11 +76,7 @@ class MosaicGpu:
             x_RI,
             y_RO,
             group_sizes=size_N,
-            block_m=64,
-            block_n=64,
-            block_k=64,
-            max_concurrent_steps=2,
-            grid_block_n=1,
+            **_MOSAIC_TILES,
         ).astype(jnp.float32)
 
 
