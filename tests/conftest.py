@@ -12,6 +12,9 @@ from moe_lab.lab import init_lab
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Eight devices, of which everything uses the first unless it makes a mesh. Read when jax starts.
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +43,8 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         *arguments: str, cwd: Path = tmp_path, path: Path | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         paths = [str(path)] if path else []
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(REPOSITORY)]), **(env or {})}
+        inherited = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+        environment = {**inherited, "PYTHONPATH": os.pathsep.join([*paths, str(REPOSITORY)]), **(env or {})}
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=cwd,

@@ -17,23 +17,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from moe_lab.compose.lockfile import Lock, LockedPart
 from moe_lab.compose.parts import (
-    LoadedModule,
     LoadedTrunk,
+    PublishedModule,
     candidate_space,
-    load_module,
+    find_module,
     load_router,
     load_trunk,
     make_router,
 )
+from moe_lab.compose.pools import Pools, exchange_in_place, gather_modules, place_modules
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.experts.interface import block_multiply_adds
 from moe_lab.lab import Lab
-from moe_lab.nn.expert_ffn import require_backend
-from moe_lab.nn.pool import Pool, Routing, make_pool
-from moe_lab.nn.trunk import Experts, Trunk, greedy_hits, token_losses
+from moe_lab.nn.expert_ffn import OneDevice, require_backend
+from moe_lab.nn.pool import Routing
+from moe_lab.nn.trunk import Experts, RunLayer, Trunk, greedy_hits, token_losses
+from moe_lab.parallel.layer import ShardedLayer
+from moe_lab.parallel.mesh import EVERYWHERE, TOKENS, to_host, to_mesh
 from moe_lab.registry import Registry
 from moe_lab.routing.router import Features, Router, normalised
 from moe_lab.routing.space import CandidateSpace
@@ -57,7 +61,7 @@ class ModelArrays(NamedTuple):
 
     trunk: nnx.State
     router: nnx.State
-    pools: dict[int, Pool]
+    pools: dict[int, Any]  # by routed layer: a `Pool`, or a `PlacedPool` on a mesh
     pool_index_E: jax.Array  # int32, where the router's modules lie in the pool
     present_E: jax.Array  # bool, which of the router's modules are composed
 
@@ -70,6 +74,11 @@ class Decision(NamedTuple):
     expert_BSK: jax.Array  # int32
     width_BSK: jax.Array  # int32 blocks asked for per layer
     blocks_BS: jax.Array  # int32 blocks run, summed over choices and layers
+    left_out: jax.Array  # int32, what limits of the layers had no room for, see `LayerOutput`
+
+    def by_token(self) -> tuple[jax.Array, ...]:
+        """All fields that say something of each token."""
+        return self[:-1]
 
 
 UNCAPPED = -1
@@ -78,18 +87,24 @@ UNCAPPED = -1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComposedModel:
-    """A trunk with its modules and a router. `modules` may lack some that the router knows."""
+    """A trunk with its modules and a router. `modules` may lack some that the router knows. Made by `assemble`."""
 
     trunk: LoadedTrunk
-    modules: tuple[LoadedModule, ...]
+    modules: tuple[PublishedModule, ...]
     router: Router
+    pools: Pools
     price: float = 0.0
-    backend: str = "auto"
+    run_layer: OneDevice | ShardedLayer = dataclasses.field(default_factory=OneDevice)
 
     @property
     def space(self) -> CandidateSpace:
         """What the router was made to choose from."""
         return self.router.space
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that the model lies on; None: the default device."""
+        return self.run_layer.mesh if isinstance(self.run_layer, ShardedLayer) else None
 
     @property
     def multiply_adds_per_block(self) -> int:
@@ -101,19 +116,23 @@ class ComposedModel:
         flat = nnx.to_flat_state(nnx.state(self.router, nnx.Param))
         return sum(matrix.size for path, matrix in flat if path[-1] == "kernel")
 
+    @cached_property
+    def _trunk_state(self) -> nnx.State:
+        return _everywhere(self.trunk.state, self.mesh)
+
     def arrays(self) -> ModelArrays:
         """The pytree to hand to the methods below."""
-        layers = self.trunk.spec.routed_layers
-        pools = {layer: make_pool([module.weights[layer] for module in self.modules]) for layer in layers}
         names = [module.name for module in self.modules]
         present = [name in names for name in self.space.modules]
-        index = [names.index(name) if name in names else 0 for name in self.space.modules]
+        index = [self.pools.names.index(name) if name in names else 0 for name in self.space.modules]
+        small = nnx.state(self.router), np.array(index, np.int32), np.array(present)
+        router, pool_index_E, present_E = _everywhere(small, self.mesh)
         return ModelArrays(
-            trunk=self.trunk.state,
-            router=nnx.state(self.router),
-            pools=pools,
-            pool_index_E=jnp.asarray(index, jnp.int32),
-            present_E=jnp.asarray(present),
+            trunk=self._trunk_state,
+            router=router,
+            pools=dict(self.pools.layers),
+            pool_index_E=pool_index_E,
+            present_E=present_E,
         )
 
     def available(self, without: Sequence[str] = ()) -> np.ndarray:
@@ -133,18 +152,18 @@ class ComposedModel:
         self, arrays: ModelArrays, batch: TokenBatch, hidden_BSD: jax.Array
     ) -> tuple[np.ndarray, np.ndarray]:
         """Every composed candidate alone on the whole batch: losses in nats and greedy hits, both [B, S, C]."""
-        run = partial(_run_fixed, self.trunk.graph, self.backend, arrays, _arrays(batch), hidden_BSD)
+        run = partial(_run_fixed, self.trunk.graph, self.run_layer, arrays, self._place(_arrays(batch)), hidden_BSD)
         space = self.candidates
         results = [
             run(jnp.int32(expert), jnp.int32(blocks))
             for expert, blocks in zip(space.module_C, space.blocks_C, strict=True)
         ]
-        losses, hits = zip(*results, strict=True)
-        return np.stack([*map(np.asarray, losses)], axis=-1), np.stack([*map(np.asarray, hits)], axis=-1)
+        losses, hits = zip(*to_host(results), strict=True)
+        return np.stack(losses, axis=-1), np.stack(hits, axis=-1)
 
     def enter(self, arrays: ModelArrays, batch: TokenBatch) -> jax.Array:
         """The trunk's state in front of the first routed layer: [B, S, D]."""
-        return _enter(self.trunk.graph, arrays, _arrays(batch))
+        return _enter(self.trunk.graph, arrays, self._place(_arrays(batch)))
 
     def run(
         self,
@@ -170,15 +189,23 @@ class ComposedModel:
         """
         assert self.router.needs_outcomes <= (outcomes_BSC is not None), "this router needs outcomes"
         return _composed(
-            (self.trunk.graph, nnx.graphdef(self.router), self.backend),
+            (self.trunk.graph, nnx.graphdef(self.router), self.run_layer),
             arrays,
-            _arrays(batch),
+            self._place(_arrays(batch)),
             hidden_BSD,
-            jnp.asarray(available_E),
-            jnp.float32(self.price if price is None else price),
-            jnp.int32(width_cap),
-            outcomes_BSC,
+            *_everywhere(
+                (available_E, np.float32(self.price if price is None else price), np.int32(width_cap)), self.mesh
+            ),
+            None if outcomes_BSC is None else self._place(outcomes_BSC),
         )
+
+    def _place(self, rows: Any) -> Any:
+        """Arrays by row of the batch, where the model lies."""
+        return rows if self.mesh is None else to_mesh(rows, self.mesh, TOKENS)
+
+
+def _everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    return jax.tree.map(jnp.asarray, tree) if mesh is None else to_mesh(tree, mesh, EVERYWHERE)
 
 
 def _arrays(batch: TokenBatch) -> tuple[Any, Any, Any, Any]:
@@ -194,7 +221,7 @@ def _enter(graph: nnx.GraphDef, arrays: ModelArrays, batch: tuple) -> jax.Array:
 @partial(jax.jit, static_argnums=(0, 1))
 def _run_fixed(
     graph: nnx.GraphDef,
-    backend: str,
+    run_layer: RunLayer,
     arrays: ModelArrays,
     batch: tuple,
     hidden_BSD: jax.Array,
@@ -205,7 +232,7 @@ def _run_fixed(
     trunk = nnx.merge(graph, arrays.trunk)
     shape = (*segment_ids.shape, 1)
     routing = Routing(jnp.full(shape, expert), jnp.full(shape, blocks), jnp.ones(shape, jnp.float32))
-    x_BSD = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, routing, backend))
+    x_BSD = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, routing, run_layer))
     logits = trunk.head(x_BSD)
     return token_losses(logits, targets), greedy_hits(logits, targets)
 
@@ -218,23 +245,29 @@ def compose_pass(
     features: Features,
     hidden_BSD: jax.Array,
     width_cap: jax.Array,
-    backend: str,
-) -> tuple[jax.Array, Routing, jax.Array]:
-    """Routes by `features`, runs the experts: logits, the routing in the router's terms, blocks run [B, S]."""
+    run_layer: RunLayer,
+) -> tuple[jax.Array, Routing, jax.Array, jax.Array]:
+    """Routes by `features`, runs the experts.
+
+    Returns:
+        Logits, the routing in the router's terms, blocks run [B, S], and what limits of the layers left out.
+    """
     _, _, segment_ids, positions = batch
     routing = router.route(features)
     width = jnp.where((width_cap < 0) | (routing.width == 0), routing.width, width_cap)
     width = jnp.where(features.available_E[routing.expert], width, 0)
     routing = routing._replace(width=width)
     in_pool = routing._replace(expert=arrays.pool_index_E[routing.expert])
-    x_BSD = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, in_pool, backend))
+    left_out: dict[int, jax.Array] = {}
+    experts = Experts(arrays.pools, in_pool, run_layer, left_out=left_out)
+    x_BSD = trunk.routed(hidden_BSD, segment_ids, positions, experts)
     blocks_BS = sum(jnp.minimum(width, pool.count[in_pool.expert]).sum(-1) for pool in arrays.pools.values())
-    return trunk.head(x_BSD), routing, jnp.asarray(blocks_BS)
+    return trunk.head(x_BSD), routing, jnp.asarray(blocks_BS), jnp.asarray(sum(left_out.values()))
 
 
 @partial(jax.jit, static_argnums=0)
 def _composed(
-    static: tuple[nnx.GraphDef, nnx.GraphDef, str],
+    static: tuple[nnx.GraphDef, nnx.GraphDef, RunLayer],
     arrays: ModelArrays,
     batch: tuple,
     hidden_BSD: jax.Array,
@@ -243,21 +276,66 @@ def _composed(
     width_cap: jax.Array,
     outcomes_BSC: jax.Array | None,
 ) -> Decision:
-    trunk_graph, router_graph, backend = static
+    trunk_graph, router_graph, run_layer = static
     trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
     _, targets, segment_ids, _ = batch
     features = Features(normalised(hidden_BSD), segment_ids, available_E & arrays.present_E, price, outcomes_BSC)
-    logits, routing, blocks_BS = compose_pass(trunk, router, arrays, batch, features, hidden_BSD, width_cap, backend)
+    logits, routing, blocks_BS, left_out = compose_pass(
+        trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer
+    )
     return Decision(
-        token_losses(logits, targets), greedy_hits(logits, targets), routing.expert, routing.width, blocks_BS
+        token_losses(logits, targets),
+        greedy_hits(logits, targets),
+        routing.expert,
+        routing.width,
+        blocks_BS,
+        left_out,
     )
 
 
-def build_model(lock: Lock, registry: Registry, lab: Lab) -> ComposedModel:
-    """Loads what a lockfile names, and refuses parts that do not fit together by name and reason."""
+def assemble(
+    trunk: LoadedTrunk,
+    modules: Sequence[PublishedModule],
+    router: Router,
+    *,
+    price: float = 0.0,
+    run_layer: OneDevice | ShardedLayer | None = None,
+    spare_blocks: int = 0,
+) -> ComposedModel:
+    """Reads the modules' blocks to where they will run, and puts the model together. See `build_model`."""
+    run_layer = run_layer or OneDevice()
+    layers = trunk.spec.routed_layers
+    if isinstance(run_layer, ShardedLayer):
+        pools = place_modules(modules, layers, run_layer.mesh, spare_blocks=spare_blocks)
+    else:
+        pools = gather_modules(modules, layers)
+    return ComposedModel(
+        trunk=trunk, modules=tuple(modules), router=router, pools=pools, price=price, run_layer=run_layer
+    )
+
+
+def build_model(
+    lock: Lock, registry: Registry, lab: Lab, mesh: Mesh | None = None, *, spare_blocks: int = 0
+) -> ComposedModel:
+    """Loads what a lockfile names, and refuses parts that do not fit together by name and reason.
+
+    Args:
+        lock: the parts.
+        registry: where they are.
+        lab: where the router's code is.
+        mesh: devices to spread the modules over; the default device holds everything if left out.
+        spare_blocks: free room on each device of a mesh, for modules that `exchange_modules` brings later.
+    """
     require_backend(lock.backend)
     trunk = load_trunk(registry, lock.trunk)
-    modules = tuple(load_module(registry, part) for part in lock.modules)
+    modules, router = _parts(lock, registry, lab, trunk)
+    run_layer = OneDevice(backend=lock.backend) if mesh is None else ShardedLayer(mesh=mesh, backend=lock.backend)
+    return assemble(trunk, modules, router, price=lock.price, run_layer=run_layer, spare_blocks=spare_blocks)
+
+
+def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tuple[tuple[PublishedModule, ...], Router]:
+    """The modules and the router of a lockfile, which fit the trunk and each other."""
+    modules = tuple(find_module(registry, part) for part in lock.modules)
     for module in modules:
         trunk.interface.require_fit(module.interface, module.part.ref)
     if not modules:
@@ -272,10 +350,25 @@ def build_model(lock: Lock, registry: Registry, lab: Lab) -> ComposedModel:
                 f"router {lock.router['type']} has to be trained: train it with a config of kind router, publish it, "
                 "and name it here as owner/name"
             )
-    return ComposedModel(trunk=trunk, modules=modules, router=router, price=lock.price, backend=lock.backend)
+    return modules, router
 
 
-def _require_same_ladders(space: CandidateSpace, modules: Sequence[LoadedModule], label: str) -> None:
+def exchange_modules(model: ComposedModel, lock: Lock, registry: Registry, lab: Lab) -> ComposedModel:
+    """The resident model with other modules: only what changed is read and moved, and nothing compiles again.
+
+    The trunk must be the same. A module that is new takes the place of one that is gone; if the modules do not fit
+    into the room that the pool was made with, that is an error that says so, and the model stays as it was.
+    """
+    if model.mesh is None:
+        raise LabError("modules are exchanged in a model on a mesh; on one device build the model anew")
+    if lock.trunk.digest != model.trunk.part.digest:
+        raise LabError(f"{lock.trunk.ref} is another trunk than {model.trunk.part.ref}; build the model anew")
+    modules, router = _parts(lock, registry, lab, model.trunk)
+    pools = exchange_in_place(model.pools, model.modules, modules, model.mesh)
+    return dataclasses.replace(model, modules=modules, router=router, pools=pools, price=lock.price)
+
+
+def _require_same_ladders(space: CandidateSpace, modules: Sequence[PublishedModule], label: str) -> None:
     known: Mapping[str, tuple[int, ...]] = dict(zip(space.modules, space.widths, strict=True))
     costs: Mapping[str, tuple[int, ...]] = dict(zip(space.modules, space.costs, strict=True))
     composed = candidate_space(modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,8 +19,9 @@ from moe_lab.data.spec import ByteTokenizerSpec
 from moe_lab.data.tokenizers import ByteTokenizer, HFTokenizer
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import Interface, blocks_of, rung_cost
-from moe_lab.experts.weights import ExpertWeights, from_tensors
+from moe_lab.experts.weights import ExpertWeights, tensor_names
 from moe_lab.lab import Lab, RouterManifest
+from moe_lab.nn.pool import Blocks
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Trunk
 from moe_lab.registry import Registry
@@ -46,22 +48,37 @@ class LoadedTrunk:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadedModule:
-    """A published (or about to be published) module in memory."""
+class PublishedModule:
+    """A published module: what it is. Its blocks stay in the registry until they are read, run by run."""
 
     part: LockedPart
     interface: Interface
     ladder: tuple[int, ...]
-    weights: ExpertWeights
+    layer_blocks: Mapping[int, int]
+    registry: Registry
+    manifest: Manifest
 
     @property
     def name(self) -> str:
         """`owner/name`."""
         return artifact_name(self.part.ref)
 
-    @property
-    def layer_blocks(self) -> dict[int, int]:
-        return {layer: blocks.num_blocks for layer, blocks in self.weights.items()}
+    def read(self, layer: int, first: int, count: int) -> Blocks:
+        """Blocks `first : first + count` of a layer as numpy, every byte checked; no other block is read."""
+        rows = slice(first, first + count)
+        try:
+            arrays: Any = [self.registry.tensor(self.manifest, name, rows) for name in tensor_names(layer)]
+            return Blocks(*arrays)
+        except LabError as error:
+            raise LabError(f"{self.part.ref}: {error}") from error
+
+    @cached_property
+    def weights(self) -> ExpertWeights:
+        """All blocks, on the default device."""
+        return {
+            layer: Blocks(*map(jax.numpy.asarray, self.read(layer, 0, blocks)))
+            for layer, blocks in self.layer_blocks.items()
+        }
 
 
 def abstract_trunk(spec: TrunkSpec) -> tuple[nnx.GraphDef, nnx.State]:
@@ -116,18 +133,40 @@ def _tokenizer(config: Mapping[str, Any], definition: np.ndarray | None) -> Toke
     return HFTokenizer(definition.tobytes(), spec["path"], spec["eos"])
 
 
-def load_module(registry: Registry, part: LockedPart) -> LoadedModule:
-    """Reads a module from the registry, every byte checked."""
+def find_module(registry: Registry, part: LockedPart) -> PublishedModule:
+    """Reads what a module is, and checks that its tensors are what its interface says. Reads no block."""
     manifest = registry.manifest(part.digest)
-    return LoadedModule(
+    interface = Interface.from_json(manifest["interface"])
+    return PublishedModule(
         part=part,
-        interface=Interface.from_json(manifest["interface"]),
+        interface=interface,
         ladder=tuple(manifest["ladder"]),
-        weights=from_tensors(_tensors(registry, manifest, part)),
+        layer_blocks=_layer_blocks(manifest, interface, part.ref),
+        registry=registry,
+        manifest=manifest,
     )
 
 
-def candidate_space(modules: Sequence[LoadedModule]) -> CandidateSpace:
+def _layer_blocks(manifest: Manifest, interface: Interface, label: str) -> dict[int, int]:
+    names = {layer: tensor_names(layer) for layer in interface.routed_layers}
+    odd = set(manifest.records) ^ {name for layer in names.values() for name in layer}
+    if odd:
+        raise LabError(f"{label}: its tensors do not match its routed layers (missing or unknown: {sorted(odd)[0]})")
+    wide, block = interface.d_model, interface.block
+    counts = {}
+    for layer, (gate, up, down) in names.items():
+        shapes = [manifest.record(name).shape for name in (gate, up, down)]
+        count = shapes[0][0] if shapes[0] else 0
+        if shapes != [(count, wide, block), (count, wide, block), (count, block, wide)]:
+            raise LabError(
+                f"{label}: layer {layer} has tensors of shapes {shapes}; with d_model {wide} and block {block} they "
+                f"should be [N, {wide}, {block}] twice and [N, {block}, {wide}]"
+            )
+        counts[layer] = count
+    return counts
+
+
+def candidate_space(modules: Sequence[PublishedModule]) -> CandidateSpace:
     """What a router may choose from: every module at every rung of its ladder."""
     return CandidateSpace(
         modules=tuple(module.name for module in modules),

@@ -10,6 +10,7 @@ import numpy as np
 from moe_lab.compose.model import ComposedModel
 from moe_lab.data import Batch, Corpus, eval_batches
 from moe_lab.data.documents import Split
+from moe_lab.parallel.mesh import to_host
 from moe_lab.routing.outcomes import OutcomeTable
 from moe_lab.routing.router import normalised
 
@@ -44,7 +45,7 @@ def measure_outcomes(
         loss, hit = model.run_candidates(arrays, batch, hidden)
         losses.append(loss)
         hits.append(hit)
-        hiddens.append(np.asarray(normalised(hidden)))
+        hiddens.append(to_host(normalised(hidden)))
         report(done, (time.perf_counter() - started) / done)
     counted = np.concatenate([batch.loss_mask for batch in batches]) > 0
     segments = np.concatenate([batch.segment_ids for batch in batches])

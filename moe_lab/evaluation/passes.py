@@ -16,6 +16,7 @@ import numpy as np
 from moe_lab.compose.model import UNCAPPED, ComposedModel
 from moe_lab.data import Batch
 from moe_lab.evaluation.curves import TokenOutcomes
+from moe_lab.parallel.mesh import to_host
 from moe_lab.routing.outcomes import OutcomeTable
 
 
@@ -117,9 +118,8 @@ def run_pass(
                 outcomes_BSC=outcomes,
             )
         )
-    loss, hit, expert, width, blocks = (
-        np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*decisions, strict=True)
-    )
+    by_field = zip(*(to_host(decision.by_token()) for decision in decisions), strict=True)
+    loss, hit, expert, width, blocks = map(np.concatenate, by_field)
     counted = heldout.counted_NS
     return Pass(
         bits_T=loss[counted].astype(np.float64) / math.log(2),

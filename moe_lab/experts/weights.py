@@ -49,21 +49,24 @@ def permute(weights: ExpertWeights, order: Mapping[int, np.ndarray]) -> ExpertWe
     return permuted
 
 
+def tensor_names(layer: int) -> tuple[str, ...]:
+    """The names under which a layer's gate, up and down are published."""
+    return tuple(f"layers.{layer}.{projection}" for projection in PROJECTIONS)
+
+
 def to_tensors(weights: ExpertWeights) -> dict[str, np.ndarray]:
     """As published: `layers.<layer>.gate|up|down`, block-major, so that a narrower width is a prefix."""
     return {
-        f"layers.{layer}.{name}": np.asarray(projection)
+        name: np.asarray(projection)
         for layer, blocks in sorted(weights.items())
-        for name, projection in zip(PROJECTIONS, blocks, strict=True)
+        for name, projection in zip(tensor_names(layer), blocks, strict=True)
     }
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> ExpertWeights:
     """The inverse of `to_tensors`."""
     layers = sorted({int(name.split(".")[1]) for name in tensors})
-    return {
-        layer: Blocks(*(jnp.asarray(tensors[f"layers.{layer}.{name}"]) for name in PROJECTIONS)) for layer in layers
-    }
+    return {layer: Blocks(*(jnp.asarray(tensors[name]) for name in tensor_names(layer))) for layer in layers}
 
 
 def count_parameters(weights: ExpertWeights) -> int:

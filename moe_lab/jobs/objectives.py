@@ -182,9 +182,9 @@ class RouterLanguageObjective(LanguageObjective):
         hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions)
         features = Features(normalised(hidden_BSD), batch.segment_ids, frozen.present_E, jnp.float32(0))
         parts = (batch.tokens, batch.targets, batch.segment_ids, batch.positions)
-        logits, _, _ = compose_pass(
-            trunk, router, frozen, parts, features, hidden_BSD, jnp.int32(UNCAPPED), self._model.backend
+        logits, _, _, left_out = compose_pass(
+            trunk, router, frozen, parts, features, hidden_BSD, jnp.int32(UNCAPPED), self._model.run_layer
         )
         auxiliary, metrics = router.auxiliary_loss(features)
         language = mean_loss(token_losses(logits, batch.targets), batch.loss_mask)
-        return language + auxiliary, {"language_loss": language, **metrics}
+        return language + auxiliary, {"language_loss": language, "left_out": left_out, **metrics}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_lab.compose.lockfile import LockedPart, pin
-from moe_lab.compose.model import ComposedModel
-from moe_lab.compose.parts import LoadedTrunk, candidate_space, load_module, make_router, state_tensors
+from moe_lab.compose.model import ComposedModel, assemble
+from moe_lab.compose.parts import LoadedTrunk, candidate_space, find_module, make_router, state_tensors
 from moe_lab.config import canonical_json
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError
@@ -61,12 +61,12 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
 
 
 def _model(workspace: Workspace, spec: RouterRun, trunk: LoadedTrunk, parts: Sequence[LockedPart]) -> ComposedModel:
-    modules = tuple(load_module(workspace.registry, part) for part in parts)
+    modules = tuple(find_module(workspace.registry, part) for part in parts)
     for module in modules:
         trunk.interface.require_fit(module.interface, module.part.ref)
     space = candidate_space(modules)
     router = make_router(workspace.lab, spec.router, space, trunk.spec.d_model, spec.train.seed)
-    return ComposedModel(trunk=trunk, modules=modules, router=router)
+    return assemble(trunk, modules, router)
 
 
 def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corpora: Sequence[Corpus]) -> Objective:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moe_lab.compose.lockfile import LockedPart, pin
-from moe_lab.compose.parts import LoadedModule, load_module
+from moe_lab.compose.parts import PublishedModule, find_module
 from moe_lab.config import decode
 from moe_lab.data import TrainBatches, eval_batches
 from moe_lab.errors import LabError
@@ -42,7 +42,7 @@ def teachers_trunk(workspace: Workspace, teacher: LockedPart) -> LockedPart:
 
 def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate:
     """Makes the child, or returns what an identical run made before."""
-    teacher = load_module(workspace.registry, pin(workspace.registry, spec.teacher, "module"))
+    teacher = find_module(workspace.registry, pin(workspace.registry, spec.teacher, "module"))
     trunk = workspace.trunk(teachers_trunk(workspace, teacher.part))
     strategy = make_strategy(workspace.lab, spec.strategy)
     _require_smaller(spec, teacher)
@@ -93,7 +93,7 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
         return candidate
 
 
-def _require_smaller(spec: DistillRun, teacher: LoadedModule) -> None:
+def _require_smaller(spec: DistillRun, teacher: PublishedModule) -> None:
     widest = spec.ladder[-1] if spec.ladder else 0
     require_ladder(spec.ladder, widest, teacher.interface.block, spec.name)
     if widest >= teacher.ladder[-1]:

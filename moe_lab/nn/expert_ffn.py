@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import NamedTuple
@@ -120,13 +121,43 @@ def expert_ffn(
     return BACKENDS[choice.backend](h_TD, Pool(blocks, pool.start, pool.count), routing, activation, budget)
 
 
+_DROPLESS = ("reference", "worklist")
+
+
+def may_leave_out(backend: str, budget: int | None) -> bool:
+    """Whether a backend (not `auto`) with this budget can meet a routing that it has no room for."""
+    return backend == "capacity" or (budget is not None and backend not in _DROPLESS)
+
+
 def left_out(pool: Pool, routing: Routing, backend: str, budget: int | None = None) -> jax.Array:
     """Block rows that `expert_ffn` with the same arguments leaves out: int32, and 0 for backends that drop nothing."""
+    if not may_leave_out(backend, budget):
+        return jnp.zeros((), jnp.int32)
     if backend == "capacity":
         return capacity.left_out(pool, routing, budget)
-    if backend in ("reference", "worklist") or budget is None:
-        return jnp.zeros((), jnp.int32)
+    assert budget is not None
     return block_rows.left_out(pool, routing, budget)
+
+
+class LayerOutput(NamedTuple):
+    """What a routed layer computed, and what its limits had no room for."""
+
+    y_TD: jax.Array
+    left_out: jax.Array  # int32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneDevice:
+    """How routed layers run where everything is on one device. See `expert_ffn` for the fields."""
+
+    backend: str = "auto"
+    budget: int | None = None
+
+    def __call__(self, h_TD: jax.Array, pool: Pool, routing: Routing, *, activation: str) -> LayerOutput:
+        """Runs one layer."""
+        chosen = choose_backend(self.backend, d_model=h_TD.shape[1], block=pool.blocks.gate.shape[2]).backend
+        y_TD = expert_ffn(h_TD, pool, routing, activation=activation, backend=chosen, budget=self.budget)
+        return LayerOutput(y_TD, left_out(pool, routing, chosen, self.budget))
 
 
 def routed_blocks(pool: Pool, routing: Routing) -> jax.Array:

@@ -10,25 +10,32 @@ Shape letters: B batch, S sequence, T = B * S tokens, D model width, V vocabular
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe_lab.nn.expert_ffn import expert_ffn
+from moe_lab.nn.expert_ffn import LayerOutput, OneDevice
 from moe_lab.nn.layers import Attention, GatedFFN, Linear, RMSNorm
-from moe_lab.nn.pool import Pool, Routing
+from moe_lab.nn.pool import Routing
 from moe_lab.nn.spec import TrunkSpec
+
+
+class RunLayer(Protocol):
+    """How a routed layer is run: `OneDevice`, or over a mesh (`moe_lab.parallel`)."""
+
+    def __call__(self, h_TD: jax.Array, pool: Any, routing: Routing, *, activation: str) -> LayerOutput: ...
 
 
 class Experts(NamedTuple):
     """What runs in the routed layers: one pool per routed layer and one routing for all of them."""
 
-    pools: Mapping[int, Pool]
+    pools: Mapping[int, Any]  # of the kind that `run` takes
     routing: Routing
-    backend: str = "auto"
+    run: RunLayer = OneDevice()
     taps: dict[int, jax.Array] | None = None  # filled with the normalised inputs [T, D] of the routed layers
+    left_out: dict[int, jax.Array] | None = None  # filled with what each layer had no room for
 
 
 class Layer(nnx.Module):
@@ -58,14 +65,10 @@ class Layer(nnx.Module):
         h_TD = h_BSD.reshape(-1, h_BSD.shape[-1])
         if experts.taps is not None:
             experts.taps[index] = h_TD
-        routed_TD = expert_ffn(
-            h_TD,
-            experts.pools[index],
-            experts.routing.flat(),
-            activation=self.activation,
-            backend=experts.backend,
-        )
-        return y_BSD + routed_TD.reshape(y_BSD.shape)
+        output = experts.run(h_TD, experts.pools[index], experts.routing.flat(), activation=self.activation)
+        if experts.left_out is not None:
+            experts.left_out[index] = output.left_out
+        return y_BSD + output.y_TD.reshape(y_BSD.shape)
 
 
 class Trunk(nnx.Module):

@@ -14,7 +14,7 @@ from flax import nnx
 
 from moe_lab.compose.lockfile import Lock, LockedPart, pin, resolve
 from moe_lab.compose.model import ComposedModel, build_model
-from moe_lab.compose.parts import candidate_space, load_module, make_router, state_tensors
+from moe_lab.compose.parts import candidate_space, find_module, make_router, state_tensors
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import canonical_json
 from moe_lab.data import ByteTokenizer, ByteTokenizerSpec
@@ -132,7 +132,7 @@ class Published:
     ) -> LockedPart:
         """Publishes a router of random numbers for some modules, with `added` added to parameters by their path."""
         rng = np.random.default_rng(0)
-        space = candidate_space([load_module(self.registry, pin(self.registry, ref, "module")) for ref in modules])
+        space = candidate_space([find_module(self.registry, pin(self.registry, ref, "module")) for ref in modules])
         state = nnx.state(make_router(self.lab, choice, space, TRUNK.d_model))
         tensors = {
             path: (value + rng.normal(size=value.shape)).astype(value.dtype)

@@ -21,6 +21,7 @@ from moe_lab.experts.weights import (
     permute,
     to_tensors,
 )
+from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.pool import Blocks, Routing, from_blocks, make_pool, to_blocks
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Experts, Trunk
@@ -86,7 +87,7 @@ def test_a_fresh_module_changes_no_bit_of_the_trunk(backend: str) -> None:
     def run(width: jax.Array) -> jax.Array:
         routing = Routing(jnp.zeros((2, 10, 1), jnp.int32), jnp.full((2, 10, 1), width), jnp.ones((2, 10, 1)))
         pools = {layer: make_pool([blocks]) for layer, blocks in weights.items()}
-        return nnx.merge(graph, state)(*inputs, Experts(pools, routing, backend))
+        return nnx.merge(graph, state)(*inputs, Experts(pools, routing, OneDevice(backend=backend)))
 
     bare = jax.jit(lambda: nnx.merge(graph, state)(*inputs))()
     np.testing.assert_array_equal(run(jnp.int32(3)), run(jnp.int32(0)))

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from pydantic import ValidationError
 
+from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.pool import Routing, make_pool
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Experts, Trunk, greedy_hits, token_losses
@@ -108,8 +109,8 @@ def three_parts() -> Any:
     def run(pools: Any, routing: Routing) -> tuple:
         trunk, taps = nnx.merge(graph, state), {}
         hidden = trunk.enter(*inputs)
-        x = trunk.routed(hidden, *inputs[1:], Experts(pools, routing, "reference", taps))
-        return hidden, trunk.head(x), trunk(*inputs, Experts(pools, routing, "reference")), taps
+        x = trunk.routed(hidden, *inputs[1:], Experts(pools, routing, OneDevice(backend="reference"), taps))
+        return hidden, trunk.head(x), trunk(*inputs, Experts(pools, routing, OneDevice(backend="reference"))), taps
 
     return spec, state, inputs, run
 

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from moe_lab.nn.backends.block_rows import GroupedMatmul
 
 LANES = 128
-_MOSAIC_TILES: dict[str, Any] = {"block_m": 64, "block_n": 64, "block_k": 64, "max_concurrent_steps": 2, "grid_block_n": 1}
+_MOSAIC_TILES: dict[str, Any] = {
+    "block_m": 64,
+    "block_n": 64,
+    "block_k": 64,
+    "max_concurrent_steps": 2,
+    "grid_block_n": 1,
+}
 
 
 def megablox_obstacle(d_model: int, block: int) -> str | None:

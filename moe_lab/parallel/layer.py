@@ -1,0 +1,103 @@
+"""The routed layer over a mesh: one `shard_map` around dispatch, compute and combine.
+
+With budgets, shapes are static and small, and the layer counts what does not fit before it runs. `overflow: rerun`
+then takes the dropless ring for this step, so nothing is ever lost; `count` runs what fits and reports the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from moe_lab.errors import LabError
+from moe_lab.nn.expert_ffn import LayerOutput, choose_backend, expert_ffn, left_out, may_leave_out
+from moe_lab.nn.pool import Routing
+from moe_lab.parallel.mesh import DATA, EVERYWHERE, EXPERT, TOKENS
+from moe_lab.parallel.pool import PlacedPool, local_pool, specs
+from moe_lab.parallel.transport import all_to_all, arrivals, plan_sends, ring, ring_routing
+
+Transport = Literal["ring", "all-to-all"]
+Overflow = Literal["rerun", "count"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardedLayer:
+    """How the routed layers of a model run over devices.
+
+    Args:
+        mesh: with axes `data` and `expert`.
+        transport: `ring` or `all-to-all`.
+        budget: block rows per device that the grouped matmuls make room for; None: as many as it takes.
+        places: places per pair of devices that `all-to-all` sends; needed by it.
+        overflow: `rerun` (nothing is lost) or `count`. What is counted is block rows (budget) and choices (places),
+            summed over all devices.
+        backend: see `moe_lab.nn.expert_ffn`.
+    """
+
+    mesh: Mesh
+    transport: Transport = "ring"
+    budget: int | None = None
+    places: int | None = None
+    overflow: Overflow = "rerun"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.transport == "all-to-all" and self.places is None:
+            raise LabError("transport all-to-all needs places: how many choices a device may send to each other one")
+
+    def __call__(self, h_TD: jax.Array, pool: PlacedPool, routing: Routing, *, activation: str) -> LayerOutput:
+        """Sums the routed blocks of every token, wherever the blocks lie.
+
+        Args:
+            h_TD: tokens over all devices.
+            pool: blocks over `expert`.
+            routing: `[T, K]`, by module; over all devices.
+            activation: as in `expert_ffn`.
+        """
+        devices = self.mesh.devices.size
+        if h_TD.shape[0] % devices:
+            raise LabError(
+                f"{h_TD.shape[0]} tokens cannot be shared evenly by {devices} devices; "
+                f"make batch_size a multiple of {devices}"
+            )
+        placed = specs(pool)
+        run = jax.shard_map(
+            partial(self._on_device, activation=activation),
+            mesh=self.mesh,
+            in_specs=(TOKENS, placed, TOKENS),
+            out_specs=LayerOutput(TOKENS, EVERYWHERE),  # type: ignore[arg-type]
+            check_vma=False,
+        )
+        return run(h_TD, pool, routing)
+
+    def _on_device(self, h_TD: jax.Array, pool: PlacedPool, routing: Routing, *, activation: str) -> LayerOutput:
+        platform = self.mesh.devices.flat[0].platform
+        block = pool.blocks.gate.shape[2]
+        backend = choose_backend(self.backend, d_model=h_TD.shape[1], block=block, platform=platform).backend
+        run = partial(expert_ffn, activation=activation, backend=backend, budget=self.budget)
+        may_miss = may_leave_out(backend, self.budget)
+        missing = jnp.zeros((), jnp.int32)
+        if self.transport == "ring":
+            fast = partial(ring, compute=run)
+            arrived = ring_routing(pool, routing) if may_miss else None
+        else:
+            assert self.places is not None
+            fast = partial(all_to_all, compute=run, places=self.places)
+            sends = plan_sends(pool, routing, self.places)
+            arrived = arrivals(pool, routing, sends) if may_miss else None
+            missing = missing + sends.left_out
+        if arrived is not None:
+            missing = missing + left_out(local_pool(pool), arrived, backend, self.budget)
+        missing = lax.psum(missing, (DATA, EXPERT))
+        if self.overflow == "count" or not (may_miss or self.transport == "all-to-all"):
+            return LayerOutput(fast(h_TD, pool, routing), missing)
+        dropless = "worklist" if backend == "capacity" else backend
+        whole = partial(ring, compute=partial(expert_ffn, activation=activation, backend=dropless))
+        # The count is the same on all devices, so all take the same branch.
+        return LayerOutput(lax.cond(missing == 0, fast, whole, h_TD, pool, routing), missing)

@@ -1,0 +1,84 @@
+"""The mesh, and every way in which an array lies on it: nothing else in the project names a mesh axis.
+
+Axis `data` splits the batch only. Axis `expert` splits the batch and the pool's blocks: where tokens rest they lie
+over all devices, and the routed layer brings those of one `expert` row together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from pydantic import Field
+
+from moe_lab.config.spec import Spec
+from moe_lab.errors import LabError
+
+DATA, EXPERT = "data", "expert"
+
+TOKENS = PartitionSpec((DATA, EXPERT))
+"""Rows of a batch, and tokens: over all devices."""
+BLOCKS = PartitionSpec(EXPERT)
+"""The pool's blocks and the tables that say what a device holds: over `expert`, the same for every `data` row."""
+EVERYWHERE = PartitionSpec()
+"""The trunk, the router, and what is small."""
+
+
+class MeshSpec(Spec):
+    """How many devices a run uses, and for what."""
+
+    data: int = Field(1, ge=1, description="Rows of devices that each hold all modules and share the batch.")
+    expert: int = Field(1, ge=1, description="Devices of a row, over which the modules' blocks are spread.")
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.expert
+
+    def __str__(self) -> str:
+        return f"data={self.data},expert={self.expert}"
+
+
+def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
+    """Arranges the devices; neighbours along `expert` are neighbours in the order given."""
+    devices = list(jax.devices() if devices is None else devices)
+    if len(devices) != spec.devices:
+        raise LabError(
+            f"mesh {spec} needs {spec.devices} devices, and there are {len(devices)}; "
+            f"choose data and expert so that data * expert = {len(devices)}"
+        )
+    shape = (spec.data, spec.expert)
+    return Mesh(np.array(devices).reshape(shape), (DATA, EXPERT), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def sharding(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(mesh, spec)
+
+
+def to_mesh(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """Puts arrays that every process holds alike onto the mesh; each device receives its part only."""
+    where = NamedSharding(mesh, spec)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            return jax.device_put(leaf, where)
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """The whole of every array as numpy, in every process."""
+    from jax.experimental import multihost_utils
+
+    def fetch(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)

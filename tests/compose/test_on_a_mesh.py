@@ -1,0 +1,181 @@
+"""A composition over devices: what it computes, what it reads, and how its modules come and go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_lab.compose import model as model_module
+from moe_lab.compose.model import ComposedModel, build_model, exchange_modules
+from moe_lab.compose.parts import find_module
+from moe_lab.compose.pools import place_modules
+from moe_lab.errors import LabError
+from moe_lab.parallel.mesh import EXPERT, to_host
+from moe_lab.parallel.placement import moved_blocks
+from tests.compose.published import MODULES, TRUNK, Published, Tokens
+from tests.parallel.meshes import mesh_of
+
+WIDE = "south/wide"
+
+
+@pytest.fixture(scope="module")
+def batch() -> Tokens:
+    drawn = [Tokens.draw(seed) for seed in range(4)]
+    return Tokens(*map(np.concatenate, zip(*drawn, strict=True)))
+
+
+def losses(model: ComposedModel, batch: Tokens, **options: Any) -> np.ndarray:
+    arrays = model.arrays()
+    options = {"price": 0.3, "available_E": model.available(), **options}
+    return to_host(model.run(arrays, batch, model.enter(arrays, batch), **options).loss_BS)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param((1, 2), marks=pytest.mark.slow), (2, 4), pytest.param((1, 8), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_it_computes_what_one_device_computes(published: Published, batch: Tokens, shape: tuple[int, int]) -> None:
+    lock = published.lock("lab/gain")
+    alone = published.model(lock)
+    spread = build_model(lock, published.registry, published.lab, mesh_of(*shape))
+    once, again = (losses(spread, batch) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    np.testing.assert_allclose(once, losses(alone, batch), rtol=1e-5, atol=1e-5)
+
+
+class Reads:
+    """Counts the bytes of every blob that is read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, published: Published) -> None:
+        self.bytes = 0
+        get = published.registry.store.get
+
+        def counted(key: str, *limit: Any) -> bytes:
+            data = get(key, *limit)
+            self.bytes += len(data) if key.startswith("blobs/") else 0
+            return data
+
+        monkeypatch.setattr(published.registry.store, "get", counted)
+
+
+@pytest.fixture
+def wide(own: Published) -> Published:
+    """A module of 64 blocks per layer, more than any device should read."""
+    own.put_module(WIDE, {0: 256, 1: 256}, (256,))
+    return own
+
+
+def test_each_shard_reads_its_own_blocks_only(wide: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(monkeypatch, wide)
+    module = find_module(wide.registry, wide.lock(FIXED_WIDE, (WIDE,)).modules[0])
+    pools = place_modules([module], TRUNK.routed_layers, mesh_of(1, 8))
+    whole = 2 * 64 * 3 * TRUNK.d_model * TRUNK.block * 4
+    assert reads.bytes == pools.bytes_read == whole
+    per_device = []
+    for device in range(8):
+        before = reads.bytes
+        for layer, layout in pools.layouts.items():
+            for piece in layout.owner(device):
+                module.read(layer, piece.first, piece.count)
+        per_device.append(reads.bytes - before)
+    assert max(per_device) <= whole / 8 * 1.05
+
+
+FIXED_WIDE = {"type": "fixed", "candidate": f"{WIDE}:256"}
+
+
+def test_a_flipped_byte_in_one_shard_names_module_and_tensor(wide: Published) -> None:
+    part = wide.lock(FIXED_WIDE, (WIDE,)).modules[0]
+    module = find_module(wide.registry, part)
+    record = module.manifest.record("layers.1.down")
+    blob = Path(wide.registry.store.where(f"blobs/{record.chunks[40]}"))
+    data = bytearray(blob.read_bytes())
+    data[17] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(data)
+    with pytest.raises(LabError, match=rf"{part.ref}.*layers\.1\.down.*chunk 40.*damaged"):
+        place_modules([module], TRUNK.routed_layers, mesh_of(1, 8))
+    layout = place_layout(module)
+    shard = next(p.device for p in layout.placement.pieces if p.first <= 40 < p.first + p.count)
+    assert shard == 5
+    for piece in layout.placement.pieces:
+        if piece.device != shard:
+            module.read(1, piece.first, piece.count)
+
+
+def place_layout(module: Any) -> Any:
+    from moe_lab.parallel.placement import even_load, place
+    from moe_lab.parallel.pool import lay_out
+
+    blocks = [module.layer_blocks[1]]
+    return lay_out(place(blocks, even_load(blocks, [1.0]), 8))
+
+
+def test_modules_come_and_go_without_a_new_program(published: Published, batch: Tokens) -> None:
+    mesh = mesh_of(1, 4)
+    few = published.lock("lab/gain", MODULES[:2])
+    resident = build_model(few, published.registry, published.lab, mesh, spare_blocks=2)
+    before = losses(resident, batch)
+    programs = model_module._composed._cache_size()
+
+    whole = published.lock("lab/gain")
+    grown = exchange_modules(resident, whole, published.registry, published.lab)
+    new = find_module(published.registry, whole.modules[2])
+    blocks = sum(new.layer_blocks.values())
+    block_bytes = 3 * TRUNK.d_model * TRUNK.block * 4
+    moved = sum(
+        moved_blocks(resident.pools.layouts[layer].placement, grown.pools.layouts[layer].placement)
+        for layer in TRUNK.routed_layers
+    )
+    assert grown.pools.bytes_read == moved * block_bytes
+    assert moved <= blocks + 2
+    built = build_model(whole, published.registry, published.lab, mesh)
+    np.testing.assert_allclose(losses(grown, batch), losses(built, batch), rtol=1e-5, atol=1e-5)
+
+    shrunk = exchange_modules(grown, few, published.registry, published.lab)
+    np.testing.assert_allclose(losses(shrunk, batch), before, rtol=1e-5, atol=1e-5)
+    assert model_module._composed._cache_size() <= programs + 1  # one for `built`, whose room is another
+
+
+def test_a_module_is_replaced_by_its_next_version(own: Published, batch: Tokens) -> None:
+    mesh = mesh_of(1, 2)
+    lock = own.lock("lab/gain")
+    resident = build_model(lock, own.registry, own.lab, mesh)
+    losses(resident, batch)
+    programs = model_module._composed._cache_size()
+    name = MODULES[1]
+    from tests.compose.published import LADDERS, WIDTHS
+
+    own.put_module(name, WIDTHS[name], LADDERS[name], seed=77)
+    newer = own.lock("lab/gain")
+    assert newer.modules[1].ref.endswith("@2")
+    replaced = exchange_modules(resident, newer, own.registry, own.lab)
+    after = losses(replaced, batch)
+    assert model_module._composed._cache_size() == programs
+    module = find_module(own.registry, newer.modules[1])
+    assert replaced.pools.bytes_read == sum(module.layer_blocks.values()) * 3 * TRUNK.d_model * TRUNK.block * 4
+    np.testing.assert_allclose(after, losses(own.model(newer), batch), rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_exchanged_is_refused(own: Published) -> None:
+    lock = own.lock("lab/gain")
+    with pytest.raises(LabError, match="in a model on a mesh"):
+        exchange_modules(own.model(lock), lock, own.registry, own.lab)
+    resident = build_model(lock, own.registry, own.lab, mesh_of(1, 2))
+    own.put_module(WIDE, {0: 256, 1: 256}, (256,))
+    with pytest.raises(LabError, match="room|slots"):
+        exchange_modules(resident, own.lock(FIXED_WIDE, (WIDE,)), own.registry, own.lab)
+
+
+def test_shardings_are_the_ones_written_down(published: Published) -> None:
+    model = build_model(published.lock("lab/gain"), published.registry, published.lab, mesh_of(2, 4))
+    arrays = model.arrays()
+    pool = arrays.pools[0]
+    for leaf in (*pool.blocks, *pool.holdings, pool.shared):
+        assert leaf.sharding.spec[0] == EXPERT
+    for leaf in (pool.copies, pool.count, arrays.present_E, arrays.pool_index_E):
+        assert leaf.sharding.is_fully_replicated
