@@ -10,6 +10,10 @@ class LabError(Exception):
     """A mistake of the user's, not of ours. The command line prints it as one line and exits with 2."""
 
 
+class PeerLostError(LabError):
+    """Another process of this run is gone. Threads that wait for it never end, so the process must leave at once."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Returns ` Did you mean "x"? Available: a, b.`, leaving out what does not apply."""
     available = sorted(choices)

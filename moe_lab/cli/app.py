@@ -142,12 +142,33 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, str] = COMMANDS)
         if message is None or os.environ.get("MOE_LAB_TRACEBACK"):
             raise
         print(f"error: {message}", file=sys.stderr)
+        _leave(2)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:
         print(f"\ninterrupted. To go on: {shlex.join(['moe-lab', *arguments])}", file=sys.stderr)
-    return code if isinstance(code, int) else 0
+    code = code if isinstance(code, int) else 0
+    _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """Ends a process that works with others: all together after success, at once after a failure.
+
+    What the network layer does at exit would wait for lost processes, or take the first one's leaving for a failure.
+    """
+    distributed = sys.modules.get("jax.distributed") or getattr(sys.modules.get("jax"), "distributed", None)
+    if distributed is None or not distributed.is_initialized():
+        return
+    from moe_lab.training.processes import is_first, together
+
+    if code == 0:
+        together("leaving")
+    if code or not is_first():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _explain(error: Exception) -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import open_workspace
+from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace
 from moe_lab.errors import LabError
 
 
@@ -23,6 +23,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--domain", metavar="DATA", help="A domain to evaluate on, where no evaluation config says."),
     ] = None,
+    mesh: MeshOption = None,
+    coordinator: CoordinatorOption = None,
+    process: ProcessOption = None,
 ) -> None:
     """Evaluate a composition: the matrix, the quality-cost curve beside its baselines, a report.
 
@@ -36,7 +39,7 @@ def evaluate(
     from moe_lab.cli.tables import print_acceptance
     from moe_lab.jobs.evaluate import evaluate as measure
 
-    evaluated = measure(open_workspace(ctx), spec, base)
+    evaluated = measure(open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process), spec, base)
     if not evaluated.fresh:
         print("already measured for the same model, text and settings")
     print_acceptance(evaluated.results)

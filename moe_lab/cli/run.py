@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import open_workspace
+from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace
 from moe_lab.errors import LabError
 
 
@@ -17,6 +17,9 @@ def run(
     ctx: typer.Context,
     config: Annotated[str, typer.Argument(help="A study: a YAML file, or a name in configs/.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    mesh: MeshOption = None,
+    coordinator: CoordinatorOption = None,
+    process: ProcessOption = None,
 ) -> None:
     """Run the stages of a study, skipping what is already done for the same inputs.
 
@@ -37,7 +40,12 @@ def run(
         print(f"[{number}/{of}] {kind}: {stage}", file=sys.stderr, flush=True)
 
     try:
-        records = run_study(open_workspace(ctx), spec, path.parent.absolute(), announce)
+        records = run_study(
+            open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process),
+            spec,
+            path.parent.absolute(),
+            announce,
+        )
     except LabError as error:
         raise LabError(f"{error} (study {spec.name}; what is done is kept, the same command goes on)") from error
     _print_closing(records, time.perf_counter() - started)

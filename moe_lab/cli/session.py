@@ -1,20 +1,88 @@
-"""What the commands that do work share: the workspace of this call."""
+"""What the commands that do work share: the workspace of this call, and the devices and processes it works on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moe_lab.cli.app import current_lab
+from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from moe_lab.jobs.workspace import Workspace
 
+MeshOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mesh",
+        metavar="data=N,expert=M",
+        help="Devices to use: M hold the modules between them, N such rows share the batch. All of them, if only "
+        "--coordinator is given.",
+    ),
+]
+CoordinatorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator",
+        metavar="HOST:PORT|auto",
+        help="Work together with other processes that run this same command; auto asks the cluster (TPU pod, Slurm).",
+    ),
+]
+ProcessOption = Annotated[
+    str | None, typer.Option("--process", metavar="I/N", help="This is process I of N, counted from 0.")
+]
 
-def open_workspace(ctx: typer.Context, *, may_start_runs: bool = True) -> Workspace:
+
+def open_workspace(
+    ctx: typer.Context,
+    *,
+    may_start_runs: bool = True,
+    mesh: str | None = None,
+    coordinator: str | None = None,
+    process: str | None = None,
+) -> Workspace:
     """The lab of this call with its registry and a progress display. Imports the array libraries."""
+    _join(coordinator, process)
+    devices = _mesh(mesh, several=coordinator is not None)
     from moe_lab.jobs.workspace import Workspace
     from moe_lab.training import make_progress
 
-    return Workspace(current_lab(ctx), make_progress(), may_start_runs)
+    return Workspace(current_lab(ctx), make_progress(), may_start_runs, devices)
+
+
+def _join(coordinator: str | None, process: str | None) -> None:
+    """Meets the other processes."""
+    if coordinator is None:
+        if process is not None:
+            raise LabError("--process needs --coordinator: the HOST:PORT of process 0, the same in all processes")
+        return
+    from moe_lab.parallel.processes import join
+
+    if coordinator == "auto":
+        join()
+    else:
+        number = re.fullmatch(r"(\d+)/(\d+)", process or "")
+        if number is None or int(number[1]) >= int(number[2]):
+            raise LabError(f"--coordinator {coordinator} needs --process I/N, such as 0/2 for the first of two")
+        join(coordinator, int(number[1]), int(number[2]))
+    from moe_lab.training.processes import is_first
+
+    if not is_first():
+        sys.stdout = Path(os.devnull).open("w")  # the first process speaks for all
+
+
+def _mesh(text: str | None, several: bool) -> Mesh | None:
+    if text is None and not several:
+        return None
+    import jax
+
+    from moe_lab.parallel.mesh import MeshSpec, make_mesh, parse_mesh
+
+    return make_mesh(MeshSpec(expert=jax.device_count()) if text is None else parse_mesh(text))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import open_workspace
+from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace
 
 
 def train(
@@ -15,6 +15,9 @@ def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or a name in configs/ or modules/.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     publish: Annotated[bool, typer.Option("--publish", help="Publish the result when it is trained.")] = False,
+    mesh: MeshOption = None,
+    coordinator: CoordinatorOption = None,
+    process: ProcessOption = None,
 ) -> None:
     """Train a trunk, a module, a router or a shrunk child, by the config's kind.
 
@@ -28,7 +31,7 @@ def train(
     from moe_lab.jobs.train import load_training, train_spec
 
     spec = load_training(path, overrides or ())
-    workspace, base = open_workspace(ctx), path.parent.absolute()
+    workspace, base = open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process), path.parent.absolute()
     candidate = train_spec(workspace, spec, base)
     for claim in candidate.manifest["claims"]:
         width = f"width {claim['width']}" if claim["width"] else "trunk alone"

@@ -16,6 +16,7 @@ from moe_lab.errors import LabError
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
 from moe_lab.training import Run
+from moe_lab.training.processes import first_goes_first
 
 SECTIONS = ("kind", "interface", "ladder", "cost", "lineage", "licence", "data", "claims", "summary", "config")
 
@@ -42,7 +43,8 @@ def stage(
     """Stores what a run made in the run's own folder."""
     staging = Registry(run.path / "candidate")
     owner, name = run.name.split("/")
-    published = staging.publish(owner, name, None, fields, tensors, block_tensors)
+    with first_goes_first(f"staged {run.name}"):
+        published = staging.publish(owner, name, None, fields, tensors, block_tensors)
     return Candidate(run.name, published.digest, staging)
 
 

@@ -31,6 +31,7 @@ from moe_lab.jobs.spec import EvaluationSpec
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
 from moe_lab.training import Run, open_run
 from moe_lab.training.durable import write_json
+from moe_lab.training.processes import is_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
     """Measures everything, or points to where an identical evaluation lies."""
     lock = find_lock(workspace, spec.composition, base)
     _require_composed(spec.without, lock)
-    model = build_model(lock, workspace.registry, workspace.lab)
+    model = build_model(lock, workspace.registry, workspace.lab, workspace.mesh)
     pinned = {ref: pin(workspace.registry, ref, "router") for ref in spec.routers}
     others = {ref: part for ref, part in pinned.items() if part != lock.router}
     corpora = workspace.corpora(spec.domains, base, model.trunk.tokenizer)
@@ -89,7 +90,9 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
             return Evaluated(run.path, fresh=False)
         started = time.perf_counter()
         measured = _measure(workspace, spec, lock, model, others, corpora)
-        _write(workspace, run, lock, model, others, measured, time.perf_counter() - started, spec.name)
+        if is_first():
+            _write(workspace, run, lock, model, others, measured, time.perf_counter() - started, spec.name)
+        run.finish({"results": "results.json", "report": "report.html", "picture": "picture.png"})
         return Evaluated(run.path, fresh=True)
 
 
@@ -135,7 +138,7 @@ def _measure(
         else f"router {lock.router['type']}",
         others={
             artifact_name(part.ref): build_model(
-                lock.model_copy(update={"router": part}), workspace.registry, workspace.lab
+                lock.model_copy(update={"router": part}), workspace.registry, workspace.lab, workspace.mesh
             )
             for part in others.values()
         },
@@ -196,7 +199,6 @@ def _write(
     write_report(results, run.path / "report.html")
     write_picture(results, run.path / "picture.png")
     write_json(run.path / "composition.lock.json", lock.model_dump(mode="json"))
-    run.finish({"results": "results.json", "report": "report.html", "picture": "picture.png"})
 
 
 def _module(workspace: Workspace, part: LockedPart) -> Module:

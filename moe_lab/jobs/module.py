@@ -15,7 +15,7 @@ from moe_lab.experts.interface import Interface, declared_cost, require_ladder
 from moe_lab.experts.weights import ExpertWeights, count_parameters, init_expert, to_tensors
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.claims import module_claims
-from moe_lab.jobs.objectives import ModuleObjective
+from moe_lab.jobs.objectives import ModuleObjective, fetched
 from moe_lab.jobs.spec import ModuleSpec, Published
 from moe_lab.jobs.workspace import Workspace, data_inputs
 from moe_lab.training import Run, fit
@@ -53,8 +53,9 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
             spec.widest_share,
             TrainBatches([corpus], None, train.batch_size, train.seq_len, train.seed),
             train.batch_size * train.seq_len,
+            workspace.mesh,
         )
-        weights = fit(objective, train, run, progress=workspace.progress).params
+        weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         fields = module_fields(
             spec, trunk, weights, spec.ladder, corpus, run, claims, parents=[parent(trunk.part, "trunk")]

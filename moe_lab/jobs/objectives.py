@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
 from moe_lab.compose.parts import LoadedTrunk
@@ -21,6 +22,9 @@ from moe_lab.experts.weights import ExpertWeights
 from moe_lab.nn.pool import Routing, make_pool
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Experts, Trunk, token_losses
+from moe_lab.parallel.layer import ShardedLayer
+from moe_lab.parallel.mesh import EVERYWHERE, TOKENS, to_host, to_mesh
+from moe_lab.parallel.pool import block_spec, cut_evenly
 from moe_lab.routing.outcomes import OutcomeTable
 from moe_lab.routing.router import Features, Router, normalised
 from moe_lab.training import Objective
@@ -33,27 +37,39 @@ def mean_loss(loss_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
     return (loss_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1.0)
 
 
-class LanguageObjective(Objective):
-    """Anything that learns from batches of text."""
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """On every device of a mesh, if there is one."""
+    return tree if mesh is None else to_mesh(tree, mesh, EVERYWHERE)
 
-    def __init__(self, batches: TrainBatches, units_per_step: int):
+
+def fetched(params: Any, mesh: Mesh | None) -> Any:
+    """What was trained on a mesh, back on the default device of every process."""
+    return params if mesh is None else jax.tree.map(jnp.asarray, to_host(params))
+
+
+class LanguageObjective(Objective):
+    """Anything that learns from batches of text. On a mesh every device works on its share of the rows."""
+
+    def __init__(self, batches: TrainBatches, units_per_step: int, mesh: Mesh | None = None):
         self._batches = batches
+        self._mesh = mesh
         self.units_per_step = units_per_step
 
     def batch(self, step: int) -> Batch:
-        return self._batches.batch(step)
+        batch = self._batches.batch(step)
+        return batch if self._mesh is None else to_mesh(batch, self._mesh, TOKENS)
 
 
 class TrunkObjective(LanguageObjective):
     """The trunk alone, on a mixture of domains."""
 
-    def __init__(self, spec: TrunkSpec, batches: TrainBatches, units_per_step: int):
-        super().__init__(batches, units_per_step)
+    def __init__(self, spec: TrunkSpec, batches: TrainBatches, units_per_step: int, mesh: Mesh | None = None):
+        super().__init__(batches, units_per_step, mesh)
         self._spec = spec
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
 
     def init(self, key: jax.Array) -> nnx.State:
-        return nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key)))
+        return everywhere(nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key))), self._mesh)
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits = nnx.merge(self.graph, params)(batch.tokens, batch.segment_ids, batch.positions)
@@ -71,11 +87,14 @@ def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, 
     return jax.random.choice(key, jnp.asarray(widths), (rows,), p=jnp.asarray(chance))
 
 
-def alone(weights: ExpertWeights, width_B: jax.Array, sequence: int) -> Experts:
-    """A module as the only expert, at one width per row."""
+def alone(weights: ExpertWeights, width_B: jax.Array, sequence: int, mesh: Mesh | None = None) -> Experts:
+    """A module as the only expert, at one width per row; on a mesh every device holds an even run of its blocks."""
     width_BS1 = jnp.broadcast_to(width_B[:, None, None], (*width_B.shape, sequence, 1))
     routing = Routing(jnp.zeros_like(width_BS1), width_BS1, jnp.ones(width_BS1.shape, jnp.float32))
-    return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing)
+    if mesh is None:
+        return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing)
+    pools = {layer: cut_evenly(blocks, mesh) for layer, blocks in weights.items()}
+    return Experts(pools, routing, ShardedLayer(mesh=mesh))
 
 
 class ModuleObjective(LanguageObjective):
@@ -89,21 +108,28 @@ class ModuleObjective(LanguageObjective):
         widest_share: float,
         batches: TrainBatches,
         units_per_step: int,
+        mesh: Mesh | None = None,
     ):
-        super().__init__(batches, units_per_step)
+        super().__init__(batches, units_per_step, mesh)
         self._trunk, self._start = trunk, start
         self._ladder, self._widest_share = tuple(ladder), widest_share
-        self.frozen = {"trunk": trunk.state}
+        self.frozen = {"trunk": everywhere(trunk.state, mesh)}
 
     def init(self, key: jax.Array) -> ExpertWeights:
-        return self._start(key)
+        return self._spread(self._start(key))
+
+    def _spread(self, weights: ExpertWeights) -> ExpertWeights:
+        """Blocks over the devices of a mesh where they divide, everywhere where they do not."""
+        if self._mesh is None:
+            return weights
+        return {layer: to_mesh(blocks, self._mesh, block_spec(blocks, self._mesh)) for layer, blocks in weights.items()}
 
     def logits(self, params: ExpertWeights, frozen: Any, batch: Any, key: jax.Array) -> jax.Array:
         """The trunk with the module at a drawn width per row."""
         trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
         rows, sequence = batch.tokens.shape
         width_B = nested_widths(key, rows, self._ladder, self._trunk.spec.block, self._widest_share)
-        return trunk(batch.tokens, batch.segment_ids, batch.positions, alone(params, width_B, sequence))
+        return trunk(batch.tokens, batch.segment_ids, batch.positions, alone(params, width_B, sequence, self._mesh))
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits = self.logits(params, frozen, batch, key)
@@ -120,40 +146,46 @@ class DistilObjective(ModuleObjective):
     def __init__(self, teacher: ExpertWeights, distil_loss: DistilLoss, **module: Any):
         super().__init__(**module)
         self._distil_loss = distil_loss
-        self.frozen = {**self.frozen, "teacher": teacher}
+        self.frozen = {**self.frozen, "teacher": self._spread(teacher)}
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         student = self.logits(params, frozen, batch, key)
         trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
-        teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, alone(frozen["teacher"], full_B, sequence))
+        experts = alone(frozen["teacher"], full_B, sequence, self._mesh)
+        teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, experts)
         return self._distil_loss(student, teacher, batch.targets, batch.loss_mask)
 
 
 class OutcomeObjective(Objective):
-    """A router on an outcome table: seconds, because the language model has already run."""
+    """A router on an outcome table: seconds, because the language model has already run.
+
+    Too small to share out: on a mesh every device does all of it.
+    """
 
     unit = "tokens"
 
-    def __init__(self, router: Router, table: OutcomeTable, rows: int, seed: int):
+    def __init__(self, router: Router, table: OutcomeTable, rows: int, seed: int, mesh: Mesh | None = None):
+        self._mesh = mesh
         self._graph, self._state = nnx.split(router)
         self._table, self._rows, self._seed = table, min(rows, len(table.group_N)), seed
         self.units_per_step = self._rows * table.segment_ids_NS.shape[1]
 
     def init(self, key: jax.Array) -> nnx.State:
-        return self._state
+        return everywhere(self._state, self._mesh)
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int) -> dict[str, Any]:
         per_epoch = len(self._table.group_N) // self._rows
         epoch, place = divmod(step, per_epoch)
         rng = np.random.default_rng((self._seed, epoch))
         rows = rng.permutation(len(self._table.group_N))[place * self._rows :][: self._rows]
-        return {
+        batch = {
             "hidden": self._table.hidden_NSD[rows],
             "segment_ids": self._table.segment_ids_NS[rows],
             "loss": self._table.loss_NSC[rows],
         }
+        return everywhere(batch, self._mesh)
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         router = nnx.merge(self._graph, params)
@@ -167,14 +199,14 @@ class RouterLanguageObjective(LanguageObjective):
     """A router through the composed language model's loss; trunk and modules stay as they are."""
 
     def __init__(self, model: ComposedModel, batches: TrainBatches, units_per_step: int):
-        super().__init__(batches, units_per_step)
+        super().__init__(batches, units_per_step, model.mesh)
         self._model = model
         self._graph, self._state = nnx.split(model.router)
         arrays = model.arrays()
         self.frozen = arrays._replace(router=nnx.State({}))
 
     def init(self, key: jax.Array) -> nnx.State:
-        return self._state
+        return everywhere(self._state, self._model.mesh)
 
     def loss(self, params: Any, frozen: ModelArrays, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         trunk = nnx.merge(self._model.trunk.graph, frozen.trunk)

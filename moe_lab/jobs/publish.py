@@ -9,16 +9,18 @@ from moe_lab.jobs.admission import check_module, require_admission
 from moe_lab.jobs.candidate import Candidate, publish
 from moe_lab.jobs.spec import DistillRun, ModuleSpec, Published
 from moe_lab.jobs.workspace import Workspace
+from moe_lab.training.processes import first_goes_first
 
 
 def publish_checked(workspace: Workspace, candidate: Candidate, spec: Published, base: Path) -> tuple[LockedPart, bool]:
     """Publishes a candidate, unless these very bytes are already the latest version; the flag says which."""
-    latest = _latest(workspace, candidate.name)
-    if latest is not None and latest.digest == candidate.digest:
-        return latest, False
-    if isinstance(spec, ModuleSpec | DistillRun):
-        require_admission(check_module(workspace, candidate, spec, base), candidate.name)
-    return publish(candidate, workspace.registry)
+    with first_goes_first(f"published {candidate.name}"):
+        latest = _latest(workspace, candidate.name)
+        if latest is not None and latest.digest == candidate.digest:
+            return latest, False
+        if isinstance(spec, ModuleSpec | DistillRun):
+            require_admission(check_module(workspace, candidate, spec, base), candidate.name)
+        return publish(candidate, workspace.registry)
 
 
 def _latest(workspace: Workspace, name: str) -> LockedPart | None:

@@ -15,11 +15,13 @@ from moe_lab.errors import LabError
 from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.module import parent
-from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective
+from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective, fetched
 from moe_lab.jobs.spec import RouterRun
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
+from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.routing.outcomes import OutcomeTable, load_outcomes, save_outcomes
 from moe_lab.training import Objective, fit, open_run
+from moe_lab.training.processes import is_first
 
 OUTCOMES_FILE = "outcomes.parquet"
 MEASURING_TOKENS = 4096
@@ -42,6 +44,7 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
             return staged(run)
         objective = _objective(workspace, spec, model, corpora)
         result = fit(objective, spec.train, run, progress=workspace.progress)
+        params = fetched(result.params, workspace.mesh)
         fields = {
             "kind": "router",
             "summary": spec.summary,
@@ -55,7 +58,7 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
             },
             "claims": [],
         }
-        candidate = stage(run, fields, state_tensors(result.params))
+        candidate = stage(run, fields, state_tensors(params))
         run.finish({"candidate": candidate.digest, "metrics": result.metrics})
         return candidate
 
@@ -66,14 +69,15 @@ def _model(workspace: Workspace, spec: RouterRun, trunk: LoadedTrunk, parts: Seq
         trunk.interface.require_fit(module.interface, module.part.ref)
     space = candidate_space(modules)
     router = make_router(workspace.lab, spec.router, space, trunk.spec.d_model, spec.train.seed)
-    return assemble(trunk, modules, router)
+    run_layer = None if workspace.mesh is None else ShardedLayer(mesh=workspace.mesh)
+    return assemble(trunk, modules, router, run_layer=run_layer)
 
 
 def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corpora: Sequence[Corpus]) -> Objective:
     train = spec.train
     if model.router.trains_on == "outcomes":
         table = outcome_table(workspace, model, corpora, spec.rows, train.seq_len)
-        return OutcomeObjective(model.router, table, train.batch_size, train.seed)
+        return OutcomeObjective(model.router, table, train.batch_size, train.seed, model.mesh)
     # A router must learn from text that no module has learned, or the modules look better than they are.
     unseen = [
         dataclasses.replace(corpus, splits={**corpus.splits, "train": corpus.splits["validation"]})
@@ -104,6 +108,7 @@ def outcome_table(
                 model, corpora, batches, lambda done, each: shown.update(done, None, 1 / each, each)
             )
         table = table.counted()
-        save_outcomes(table, path, {"split": "validation", **inputs})
+        if is_first():
+            save_outcomes(table, path, {"split": "validation", **inputs})
         run.finish({"rows": len(table.group_N), "tokens": int(table.mask_NS.sum()), "file": OUTCOMES_FILE})
         return table

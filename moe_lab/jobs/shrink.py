@@ -16,7 +16,7 @@ from moe_lab.jobs.candidate import Candidate, staged
 from moe_lab.jobs.claims import module_claims
 from moe_lab.jobs.measure import layer_statistics
 from moe_lab.jobs.module import module_fields, parent, stage_module, trunk_of
-from moe_lab.jobs.objectives import DistilObjective
+from moe_lab.jobs.objectives import DistilObjective, fetched
 from moe_lab.jobs.spec import Choice, DistillRun
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
 from moe_lab.lab import Lab
@@ -67,8 +67,9 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
             widest_share=spec.widest_share,
             batches=TrainBatches([corpus], None, train.batch_size, train.seq_len, train.seed),
             units_per_step=train.batch_size * train.seq_len,
+            mesh=workspace.mesh,
         )
-        weights = fit(objective, train, run, progress=workspace.progress).params
+        weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         fields = module_fields(
             spec,

@@ -15,7 +15,7 @@ from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.claims import claim
 from moe_lab.jobs.measure import trunk_losses
-from moe_lab.jobs.objectives import TrunkObjective
+from moe_lab.jobs.objectives import TrunkObjective, fetched
 from moe_lab.jobs.spec import TrunkRun
 from moe_lab.jobs.workspace import Workspace, data_inputs
 from moe_lab.training import fit
@@ -38,11 +38,11 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
         batches = TrainBatches(
             corpora, [share.weight for share in spec.data], train.batch_size, train.seq_len, train.seed
         )
-        objective = TrunkObjective(spec.trunk, batches, train.batch_size * train.seq_len)
-        result = fit(objective, train, run, progress=workspace.progress)
-        losses = trunk_losses(objective.graph, result.params)
+        objective = TrunkObjective(spec.trunk, batches, train.batch_size * train.seq_len, workspace.mesh)
+        params = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
+        losses = trunk_losses(objective.graph, params)
         claims = [claim(corpus, losses, rows=spec.heldout_rows, seq_len=train.seq_len, width=0) for corpus in corpora]
-        tensors = state_tensors(result.params)
+        tensors = state_tensors(params)
         if isinstance(spec.tokenizer, HFTokenizerSpec):
             definition = (base / Path(spec.tokenizer.path).expanduser()).read_bytes()
             tensors[TOKENIZER_TENSOR] = np.frombuffer(definition, np.uint8)
@@ -60,6 +60,6 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
             "claims": claims,
         }
         candidate = stage(run, fields, tensors)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(result.params))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         run.finish({"candidate": candidate.digest, "parameters": parameters, "claims": claims})
         return candidate

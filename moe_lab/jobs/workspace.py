@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.parts import LoadedTrunk, load_trunk
 from moe_lab.config import Spec, load_config
@@ -32,12 +34,14 @@ class Domain:
 class Workspace:
     """Everything a job needs from its surroundings. Text and trunks are read once per process.
 
-    With `may_start_runs=False` finished runs are found, and asking for one that is not finished is an error.
+    With `may_start_runs=False` finished runs are found, and asking for one that is not finished is an error. On a
+    `mesh` training and evaluation use all its devices; what they make is the same up to rounding, hence the same run.
     """
 
     lab: Lab
     progress: Progress = dataclasses.field(default_factory=SilentProgress)
     may_start_runs: bool = True
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         self._corpora: dict[tuple[str, str], Corpus] = {}

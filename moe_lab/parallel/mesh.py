@@ -41,6 +41,18 @@ class MeshSpec(Spec):
         return f"data={self.data},expert={self.expert}"
 
 
+def parse_mesh(text: str) -> MeshSpec:
+    """`data=2,expert=4`, either left out for 1."""
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        sizes = {name.strip(): int(size) for name, size in pairs}
+        return MeshSpec(**sizes)
+    except (ValueError, TypeError):
+        raise LabError(
+            f'mesh "{text}" is not understood: write data=N,expert=M with whole numbers, such as data=1,expert=4'
+        ) from None
+
+
 def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges the devices; neighbours along `expert` are neighbours in the order given."""
     devices = list(jax.devices() if devices is None else devices)
@@ -64,9 +76,12 @@ def to_mesh(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     def put(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return leaf
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
-            return jax.device_put(leaf, where)
         array = np.asarray(leaf)
+        if array.ndim and spec == TOKENS and array.shape[0] % mesh.devices.size:
+            raise LabError(
+                f"a batch of {array.shape[0]} rows cannot be shared evenly by {mesh.devices.size} devices; "
+                f"make batch_size (and rows) a multiple of {mesh.devices.size}"
+            )
         return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
     return jax.tree.map(put, tree)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_lab.errors import LabError
 from moe_lab.nn.pool import Blocks, Pool, Routing
@@ -213,6 +213,29 @@ def tables(layout: Layout) -> Tables:
             at = piece.device * room.slots + slot
             shared[at : at + piece.count] = number[piece.module] + piece.first + np.arange(piece.count)
     return Tables(holdings, copies, count, shared)
+
+
+def block_spec(blocks: Blocks, mesh: Mesh) -> PartitionSpec:
+    """How a module in training lies on a mesh: over `expert` where its blocks divide, everywhere where they do not."""
+    return EVERYWHERE if blocks.num_blocks % mesh.shape[EXPERT] else BLOCKS
+
+
+def cut_evenly(blocks: Blocks, mesh: Mesh) -> PlacedPool:
+    """One module as a pool, an even run of its blocks on each device, in their order. Works inside `jit`."""
+    devices, count = mesh.shape[EXPERT], blocks.num_blocks
+    slots = -(-count // devices)
+    padding = ((0, devices * slots - count), (0, 0), (0, 0))
+    first = np.arange(devices, dtype=np.int32)[:, None] * slots
+    zero = jnp.zeros((devices, 1), jnp.int32)
+    held = jnp.asarray(np.clip(count - first, 0, slots))
+    return PlacedPool(
+        blocks=Blocks(*(jnp.pad(w, padding) for w in blocks)),
+        holdings=Holdings(zero, held, jnp.asarray(first), zero),
+        copies=jnp.ones(1, jnp.int32),
+        count=jnp.full(1, count, jnp.int32),
+        shared=jnp.full(devices * slots, NOWHERE, jnp.int32),
+        shared_blocks=0,
+    )
 
 
 ReadRun = Callable[[int, int, int], Blocks]

@@ -22,8 +22,15 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, PeerLostError
 from moe_lab.training.durable import sync, write_json
+from moe_lab.training.processes import (
+    explain_lost_peer,
+    first_goes_first,
+    is_first,
+    several,
+    together,
+)
 
 # Orbax prints the tracebacks of its threads beside raising their errors; the raised one reaches the user, in one line.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -53,23 +60,30 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for entry in self._folder.iterdir():
-            if entry.name.isdigit() and not (entry / _SEAL).exists():
-                _remove(entry)
+        with first_goes_first(f"checkpoints of {self._folder.parent.name}"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for entry in self._folder.iterdir():
+                if entry.name.isdigit() and not (entry / _SEAL).exists():
+                    _remove(entry)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.wait()
+            if kind is None or not issubclass(kind, PeerLostError):
+                self.wait()
         finally:
-            self._writer.shutdown()
+            self._writer.shutdown(wait=self._pending is None)
 
     def save(self, step: int, state: Any) -> None:
         """Begins to save `state` as the checkpoint of `step`, after the save before it is complete."""
         self.wait()
+        if several():
+            # All processes write their parts, and must do so in the same order as they compute.
+            with explain_lost_peer():
+                self._write(step, state)
+            return
         # The loop donates its state to the next step, so the writer needs arrays of its own.
         copy = jax.tree.map(jnp.copy, state)
         self._pending = self._writer.submit(self._write, step, copy)
@@ -105,7 +119,10 @@ class Checkpoints:
                 state = _read(folder, abstract_state)
                 for path, reason in damaged.items():
                     self._note(f"checkpoint {path} is unreadable ({reason}): resuming from step {step} instead")
-                    _remove(path)
+                together(f"read step {step}")
+                if is_first():
+                    for path in damaged:
+                        _remove(path)
                 return step, state
             damaged[folder] = problem
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
@@ -120,25 +137,34 @@ class Checkpoints:
 
     def _write(self, step: int, state: Any) -> None:
         folder = self._folder / str(step)
-        if folder.exists():
-            _remove(folder)
         leaves = _named_leaves(state)
-        folder.mkdir()
+        with first_goes_first(f"save {step}"):
+            if is_first():
+                if folder.exists():
+                    _remove(folder)
+                folder.mkdir()
         try:
             with _options():
                 ocp.save(folder / _STATE, {name: leaf for name, leaf in leaves.items() if leaf.size})
-            files = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
-            for path in [*folder.rglob("*"), folder, self._folder]:
-                sync(path)
-            seal = {
-                "step": step,
-                "leaves": {name: _form(leaf) for name, leaf in leaves.items()},
-                "files": files,
-            }
-            write_json(folder / _SEAL, seal)
+            if is_first():
+                self._seal(step, folder, leaves)
         except Exception:
-            _remove(folder)  # a full disk needs the space at once
+            if is_first():
+                _remove(folder)  # a full disk needs the space at once
             raise
+        together(f"saved {step}")
+
+    def _seal(self, step: int, folder: Path, leaves: dict[str, Any]) -> None:
+        """Makes a written checkpoint count, and lets the oldest go."""
+        files = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+        for path in [*folder.rglob("*"), folder, self._folder]:
+            sync(path)
+        seal = {
+            "step": step,
+            "leaves": {name: _form(leaf) for name, leaf in leaves.items()},
+            "files": files,
+        }
+        write_json(folder / _SEAL, seal)
         for old in sorted(self._steps())[: -self._keep]:
             _remove(self._folder / str(old))
 

@@ -13,6 +13,7 @@ from moe_lab.training.checkpoint import Checkpoints
 from moe_lab.training.durable import explain_full_disk, utc_now
 from moe_lab.training.metrics import TIMING_FIELDS, MetricsLog
 from moe_lab.training.objective import Objective
+from moe_lab.training.processes import explain_lost_peer
 from moe_lab.training.progress import Progress, SilentProgress, Stage
 from moe_lab.training.runs import Run
 from moe_lab.training.spec import TrainSpec
@@ -51,7 +52,7 @@ def fit(objective: Objective, spec: TrainSpec, run: Run, *, progress: Progress |
         step = checkpoints.latest()
         return "starts over" if step is None else f"resumes from step {step}"
 
-    with explain_full_disk(run.path, goes_on), checkpoints:
+    with explain_lost_peer(), explain_full_disk(run.path, goes_on), checkpoints, explain_lost_peer():
         training = _Training(objective, spec, run, checkpoints)
         label = f"{run.kind} {run.name}"
         if training.start:
@@ -85,15 +86,15 @@ class _Training:
         if self.start >= spec.steps:
             return
         key, frozen = place((jax.random.key(spec.seed), objective.frozen), self._where)
-        batch = jax.device_put(objective.batch(self.start), self._where)
+        batch = place(objective.batch(self.start), self._where)
         stage.status("compiling")
-        step = compile_step(objective, spec, self._state, frozen, batch, key)
+        step = compile_step(objective, spec, self._state, frozen, batch, key, self._where)
         self._window = (self.start, time.perf_counter())
         for done in range(self.start + 1, spec.steps + 1):
             self._state, metrics = step(self._state, frozen, batch, key)
             # The step is only dispatched: its successor's batch is made while the device works.
             if done < spec.steps:
-                batch = jax.device_put(objective.batch(done), self._where)
+                batch = place(objective.batch(done), self._where)
             if done % spec.log_every == 0 or done == spec.steps:
                 self._record(done, metrics, stage)
             if done % spec.checkpoint_every == 0 or done == spec.steps:

@@ -34,7 +34,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def batch(self, step: int) -> Any:
-        """Returns the pytree of numpy arrays of step `step`, counted from 0.
+        """Returns the pytree of numpy arrays of step `step`, counted from 0, or of arrays that lie on a mesh.
 
         A pure function of `step`: a resumed run asks for the steps that it repeats, and must get the same
         bits. Shapes and dtypes are the same at every step. The arrays must not be written to afterwards.

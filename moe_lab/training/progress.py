@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from moe_lab.training.processes import is_first
+
 
 class Stage(abc.ABC):
     """One piece of work of known length, such as one training."""
@@ -160,7 +162,12 @@ class SilentProgress(Progress):
 
 
 def make_progress(stream: TextIO | None = None) -> Progress:
-    """Returns the live display if the stream (standard error) is a terminal, and plain lines otherwise."""
+    """Returns the live display if the stream (standard error) is a terminal, and plain lines otherwise.
+
+    Of several processes the first one speaks for all.
+    """
+    if not is_first():
+        return SilentProgress()
     stream = stream or sys.stderr
     return TerminalProgress(Console(file=stream)) if stream.isatty() else PlainProgress(stream)
 

@@ -14,6 +14,7 @@ from moe_lab.errors import LabError
 from moe_lab.training.durable import explain_full_disk, is_full_disk, utc_now, write_atomic, write_json
 from moe_lab.training.ledger import RESULT, Event, record_event
 from moe_lab.training.lock import RunLock
+from moe_lab.training.processes import first_goes_first, is_first, together
 from moe_lab.training.provenance import changes, environment, git_state
 
 _SHORT = 8
@@ -54,8 +55,10 @@ class Run:
         """Writes the result and ends the run: from now on `done` answers for the same config and inputs."""
         assert self._open, "a run is finished once, by the process that opened it"
         with explain_full_disk(self.path, lambda: "goes on from the newest checkpoint"):
-            write_json(self.path / RESULT, result)
+            if is_first():
+                write_json(self.path / RESULT, result)
             self._close("finished")
+        together(f"finished {self.path.name}")
 
     def fail(self, reason: str) -> None:
         """Ends this attempt; the next `open_run` for the same config and inputs resumes it."""
@@ -84,6 +87,9 @@ class Run:
 
     def _begin(self, resolved: dict[str, Any], inputs: dict[str, str]) -> None:
         """Takes the lock and brings the folder's descriptions up to date."""
+        if not is_first():
+            self._open = True
+            return
         self._lock.acquire()
         try:
             if self.done is not None:  # the process that held the lock a moment ago has finished the run
@@ -121,6 +127,8 @@ class Run:
 
     def _close(self, event: Event, **fields: Any) -> None:
         self._open = False
+        if not is_first():
+            return
         try:
             self._record(event, seconds=round(time.monotonic() - self._opened, 3), **fields)
         finally:
@@ -156,7 +164,10 @@ def open_run(
     folder = Path(runs_dir).absolute() / f"{kind}-{slug}-{identity[:_SHORT]}"
     run = Run(folder, kind, name, identity)
     try:
-        with explain_full_disk(folder, lambda: "goes on from the newest checkpoint, if there is one"):
+        with (
+            explain_full_disk(folder, lambda: "goes on from the newest checkpoint, if there is one"),
+            first_goes_first(f"opened {folder.name}"),
+        ):
             if begin and run.done is None:
                 folder.mkdir(parents=True, exist_ok=True)
                 run._begin(resolved, inputs)

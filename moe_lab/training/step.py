@@ -66,18 +66,26 @@ def place(tree: Any, where: Sharding | None) -> Any:
     """Puts a tree onto the devices, leaving alone what already lies on the mesh."""
 
     def put(leaf: Any) -> Any:
-        return leaf if isinstance(getattr(leaf, "sharding", None), NamedSharding) else jax.device_put(leaf, where)
+        if isinstance(getattr(leaf, "sharding", None), NamedSharding):
+            return leaf
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            # Keys do not travel to other processes' devices; their numbers do.
+            return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(leaf), where))
+        return jax.device_put(leaf, where)
 
     return jax.tree.map(put, tree)
 
 
-def compile_step(objective: Objective, spec: TrainSpec, state: State, frozen: Any, batch: Any, key: Any) -> Step:
+def compile_step(
+    objective: Objective, spec: TrainSpec, state: State, frozen: Any, batch: Any, key: Any, where: Sharding | None
+) -> Step:
     """Compiles the step for these very shapes and places.
 
-    Compiled ahead of time, it cannot compile again unnoticed: a batch of another shape is an error.
+    Compiled ahead of time, it cannot compile again unnoticed: a batch of another shape is an error. The metrics come
+    out at `where`, from `placement`.
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(_step_function(objective, spec), donate_argnums=0, out_shardings=(placed, None))
+    step = jax.jit(_step_function(objective, spec), donate_argnums=0, out_shardings=(placed, where))
     return step.lower(state, frozen, batch, key).compile()
 
 

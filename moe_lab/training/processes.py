@@ -1,0 +1,77 @@
+"""One training in several processes: who writes, how all wait for each other, and what a lost one looks like.
+
+All processes run the same command and compute the same decisions from the same files. The first one alone writes
+into the run folder; the others wait for it where what it wrote decides what happens next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from moe_lab.errors import LabError, PeerLostError
+
+_LOST = re.compile(
+    r"gloo|connection (closed|reset|refused)|socket closed|coordination service|heartbeat|deadline.?exceeded|"
+    r"barrier|unavailable|peer",
+    re.IGNORECASE,
+)
+
+
+def several() -> bool:
+    """Whether this process is one of several that work together."""
+    import jax
+
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process writes what all of them made."""
+    import jax
+
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def together(what: str) -> None:
+    """Waits until every process has come this far."""
+    if several():
+        from jax.experimental import multihost_utils
+
+        with explain_lost_peer():
+            multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def first_goes_first(what: str) -> Iterator[None]:
+    """The first process runs the block alone; then the others run it, and find what it left."""
+    if not is_first():
+        together(what)
+    try:
+        yield
+    finally:
+        if is_first():
+            together(what)
+
+
+@contextlib.contextmanager
+def explain_lost_peer() -> Iterator[None]:
+    """Turns what the network says when another process dies into one line."""
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        if not several() or not _LOST.search(str(error)):
+            raise
+        import jax
+
+        raise PeerLostError(
+            f"process {jax.process_index()} of {jax.process_count()} lost another one ({_first_line(error)}): it was "
+            "stopped, or its machine or the network failed. Start the same command again in all processes; training "
+            "goes on from the newest checkpoint"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

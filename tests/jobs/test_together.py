@@ -1,0 +1,136 @@
+"""Training in several real processes and on meshes of fake devices: the same numbers, and deaths that are survived."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_lab.registry import Registry
+from tests.jobs.test_kill import wait_for_steps
+from tests.jobs.tiny import write_tiny_lab
+from tests.jobs.together import REPOSITORY, run_together, start_together, stop
+
+pytestmark = pytest.mark.slow
+STEPS = 40
+TRUNK = ("train", "trunk", "--publish", "--mesh", "data=1,expert=4")
+
+
+def weights(lab: Path, name: str) -> dict[str, np.ndarray]:
+    """What was published under a name."""
+    return Registry(lab / "registry", create=False).tensors(name)
+
+
+def digest(lab: Path, name: str) -> str:
+    return Registry(lab / "registry", create=False).resolve(name).digest
+
+
+def alone(lab: Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+    """The command in one process."""
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+    command = [sys.executable, "-m", "moe_lab", "--lab", str(lab), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lab whose trunk two processes trained."""
+    lab = write_tiny_lab(tmp_path_factory.mktemp("undisturbed") / "lab", STEPS)
+    for code, output, errors in run_together(lab, *TRUNK):
+        assert code == 0, output + errors
+    return lab
+
+
+def test_two_processes_train_what_one_trains(undisturbed: Path, tmp_path: Path) -> None:
+    lab = write_tiny_lab(tmp_path / "lab", STEPS)
+    finish(alone(lab, "train", "trunk", "--publish"))
+    one, two = (weights(folder, "lab/tiny") for folder in (lab, undisturbed))
+    for name, values in one.items():
+        np.testing.assert_allclose(two[name], values, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_a_lost_process_ends_the_other_and_both_resume_to_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
+    lab = write_tiny_lab(tmp_path / "lab", STEPS)
+    first, second = start_together(lab, *TRUNK)
+    try:
+        wait_for_steps(lab, first, 15)
+        second.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = first.communicate(timeout=120)
+        waited = time.monotonic() - killed
+    finally:
+        stop(first, second)
+    assert first.returncode == 2, errors
+    assert "process 0 of 2 lost another one" in errors, errors
+    assert "Start the same command again in all processes" in errors
+    assert "Traceback" not in errors
+    assert waited < 60
+    for code, output, errors in run_together(lab, *TRUNK):
+        assert code == 0, output + errors
+    assert digest(lab, "lab/tiny") == digest(undisturbed, "lab/tiny")
+
+
+def test_training_resumes_on_another_mesh(undisturbed: Path, tmp_path: Path) -> None:
+    """Begun on four devices in a row, killed, and ended on two rows of two."""
+    lab = write_tiny_lab(tmp_path / "lab", STEPS)
+    process = alone(lab, *TRUNK, devices=4)
+    wait_for_steps(lab, process, 15)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    output = finish(alone(lab, "train", "trunk", "--publish", "--mesh", "data=2,expert=2", devices=4))
+    assert "resuming from step" in output
+    two = weights(undisturbed, "lab/tiny")
+    for name, values in weights(lab, "lab/tiny").items():
+        np.testing.assert_allclose(two[name], values, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_a_module_trains_on_a_mesh_that_its_blocks_do_not_divide(undisturbed: Path) -> None:
+    """Blocks 3 and 2 of modules code and prose over four devices and over one: the same module."""
+    for name, module in (("code", "north/code"), ("prose", "south/prose")):
+        finish(alone(undisturbed, "train", f"modules/{name}/module.yaml", "--publish", "train.seed=1"))
+        finish(
+            alone(
+                undisturbed,
+                *("train", f"modules/{name}/module.yaml", "--publish", "train.seed=1", "train.log_every=7"),
+                *("--mesh", "data=1,expert=4"),
+                devices=4,
+            )
+        )
+        one, other = (weights(undisturbed, f"{module}@{version}") for version in (1, 2))
+        for tensor, values in one.items():
+            np.testing.assert_allclose(other[tensor], values, rtol=2e-3, atol=2e-4, err_msg=tensor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mesh", "data=3,expert=1"), "mesh data=3,expert=1 needs 3 devices, and there are 4"),
+        (("--mesh", "expert=x"), 'mesh "expert=x" is not understood'),
+        (("--mesh", "data=1,expert=4", "train.batch_size=6"), "a batch of 6 rows cannot be shared evenly by 4 devices"),
+        (("--process", "0/2"), "--process needs --coordinator"),
+        (("--coordinator", "127.0.0.1:1"), "needs --process I/N"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line(undisturbed: Path, arguments: tuple[str, ...], message: str) -> None:
+    process = alone(undisturbed, "train", "trunk", *arguments, devices=4)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert message in output
+    assert "Traceback" not in output
