@@ -154,21 +154,11 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, str] = COMMANDS)
 
 
 def _leave(code: int) -> None:
-    """Ends a process that works with others: all together after success, at once after a failure.
+    """Ends a process that works with others; only commands that imported jax can be one."""
+    if "jax" in sys.modules:
+        from moe_lab.training.processes import leave
 
-    What the network layer does at exit would wait for lost processes, or take the first one's leaving for a failure.
-    """
-    distributed = sys.modules.get("jax.distributed") or getattr(sys.modules.get("jax"), "distributed", None)
-    if distributed is None or not distributed.is_initialized():
-        return
-    from moe_lab.training.processes import is_first, together
-
-    if code == 0:
-        together("leaving")
-    if code or not is_first():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 def _explain(error: Exception) -> str | None:

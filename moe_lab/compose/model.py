@@ -29,7 +29,7 @@ from moe_lab.compose.parts import (
     load_trunk,
     make_router,
 )
-from moe_lab.compose.pools import Pools, exchange_in_place, gather_modules, place_modules
+from moe_lab.compose.pools import Pools, exchange_in_place, gather_modules, measured_load, place_modules
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.experts.interface import block_multiply_adds
 from moe_lab.lab import Lab
@@ -160,6 +160,14 @@ class ComposedModel:
         ]
         losses, hits = zip(*to_host(results), strict=True)
         return np.stack(losses, axis=-1), np.stack(hits, axis=-1)
+
+    def load(self, expert: np.ndarray, width: np.ndarray) -> dict[int, dict[str, np.ndarray]]:
+        """Tokens that ran each block, by layer and module, from the decisions of a routing trace (`Decision`)."""
+        names = [module.name for module in self.modules]
+        return {
+            layer: dict(zip(names, measured_load(self.space, self.modules, layer, expert, width), strict=True))
+            for layer in self.trunk.spec.routed_layers
+        }
 
     def enter(self, arrays: ModelArrays, batch: TokenBatch) -> jax.Array:
         """The trunk's state in front of the first routed layer: [B, S, D]."""
@@ -353,18 +361,32 @@ def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tupl
     return modules, router
 
 
-def exchange_modules(model: ComposedModel, lock: Lock, registry: Registry, lab: Lab) -> ComposedModel:
-    """The resident model with other modules: only what changed is read and moved, and nothing compiles again.
+def exchange_modules(
+    model: ComposedModel,
+    lock: Lock,
+    registry: Registry,
+    lab: Lab,
+    load: Mapping[int, Mapping[str, np.ndarray]] | None = None,
+) -> ComposedModel:
+    """The resident model with other modules, or balanced for another load: nothing compiles again.
 
-    The trunk must be the same. A module that is new takes the place of one that is gone; if the modules do not fit
-    into the room that the pool was made with, that is an error that says so, and the model stays as it was.
+    Only what changed is read and moved. The trunk must be the same. A module that is new takes the place of one that
+    is gone; if the modules do not fit into the room that the pool was made with, that is an error that says so, and
+    the model stays as it was.
+
+    Args:
+        model: on a mesh.
+        lock: the modules and the router to come.
+        registry: where they are.
+        lab: where the router's code is.
+        load: what placement should balance, from `ComposedModel.load`; even if left out.
     """
     if model.mesh is None:
         raise LabError("modules are exchanged in a model on a mesh; on one device build the model anew")
     if lock.trunk.digest != model.trunk.part.digest:
         raise LabError(f"{lock.trunk.ref} is another trunk than {model.trunk.part.ref}; build the model anew")
     modules, router = _parts(lock, registry, lab, model.trunk)
-    pools = exchange_in_place(model.pools, model.modules, modules, model.mesh)
+    pools = exchange_in_place(model.pools, model.modules, modules, model.mesh, load)
     return dataclasses.replace(model, modules=modules, router=router, pools=pools, price=lock.price)
 
 

@@ -18,6 +18,7 @@ from moe_lab.nn.pool import Blocks, make_pool
 from moe_lab.parallel.mesh import EXPERT
 from moe_lab.parallel.placement import Placement, even_load, place
 from moe_lab.parallel.pool import Layout, Room, exchange, lay_out, place_pool, room_for
+from moe_lab.routing.space import CandidateSpace
 
 SPARE_MODULES = 4
 """Modules that may join a resident composition without a new program, if their blocks find free slots."""
@@ -105,9 +106,16 @@ def _place(
 
 
 def exchange_in_place(
-    pools: Pools, old: Sequence[PublishedModule], new: Sequence[PublishedModule], mesh: Mesh
+    pools: Pools,
+    old: Sequence[PublishedModule],
+    new: Sequence[PublishedModule],
+    mesh: Mesh,
+    load: Mapping[int, Mapping[str, np.ndarray]] | None = None,
 ) -> Pools:
-    """Modules that stay keep their numbers and, as far as balance allows, their devices."""
+    """Modules that stay keep their numbers and, as far as balance allows, their devices.
+
+    `load` is by layer and module, see `measured_load`; even if left out.
+    """
     before = {module.name: module for module in old}
     after = {module.name: module for module in new}
     room = next(iter(pools.layouts.values())).room.modules
@@ -135,8 +143,33 @@ def exchange_in_place(
                 f"the modules have {needed} blocks in layer {layer} and the composition has room for "
                 f"{slots * was.placement.devices}; build it anew, with spare_blocks for modules to come"
             )
-        placement = _place(modules, layer, mesh, None, previous=was.placement, slots=slots)
+        wanted = None
+        if load is not None:
+            wanted = [np.zeros(0) if name is None else load[layer][name] for name in numbered]
+        placement = _place(modules, layer, mesh, wanted, previous=was.placement, slots=slots)
         layouts[layer] = lay_out(placement, was.room, previous=was)
         layers[layer] = exchange(pools.layers[layer], was, layouts[layer], partial(reads.run, layer), mesh, changed)
     jax.block_until_ready(layers)
     return Pools(layers=layers, names=tuple(numbered), layouts=layouts, bytes_read=reads.bytes)
+
+
+def measured_load(
+    space: CandidateSpace, modules: Sequence[PublishedModule], layer: int, expert: np.ndarray, width: np.ndarray
+) -> list[np.ndarray]:
+    """How many tokens ran each block of each module in a layer: what placement balances.
+
+    Args:
+        space: of the router whose decisions these are.
+        modules: in the order of their numbers in the pool.
+        layer: a routed layer.
+        expert: module of each choice, as the router counts; any shape.
+        width: blocks of each choice.
+    """
+    loads = []
+    for module in modules:
+        blocks = module.layer_blocks[layer]
+        mine = width[expert == space.modules.index(module.name)] if module.name in space.modules else width[:0]
+        ran = np.bincount(np.minimum(mine, blocks).ravel().astype(np.int64), minlength=blocks + 1)
+        # A width runs every block before its end.
+        loads.append(ran[::-1].cumsum()[::-1][1:].astype(np.float64))
+    return loads

@@ -7,7 +7,9 @@ into the run folder; the others wait for it where what it wrote decides what hap
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import sys
 from collections.abc import Iterator
 
 from moe_lab.errors import LabError, PeerLostError
@@ -40,6 +42,21 @@ def together(what: str) -> None:
 
         with explain_lost_peer():
             multihost_utils.sync_global_devices(what)
+
+
+def leave(code: int) -> None:
+    """Ends one of several processes: all together after success, at once after a failure. Alone it does nothing.
+
+    What the network layer does at exit would wait for lost processes, or take the first one's leaving for a failure.
+    """
+    if not several():
+        return
+    if code == 0:
+        together("leaving")
+    if code or not is_first():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 @contextlib.contextmanager

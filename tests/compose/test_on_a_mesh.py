@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,9 +15,9 @@ from moe_lab.compose.model import ComposedModel, build_model, exchange_modules
 from moe_lab.compose.parts import find_module
 from moe_lab.compose.pools import place_modules
 from moe_lab.errors import LabError
-from moe_lab.parallel.mesh import EXPERT, to_host
+from moe_lab.parallel.mesh import to_host
 from moe_lab.parallel.placement import moved_blocks
-from tests.compose.published import MODULES, TRUNK, Published, Tokens
+from tests.compose.published import LADDERS, MODULES, TRUNK, WIDTHS, Published, Tokens
 from tests.parallel.meshes import mesh_of
 
 WIDE = "south/wide"
@@ -148,8 +150,6 @@ def test_a_module_is_replaced_by_its_next_version(own: Published, batch: Tokens)
     losses(resident, batch)
     programs = model_module._composed._cache_size()
     name = MODULES[1]
-    from tests.compose.published import LADDERS, WIDTHS
-
     own.put_module(name, WIDTHS[name], LADDERS[name], seed=77)
     newer = own.lock("lab/gain")
     assert newer.modules[1].ref.endswith("@2")
@@ -171,11 +171,38 @@ def test_what_cannot_be_exchanged_is_refused(own: Published) -> None:
         exchange_modules(resident, own.lock(FIXED_WIDE, (WIDE,)), own.registry, own.lab)
 
 
-def test_shardings_are_the_ones_written_down(published: Published) -> None:
-    model = build_model(published.lock("lab/gain"), published.registry, published.lab, mesh_of(2, 4))
+def test_blocks_move_to_where_the_load_is_even(published: Published, batch: Tokens) -> None:
+    lock = published.lock("lab/gain")
+    model = build_model(lock, published.registry, published.lab, mesh_of(1, 2), spare_blocks=2)
     arrays = model.arrays()
-    pool = arrays.pools[0]
-    for leaf in (*pool.blocks, *pool.holdings, pool.shared):
-        assert leaf.sharding.spec[0] == EXPERT
-    for leaf in (pool.copies, pool.count, arrays.present_E, arrays.pool_index_E):
-        assert leaf.sharding.is_fully_replicated
+    decision = model.run(arrays, batch, model.enter(arrays, batch), available_E=model.available(), price=0.3)
+    expert, width = to_host((decision.expert_BSK, decision.width_BSK))
+    load = model.load(expert, width)
+    for layer in TRUNK.routed_layers:
+        total = sum(blocks.sum() for blocks in load[layer].values())
+        counts = np.array([module.layer_blocks[layer] for module in model.modules])
+        index = [[module.name for module in model.modules].index(name) for name in model.space.modules]
+        assert total == np.minimum(width, counts[np.array(index)[expert]]).sum()
+    moved = exchange_modules(model, lock, published.registry, published.lab, load)
+    np.testing.assert_allclose(losses(moved, batch), to_host(decision.loss_BS), rtol=1e-5, atol=1e-5)
+
+
+def test_shardings_are_the_ones_written_down(published: Published) -> None:
+    """A changed sharding is a changed line of the golden file; rewrite it with GOLDENS=write."""
+    model = build_model(published.lock("lab/gain"), published.registry, published.lab, mesh_of(2, 4))
+    leaves = jax.tree_util.tree_leaves_with_path(model.arrays())
+    lines = [
+        f"{jax.tree_util.keystr(path).removesuffix('.value')}: {list(leaf.shape)} over {tuple(leaf.sharding.spec)}"
+        for path, leaf in leaves
+    ]
+    for layer, layout in model.pools.layouts.items():
+        for piece, slot in sorted(layout.start.items()):
+            end = piece.first + piece.count
+            lines.append(
+                f"layer {layer} device {piece.device} slot {slot}: {model.pools.names[piece.module]} "
+                f"blocks {piece.first}:{end} copy {piece.copy}"
+            )
+    golden = Path(__file__).with_name("shardings.golden")
+    if os.environ.get("GOLDENS") == "write":
+        golden.write_text("\n".join(lines) + "\n")
+    assert lines == golden.read_text().splitlines()
