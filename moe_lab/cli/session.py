@@ -75,7 +75,7 @@ def _join(coordinator: str | None, process: str | None) -> None:
     from moe_lab.training.processes import is_first
 
     if not is_first():
-        sys.stdout = Path(os.devnull).open("w")  # the first process speaks for all
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  the first process speaks for all, to the end
 
 
 def _mesh(text: str | None, several: bool) -> Mesh | None:

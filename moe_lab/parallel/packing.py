@@ -58,52 +58,53 @@ class Packing:
             self._before_EB[module, 1 : len(load) + 1] = np.cumsum(load) / max(self.copies_E[module], 1)
         self.load_P = np.zeros(devices)
         self.used_P = np.zeros(devices, np.int64)
-        self._table = np.zeros((0, 5), np.int64)  # module, copy, first, count, device
-        self._row_PE = np.full((devices, len(block_load)), -1)
+        # The run of each module that a device holds: none where its length is 0.
+        self._copy_PE, self._first_PE, self._length_PE = np.zeros((3, devices, len(block_load)), np.int64)
+        self._home_PEB: np.ndarray | None = None  # blocks of the module before this one that are at home on the device
 
     def runs(self) -> list[tuple[Run, int]]:
         """Each run and its device."""
-        return [(Run(*row[:4]), row[4]) for row in self._table.tolist()]
+        runs = self._all_runs(cut=False)
+        return [(runs.run(index), int(device)) for index, device in enumerate(runs.device)]
 
     def load(self, run: Run) -> float:
         return float(self._before_EB[run.module, run.first + run.length] - self._before_EB[run.module, run.first])
 
     def add(self, run: Run, device: int) -> None:
         """Gives a run to a device. It grows the neighbouring run of the same copy where there is one."""
+        admitted, joins = self._admits(run, np.array(device))
+        assert admitted, "two runs of a module on a device"
+        at = device, run.module
         self.load_P[device] += self.load(run)
         self.used_P[device] += run.length
-        row = self._row_PE[device, run.module]
-        if row < 0:
-            self._row_PE[device, run.module] = len(self._table)
-            self._table = np.vstack([self._table, [*run, device]])
-            return
-        _, copy, first, count, _ = self._table[row]
-        assert copy == run.copy, "two copies of a module on a device"
-        assert run.first in (first + count, first - run.length), "two runs of a module on a device"
-        self._table[row, 2:4] = min(first, run.first), count + run.length
+        self._copy_PE[at] = run.copy
+        self._first_PE[at] = min(self._first_PE[at], run.first) if joins else run.first
+        self._length_PE[at] += run.length
 
     def remove(self, run: Run, device: int) -> None:
         """Takes a run, or the first or last blocks of one, from a device."""
+        at = device, run.module
         self.load_P[device] = max(self.load_P[device] - self.load(run), 0)
         self.used_P[device] -= run.length
-        row = self._row_PE[device, run.module]
-        _, _, first, count, _ = self._table[row]
-        if run.length < count:
-            self._table[row, 2:4] = first + run.length * (first == run.first), count - run.length
-            return
-        self._row_PE[device, run.module] = -1
-        if row != len(self._table) - 1:
-            self._table[row] = self._table[-1]
-            self._row_PE[self._table[row, 4], self._table[row, 0]] = row
-        self._table = self._table[:-1]
+        if run.first == self._first_PE[at]:
+            self._first_PE[at] += run.length
+        self._length_PE[at] -= run.length
 
-    def fill(self, runs: Iterable[Run], scale: tuple[float, float], split: bool) -> Run | None:
+    def settle(self) -> None:
+        """From now on the blocks are at home where they lie: few of them should leave."""
+        self._home_PEB = np.zeros((self.devices, *self._before_EB.shape), np.int64)
+        for run, device in self.runs():
+            self._home_PEB[device, run.module, run.first + 1 : run.first + run.length + 1] = 1
+        self._home_PEB = np.cumsum(self._home_PEB, 2)
+
+    def fill(self, runs: Iterable[Run], scale: tuple[float, float], split: bool, tight: bool) -> Run | None:
         """Adds the largest run first, always where load and blocks then stay lowest.
 
         Args:
             runs: what to add.
             scale: load and blocks that count as one.
             split: cut a run that fits nowhere.
+            tight: to where the least room is left instead.
 
         Returns:
             A run that finds no room, if there is one.
@@ -117,47 +118,43 @@ class Packing:
             while rest.length:
                 admits_P, _ = self._admits(rest, np.arange(self.devices))
                 room_P = np.where(admits_P, self.slots - self.used_P, 0)
-                if (room_P >= rest.length).any():
-                    level_P = np.maximum(
-                        (self.load_P + self.load(rest)) / scale[0], (self.used_P + rest.length) / scale[1]
-                    )
-                    self.add(rest, int(np.argmin(np.where(room_P >= rest.length, level_P, np.inf))))
+                level_P = np.maximum((self.load_P + self.load(rest)) / scale[0], (self.used_P + rest.length) / scale[1])
+                fits_P = room_P >= rest.length
+                if fits_P.any():
+                    self.add(rest, int(np.argmin(np.where(fits_P, room_P if tight else level_P, np.inf))))
                     break
-                count = int(room_P.max())
-                if count <= 0 or not split:
+                starts_P, _ = self._admits(rest._replace(length=1), np.arange(self.devices))
+                room_P = np.where(starts_P, self.slots - self.used_P, 0)
+                most = int(room_P.max())
+                if most <= 0 or not split:
                     return run
-                self.add(rest._replace(length=count), int(np.argmax(room_P)))
-                rest = rest._replace(first=rest.first + count, length=rest.length - count)
+                self.add(rest._replace(length=most), int(np.argmax(room_P)))
+                rest = rest._replace(first=rest.first + most, length=rest.length - most)
         return None
 
-    def improve(
-        self,
-        scale: tuple[float, float],
-        *,
-        limits: tuple[float, float] = (-1, -1),
-        cut: bool = False,
-        near: bool = False,
-    ) -> None:
-        """Moves and exchanges runs until nothing lowers the cost.
+    def improve(self, scale: tuple[float, float], *, limits: tuple[float, float] = (-1, -1), cut: bool = False) -> None:
+        """Moves and exchanges runs until nothing lowers the cost, the sum over devices of a high power of both levels.
 
         Args:
             scale: load and blocks that count as one.
             limits: load and blocks up to which a device is left alone.
             cut: runs may be cut.
-            near: prefer exchanges of few blocks.
         """
+        if self.devices == 1:
+            return
+        runs = self._all_runs(cut)
         for _ in range(SWEEPS):
             level_P = np.maximum(self.load_P / scale[0], self.used_P / scale[1])
             changed = False
             for device in np.argsort(-level_P, kind="stable").tolist():
-                if self.load_P[device] > limits[0] * (1 + TINY) or self.used_P[device] > limits[1]:
-                    changed |= self._exchange(device, scale, cut, near)
+                over = self.load_P[device] > limits[0] * (1 + TINY) or self.used_P[device] > limits[1]
+                if over and self._exchange(runs, device, scale, cut):
+                    runs, changed = self._all_runs(cut), True
             if not changed:
                 return
 
-    def _exchange(self, device: int, scale: tuple[float, float], cut: bool, near: bool) -> bool:
+    def _exchange(self, runs: _Runs, device: int, scale: tuple[float, float], cut: bool) -> bool:
         """Makes the best exchange of a run of this device for one of another device, or for nothing."""
-        runs = self._all_runs(cut)
         give_R = runs.where(runs.device == device)
         if not len(give_R.module):
             return False
@@ -170,8 +167,10 @@ class Packing:
         allowed_RS = gives_RS & takes_S & (give.module != take_S.module)
         allowed_RS &= (here - blocks_RS <= max(self.slots, here)) & (there_S + blocks_RS <= self.slots)
 
+        least = 0.0 if self._home_PEB is None else 1.0  # within the limits, nothing is gained by moving more
+
         def cost(load: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-            return _steep(np.maximum(load, 0) / scale[0]) + _steep(blocks / scale[1])
+            return _steep(np.maximum(load / scale[0], least)) + _steep(np.maximum(blocks / scale[1], least))
 
         now_S = cost(self.load_P[device], here) + cost(self.load_P[take_S.device], there_S)
         gain_RS = now_S - cost(self.load_P[device] - load_RS, here - blocks_RS)
@@ -180,8 +179,10 @@ class Packing:
         if cut:
             more_RS = give.cut.astype(int) - give_joins_RS + take_S.cut - take_joins_S  # runs there are afterwards
             gain_RS = gain_RS / 2.0**more_RS
-        if near:
-            gain_RS = gain_RS / (give.length + take_S.length)
+        if self._home_PEB is not None:
+            leaving_RS = self._at_home(give, np.array(device)) - self._at_home(give, take_S.device)
+            leaving_RS = leaving_RS + self._at_home(take_S, take_S.device) - self._at_home(take_S, np.array(device))
+            gain_RS = gain_RS / np.maximum(leaving_RS, 0.5)
         r, s = np.unravel_index(np.argmax(np.where(allowed_RS, gain_RS, -np.inf)), gain_RS.shape)
         if not allowed_RS[r, s]:
             return False
@@ -193,28 +194,34 @@ class Packing:
         self.add(given, other)
         return True
 
+    def _at_home(self, runs: _Runs, device: np.ndarray) -> np.ndarray:
+        """How many blocks of each run are at home on a device."""
+        assert self._home_PEB is not None
+        before = self._home_PEB[device, runs.module, runs.first]
+        return self._home_PEB[device, runs.module, runs.first + runs.length] - before
+
     def _admits(self, runs: Run | _Runs, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whether a device may hold a run too, as far as its other runs go, and whether the two then become one."""
-        row = np.where(np.asarray(runs.module) < 0, -1, self._row_PE[device, runs.module])
-        _, copy, first, count, _ = np.moveaxis(np.vstack([self._table, [-1] * 5])[row], -1, 0)
-        meet = (first + count == runs.first) | (runs.first + runs.length == first)
-        joins = (row >= 0) & (copy == runs.copy) & meet
-        return (row < 0) | joins, joins
+        at = device, runs.module
+        first, length = self._first_PE[at], np.where(np.asarray(runs.module) < 0, 0, self._length_PE[at])
+        meet = (first + length == runs.first) | (runs.first + runs.length == first)
+        joins = (length > 0) & (self._copy_PE[at] == runs.copy) & meet
+        return (length == 0) | joins, joins
 
     def _all_runs(self, cut: bool) -> _Runs:
         """What can move: every run, and with `cut` also the blocks at either end of each."""
-        whole_N = self._table[:, 3]
-        rows, firsts, lengths = [np.arange(len(whole_N))], [self._table[:, 2]], [whole_N]
-        for end in _lengths(int(whole_N.max(initial=0))) if cut else ():
-            row = np.flatnonzero(whole_N > end)
-            first = self._table[row, 2]
+        device_N, module_N = np.nonzero(self._length_PE)
+        first_N, length_N = self._first_PE[device_N, module_N], self._length_PE[device_N, module_N]
+        rows, firsts, lengths = [np.arange(len(length_N))], [first_N], [length_N]
+        for end in _lengths(int(length_N.max(initial=0))) if cut else ():
+            row = np.flatnonzero(length_N > end)
             rows += [row, row]
-            firsts += [first, first + whole_N[row] - end]
+            firsts += [first_N[row], first_N[row] + length_N[row] - end]
             lengths += [np.full(len(row), end)] * 2
         row, first, length = np.concatenate(rows), np.concatenate(firsts), np.concatenate(lengths)
-        module, copy, _, whole, device = self._table[row].T
+        device, module = device_N[row], module_N[row]
         load = self._before_EB[module, first + length] - self._before_EB[module, first]
-        return _Runs(module, copy, first, length, device, load, length < whole)
+        return _Runs(module, self._copy_PE[device, module], first, length, device, load, length < length_N[row])
 
 
 def _steep(level: np.ndarray) -> np.ndarray:

@@ -10,21 +10,16 @@ Shape letters: E modules, P devices.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import heapq
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from moe_lab.errors import LabError
+from moe_lab.parallel.balancing import Task, make_task, packed_afresh, packed_on
 from moe_lab.parallel.bounds import Bound, lower_bound
-from moe_lab.parallel.packing import TINY, Packing, Run
+from moe_lab.parallel.packing import Packing, Run
 
-ROUNDS = 4  # how often more copies are tried
-CANDIDATES = 8  # modules that are looked at when one more copy is needed
-NEAR = 1.01  # this close to a bound counts as there
 WORTH_MOVING = 1.02  # a placement that moves everything has to be better by this much
 
 __all__ = [
@@ -145,12 +140,14 @@ def place(
         blocks_E: blocks of each module; 0 is allowed.
         block_load: load of each block of each module, such as the tokens that run it; see `even_load`.
         devices: P.
-        split: modules may be cut. Without, both limits are aims; with it, blocks keep theirs.
-        replicate: blocks that copies may take, as a share of all blocks. They are used as far as the load needs them,
-            and no device holds more than `1 + replicate` times the mean of modules stored once.
+        split: modules may be cut. Then every device keeps the limit on blocks; without, both limits are only aims.
+        replicate: blocks that copies may take, as a share of all blocks. They are used only as far as the load needs
+            them, not for the last two percent, and if possible so that no device holds more than `1 + replicate` times
+            the mean without copies.
         slots: blocks a device may hold at most.
         slack: how far above the mean a device may lie.
-        previous: what lies where now. As few blocks as possible move; modules keep their numbers, new ones come last.
+        previous: what lies where now. It stays while it keeps the limits, else few blocks move. Modules keep their
+            numbers: new ones come last, and one that is gone keeps its place with 0 blocks.
 
     Returns:
         The placement: the same one for the same arguments.
@@ -158,318 +155,27 @@ def place(
     Raises:
         LabError: the arguments contradict each other, or the modules do not fit.
     """
-    task = _task(blocks_E, block_load, devices, split, replicate, slots, slack)
-    kept = [] if previous is None else _continued(task, previous)
+    task = make_task(blocks_E, block_load, devices, split, replicate, slots, slack)
+    if previous is None:
+        return _placement(task, packed_afresh(task))
+    kept = packed_on(task, [(Run(p.module, p.copy, p.first, p.count), p.device) for p in previous.pieces])
+    if kept and task.excess(kept[0]) <= 1:
+        return _placement(task, kept[0])
+    fresh = packed_afresh(task)
     for packing in kept:
-        if task.excess(packing) <= 1:
+        if task.excess(packing) <= max(1.0, WORTH_MOVING * task.excess(fresh)):
             return _placement(task, packing)
-    fresh = _fresh(task)
-    for packing in kept:
-        if task.excess(packing) <= WORTH_MOVING * task.excess(fresh):
-            return _placement(task, packing)
-    placement = _placement(task, fresh)
-    return placement if previous is None else _relabelled(placement, previous)
+    return _relabelled(_placement(task, fresh), previous)
 
 
-class _Start(NamedTuple):
-    """How a search begins."""
-
-    share: float  # runs above this share of the load limit are cut first
-    load: float = 1.0  # the mean load and the mean blocks count as one, times this: inf to leave one of them out
-    blocks: float = 1.0
-
-
-SPLIT_STARTS = (_Start(1.0), _Start(0.7), _Start(0.5), _Start(0.35), _Start(np.inf))
-WHOLE_STARTS = (_Start(np.inf), _Start(np.inf, blocks=np.inf), _Start(np.inf, load=np.inf))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What to place, and the limits."""
-
-    blocks_E: tuple[int, ...]
-    block_load: list[np.ndarray]
-    devices: int
-    split: bool
-    slots: int
-    spare: int  # blocks that copies may take
-    even_spare: int  # so many that no device needs to hold more than 1 + replicate times the mean
-    slack: float
-
-    @property
-    def total(self) -> int:
-        return sum(self.blocks_E)
-
-    @functools.cached_property
-    def mean_load(self) -> float:
-        return sum(float(load.sum()) for load in self.block_load) / self.devices or 1.0
-
-    @functools.cached_property
-    def load_limit(self) -> float:
-        """Load a device should have at most, with all the copies that there may be."""
-        if self.spare:
-            bound = max(self.unit(module) / self.most(module) for module in range(len(self.blocks_E)))
-        else:
-            bound = self.reach([1] * len(self.blocks_E))
-        return max((1 + self.slack) * self.mean_load, bound)
-
-    def block_limit(self, copies_E: Sequence[int]) -> int:
-        """Blocks a device should hold at most where modules are stored this often."""
-        bound = lower_bound(self.blocks_E, self.block_load, self.devices, split=self.split, copies_E=copies_E).blocks
-        return max(1, min(self.slots, max(int((1 + self.slack) * self.stored(copies_E) / self.devices), bound)))
-
-    def limits(self, copies_E: Sequence[int]) -> tuple[float, float]:
-        return self.load_limit, self.block_limit(copies_E)
-
-    def scale(self, copies_E: Sequence[int]) -> tuple[float, float]:
-        """Mean load and mean blocks of a device."""
-        return self.mean_load, max(self.stored(copies_E) / self.devices, TINY)
-
-    def packing(self, copies_E: Sequence[int]) -> Packing:
-        slots = self.block_limit(copies_E) if self.split else self.slots
-        return Packing(self.block_load, copies_E, self.devices, slots)
-
-    def stored(self, copies_E: Sequence[int]) -> int:
-        return sum(blocks * copies for blocks, copies in zip(self.blocks_E, copies_E, strict=True))
-
-    def unit(self, module: int) -> float:
-        """The load that only copies can spread: the hottest block's, or the module's if it stays whole."""
-        load = self.block_load[module]
-        return float(load.max(initial=0) if self.split else load.sum())
-
-    def copyable(self, copies_E: Sequence[int], spare: int) -> list[int]:
-        """Modules that can be stored once more, where copies may take `spare` blocks."""
-        room = spare - self.stored(copies_E) + self.total
-        return [e for e, blocks in enumerate(self.blocks_E) if 0 < blocks <= room and copies_E[e] < self.devices]
-
-    def reach(self, copies_E: Sequence[int]) -> float:
-        """The lowest load of the fullest device that this many copies can reach."""
-        slots = self.block_limit(copies_E) if self.split else None
-        bound = lower_bound(
-            self.blocks_E, self.block_load, self.devices, split=self.split, copies_E=copies_E, slots=slots
-        )
-        return bound.load
-
-    def most(self, module: int) -> int:
-        """How often a module can be stored at most."""
-        return min(self.devices, 1 + self.spare // max(self.blocks_E[module], 1))
-
-    def excess(self, packing: Packing) -> float:
-        """How far the fullest device lies above a limit: 1 and less is fine."""
-        load = packing.load_P.max() / self.load_limit
-        return max(load, packing.used_P.max() / self.block_limit(packing.copies_E)) - TINY
-
-
-def _task(
-    blocks_E: Sequence[int],
-    block_load: Sequence[np.ndarray],
-    devices: int,
-    split: bool,
-    replicate: float,
-    slots: int | None,
-    slack: float,
-) -> _Task:
-    """Checks what `place` is asked for, and finds out how many blocks copies may take."""
-    loads = [np.asarray(load, np.float64) for load in block_load]
-    if [load.shape for load in loads] != [(blocks,) for blocks in blocks_E]:
-        raise LabError(
-            f"the modules have {list(blocks_E)} blocks, the loads have shapes {[load.shape for load in loads]}: "
-            "give one load for each block of each module"
-        )
-    if not all(np.isfinite(load).all() and (load >= 0).all() for load in loads):
-        raise LabError("a block's load is negative or not a finite number: give token counts, 0 for an unused block")
-    if devices < 1 or replicate < 0 or slack < 0:
-        raise LabError(
-            f"devices={devices}, replicate={replicate}, slack={slack}: there must be a device, and no share is negative"
-        )
-    total = sum(blocks_E)
-    slots = total if slots is None else slots
-    if devices * slots < total:
-        raise LabError(
-            f"{total} blocks do not fit: {devices} devices hold {slots} each, which is {devices * slots}. "
-            f"Use {-(-total // max(slots, 1))} devices, {-(-total // devices)} blocks on each, or smaller modules."
-        )
-    spare = min(int(replicate * total), slots * devices - total)
-    return _Task(
-        blocks_E=tuple(int(blocks) for blocks in blocks_E),
-        block_load=loads,
-        devices=devices,
-        split=split,
-        slots=slots,
-        spare=spare,
-        even_spare=min(spare, max(0, int((1 + replicate) * total / devices) * devices - total)),
-        slack=slack,
-    )
-
-
-def _placement(task: _Task, packing: Packing) -> Placement:
+def _placement(task: Task, packing: Packing) -> Placement:
     pieces = tuple(sorted(Piece(*run, device) for run, device in packing.runs()))
     return Placement(task.devices, task.blocks_E, pieces)
 
 
-def _fresh(task: _Task) -> Packing:
-    """The first packing within the limits, with as few copies as reach them; else the best one."""
-    copies_E = _needed_copies(task, [1] * len(task.blocks_E))
-    packings: list[Packing] = []
-    for _ in range(ROUNDS):
-        aim = max(1.0, NEAR * task.reach(copies_E) / task.load_limit)
-        for start in SPLIT_STARTS if task.split else WHOLE_STARTS:
-            packing = _packed(task, copies_E, start)
-            if packing is not None and task.excess(packing) <= aim:
-                return packing
-            packings += [packing] if packing is not None else []
-        more_E = _more_copies(task, copies_E)
-        if more_E is None:
-            break
-        copies_E = more_E
-    if not packings:
-        raise LabError(
-            f"modules of up to {max(task.blocks_E)} blocks do not fit whole into {task.devices} devices of "
-            f"{task.slots} blocks: let them be split, or use more devices or more blocks on each"
-        )
-    return min(packings, key=task.excess)
-
-
-def _packed(task: _Task, copies_E: Sequence[int], start: _Start) -> Packing | None:
-    """Places every module and evens out the devices.
-
-    Returns:
-        The packing, with fewer copies where they find no room; nothing if modules find none.
-    """
-    copies_E = list(copies_E)
-    while True:
-        packing = task.packing(copies_E)
-        scale = task.scale(copies_E)
-        runs = [
-            run
-            for module, copies in enumerate(copies_E)
-            for copy in range(copies)
-            for run in _cut(task, packing, Run(module, copy, 0, task.blocks_E[module]), start.share)
-        ]
-        stuck = packing.fill(runs, (scale[0] * start.load, scale[1] * start.blocks), task.split)
-        if stuck is None:
-            break
-        module = stuck.module if copies_E[stuck.module] > 1 else int(np.argmax(copies_E))
-        if copies_E[module] < 2:
-            return None
-        copies_E[module] -= 1
-    limits = task.limits(copies_E)
-    packing.improve(scale, limits=limits if task.split else (-1, -1))
-    if task.split:
-        packing.improve(limits, limits=limits, cut=True)
-    return packing
-
-
-def _cut(task: _Task, packing: Packing, run: Run, share: float) -> list[Run]:
-    """The run in parts of at most this share of the load limit, and of no more blocks than a device may hold."""
-    if not task.split or not run.length:
-        return [run] if run.length else []
-    load, blocks = task.limits(packing.copies_E)
-    parts, end = [], run.first + run.length
-    part = run._replace(length=1)
-    for block in range(run.first + 1, end):
-        longer = part._replace(length=part.length + 1)
-        if longer.length > blocks or packing.load(longer) > share * load:
-            parts.append(part)
-            longer = part._replace(first=block, length=1)
-        part = longer
-    return [*parts, part]
-
-
-def _needed_copies(task: _Task, copies_E: Sequence[int]) -> list[int]:
-    """Stores hot modules more often, until the bound of the load is within the limit or does not sink any more.
-
-    What leaves every device below `1 + replicate` times the mean of modules stored once is tried first.
-    """
-    best = task.reach(copies_E), list(copies_E)
-    for spare in (task.even_spare, task.spare):
-        more_E = list(copies_E)
-        while best[0] > task.load_limit:
-            copyable = task.copyable(more_E, spare)
-            hottest = heapq.nlargest(CANDIDATES, copyable, key=lambda e: (task.unit(e) / more_E[e], -e))
-            choices = []
-            for rank, module in enumerate(hottest):
-                choice_E = [copies + (e == module) for e, copies in enumerate(more_E)]
-                reach = max(task.reach(choice_E), task.load_limit)
-                choices.append((reach, task.block_limit(choice_E), rank, choice_E))
-            if not choices:
-                break
-            reach, _, _, more_E = min(choices)
-            best = min(best, (reach, more_E))
-    return best[1]
-
-
-def _more_copies(task: _Task, copies_E: Sequence[int]) -> list[int] | None:
-    """Stores the modules of the most load more often, with one round's share of the room; nothing if there is none."""
-    more_E = list(copies_E)
-    while task.stored(more_E) - task.stored(copies_E) < max(task.spare // ROUNDS, 1) and (
-        modules := task.copyable(more_E, task.spare)
-    ):
-        more_E[max(modules, key=lambda e: (task.block_load[e].sum() / more_E[e], -e))] += 1
-    return more_E if more_E != list(copies_E) else None
-
-
-def _continued(task: _Task, previous: Placement) -> list[Packing]:
-    """What lies where now, with what is missing: as it is, and after as few moves as bring it within the limits."""
-    copies_E, held = _still_held(task, previous)
-    packings = []
-    for even_out in (False, True):
-        if even_out:
-            copies_E = _needed_copies(task, copies_E)
-        packing = task.packing(copies_E)
-        for run, device in held:
-            packing.add(run, device)
-        missing = [
-            part
-            for module, copies in enumerate(copies_E)
-            for copy in range(copies)
-            for run in _missing(task.blocks_E[module], [r for r, _ in held if r[:2] == (module, copy)], module, copy)
-            for part in _cut(task, packing, run, 1.0)
-        ]
-        if packing.fill(missing, task.scale(copies_E), task.split) is not None:
-            continue
-        if even_out:
-            limits = task.limits(copies_E)
-            packing.improve(limits, limits=limits, near=True)
-            if task.split:
-                packing.improve(limits, limits=limits, near=True, cut=True)
-        if packing.used_P.max() <= task.slots:
-            packings.append(packing)
-    return packings
-
-
-def _still_held(task: _Task, previous: Placement) -> tuple[list[int], list[tuple[Run, int]]]:
-    """How often each module is to be stored, and the runs that can stay: those of devices and blocks that still exist.
-
-    Copies that lost blocks, or for which there is no room, go; the first copy stays and gets back what it lost.
-    """
-    copies_E, held = [1] * len(task.blocks_E), []
-    for module, blocks in enumerate(task.blocks_E):
-        copies: dict[int, list[tuple[Run, int]]] = {}
-        for piece in previous.pieces:
-            count = min(piece.count, blocks - piece.first)
-            if piece.module == module and piece.device < task.devices and count > 0 and (task.split or count == blocks):
-                copies.setdefault(piece.copy, []).append((Run(module, 0, piece.first, count), piece.device))
-        fullest_first = sorted(copies.values(), key=lambda runs: -sum(run.length for run, _ in runs))
-        for copy, runs in enumerate(fullest_first):
-            if copy and (
-                sum(run.length for run, _ in runs) < blocks or task.stored(copies_E) + blocks > task.total + task.spare
-            ):
-                break
-            copies_E[module] = copy + 1
-            held += [(run._replace(copy=copy), device) for run, device in runs]
-    return copies_E, held
-
-
-def _missing(blocks: int, held: Sequence[Run], module: int, copy: int) -> list[Run]:
-    """The runs of a copy that lie nowhere."""
-    ends = [0, *(run.first + run.length for run in sorted(held))]
-    starts = [*(run.first for run in sorted(held)), blocks]
-    return [Run(module, copy, end, start - end) for end, start in zip(ends, starts, strict=True) if start > end]
-
-
 def _relabelled(placement: Placement, previous: Placement) -> Placement:
     """The placement with its devices numbered so that the fewest blocks move."""
+    # It comes with jax, and takes long to import.
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     held, held_before = _held(placement, previous)
