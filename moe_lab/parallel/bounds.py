@@ -57,21 +57,21 @@ def lower_bound(
 
 def _shared(value_U: np.ndarray, devices: int) -> float:
     """Of the k * P + 1 largest units some k + 1 are on one device: for k = 0, the largest one is somewhere."""
-    value_U = np.sort(value_U)[::-1]
-    return max(
-        float(value_U[k * devices - k : k * devices + 1].sum()) for k in range((len(value_U) - 1) // devices + 1)
-    )
+    before = _before(np.sort(value_U)[::-1])
+    k = np.arange((len(value_U) - 1) // devices + 1)
+    return float((before[k * devices + 1] - before[k * devices - k]).max())
 
 
 def _crowded(load_U: np.ndarray, size_U: np.ndarray, block_loads: np.ndarray, devices: int, slots: int) -> float:
     """Either two of the k hottest units share a device, or k devices hold them and all that the others cannot."""
     order = np.argsort(-load_U, kind="stable")
-    load_U, size_U = load_U[order], size_U[order]
-    coldest = np.concatenate([[0.0], np.cumsum(np.sort(block_loads))])
-    bound = 0.0
-    for k in range(1, min(devices, len(load_U)) + 1):
-        others = max(0, len(block_loads) - (devices - k) * slots - int(size_U[:k].sum()))
-        apart = (load_U[:k].sum() + coldest[others]) / k
-        together = load_U[k - 2 : k].sum() if k > 1 else np.inf
-        bound = max(bound, float(min(apart, together)))
-    return bound
+    k = np.arange(1, min(devices, len(load_U)) + 1)
+    others = len(block_loads) - (devices - k) * slots - _before(size_U[order])[k]
+    apart = (_before(load_U[order])[k] + _before(np.sort(block_loads))[np.maximum(others, 0)]) / k
+    together = np.concatenate([[np.inf], load_U[order][k[1:] - 1] + load_U[order][k[:-1] - 1]])
+    return float(np.minimum(apart, together).max())
+
+
+def _before(values: np.ndarray) -> np.ndarray:
+    """The sum of the first n values, at n."""
+    return np.concatenate([[0], np.cumsum(values)])
