@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "module": "moe_lab.cli.module:module",
     "compose": "moe_lab.cli.compose:compose",
     "eval": "moe_lab.cli.evaluate:evaluate",
+    "plan": "moe_lab.cli.plan:plan",
     "bench": "moe_lab.cli.bench:bench",
     "runs": "moe_lab.cli.runs:runs",
     "schema": "moe_lab.cli.schema:schema",

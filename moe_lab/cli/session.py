@@ -83,6 +83,7 @@ def _mesh(text: str | None, several: bool) -> Mesh | None:
         return None
     import jax
 
-    from moe_lab.parallel.mesh import MeshSpec, make_mesh, parse_mesh
+    from moe_lab.parallel.mesh import make_mesh
+    from moe_lab.parallel.spec import MeshSpec, parse_mesh
 
     return make_mesh(MeshSpec(expert=jax.device_count()) if text is None else parse_mesh(text))

@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "composition": "moe_lab.compose.spec:CompositionSpec",
     "study": "moe_lab.jobs.spec:StudySpec",
     "evaluation": "moe_lab.jobs.spec:EvaluationSpec",
+    "plan": "moe_lab.jobs.spec:PlanSpec",
     "data": "moe_lab.data.spec:DataSpec",
 }
 

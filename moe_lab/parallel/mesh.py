@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from pydantic import Field
 
-from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError
+from moe_lab.parallel.spec import MeshSpec
 
 DATA, EXPERT = "data", "expert"
 
@@ -25,32 +24,6 @@ BLOCKS = PartitionSpec(EXPERT)
 """The pool's blocks and the tables that say what a device holds: over `expert`, the same for every `data` row."""
 EVERYWHERE = PartitionSpec()
 """The trunk, the router, and what is small."""
-
-
-class MeshSpec(Spec):
-    """How many devices a run uses, and for what."""
-
-    data: int = Field(1, ge=1, description="Rows of devices that each hold all modules and share the batch.")
-    expert: int = Field(1, ge=1, description="Devices of a row, over which the modules' blocks are spread.")
-
-    @property
-    def devices(self) -> int:
-        return self.data * self.expert
-
-    def __str__(self) -> str:
-        return f"data={self.data},expert={self.expert}"
-
-
-def parse_mesh(text: str) -> MeshSpec:
-    """`data=2,expert=4`, either left out for 1."""
-    try:
-        pairs = [part.split("=") for part in text.split(",")]
-        sizes = {name.strip(): int(size) for name, size in pairs}
-        return MeshSpec(**sizes)
-    except (ValueError, TypeError):
-        raise LabError(
-            f'mesh "{text}" is not understood: write data=N,expert=M with whole numbers, such as data=1,expert=4'
-        ) from None
 
 
 def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
@@ -63,10 +36,6 @@ def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
         )
     shape = (spec.data, spec.expert)
     return Mesh(np.array(devices).reshape(shape), (DATA, EXPERT), axis_types=(AxisType.Auto, AxisType.Auto))
-
-
-def sharding(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
-    return NamedSharding(mesh, spec)
 
 
 def to_mesh(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:

@@ -17,9 +17,10 @@ import numpy as np
 from moe_lab.compose.model import build_model
 from moe_lab.nn.pool import Blocks
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import TOKENS, MeshSpec, make_mesh, to_host, to_mesh
+from moe_lab.parallel.mesh import TOKENS, make_mesh, to_host, to_mesh
 from moe_lab.parallel.pool import PlacedPool, gather, place_pool, reader
 from moe_lab.parallel.processes import join
+from moe_lab.parallel.spec import MeshSpec
 from moe_lab.training.processes import leave
 from tests.compose.published import Published, Tokens, open_published
 from tests.parallel.test_layer import COPIES, drawn, laid_out

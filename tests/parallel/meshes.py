@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moe_lab.parallel.mesh import MeshSpec, make_mesh
+from moe_lab.parallel.mesh import make_mesh
 from moe_lab.parallel.placement import Piece, Placement
+from moe_lab.parallel.spec import MeshSpec
 
 
 def mesh_of(data: int, expert: int) -> Mesh:

@@ -124,6 +124,7 @@ def outcome(layer: Layer, devices: int) -> Outcome:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("modules", "devices", "exponent"), CELLS)
 class TestSuite:
     def test_split_modules_lie_as_evenly_as_is_possible(self, modules: int, devices: int, exponent: float) -> None:
@@ -159,6 +160,7 @@ class TestSuite:
         assert split < worse(other["whole"]) <= min(worse(other["equal count"]), worse(other["by load"])) + ROUNDING
 
 
+@pytest.mark.slow
 def test_impossible_draws_are_few_and_the_table_shows_them() -> None:
     """`pytest -s` prints the table."""
     drawn = [one for cell in CELLS for one in outcomes(*cell)]
@@ -221,6 +223,7 @@ def tiny_layers(seed: int, number: int, most_blocks: int) -> Iterator[Layer]:
             number -= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 3])
 def test_whole_modules_lie_as_an_exhaustive_search_would_put_them(devices: int) -> None:
     over = []
@@ -233,6 +236,7 @@ def test_whole_modules_lie_as_an_exhaustive_search_would_put_them(devices: int) 
     assert np.mean(np.array(over) <= 1 + ROUNDING) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "most_blocks"), [(2, 10), (3, 7)])
 def test_the_bounds_hold_for_the_best_placement_there_is(devices: int, most_blocks: int) -> None:
     for layer in tiny_layers(devices, 12, most_blocks):
@@ -310,6 +314,7 @@ def test_slots_are_kept_wherever_the_blocks_fit(layer: Layer, devices: int, repl
     check(placement, layer, split=True, replicate=replicate, slots=slots)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(layer=layers(), devices=st.integers(1, 9), freedom=FREEDOM, other=layers(), others=st.integers(1, 9))
 def test_any_placement_can_be_continued_from_any_other(
@@ -327,6 +332,7 @@ def test_nothing_moves_when_nothing_changes(layer: Layer, devices: int, freedom:
     assert place(layer.blocks_E, layer.block_load, devices, previous=placement, **freedom) == placement
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [8, 16])
 def test_little_moves_when_little_changes(devices: int) -> None:
     rng = np.random.default_rng(1)
