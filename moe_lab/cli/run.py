@@ -32,12 +32,14 @@ def run(
     spec = load_config(path, overrides or (), kind="study")
     from moe_lab.jobs.spec import StudySpec
     from moe_lab.jobs.study import run_study
+    from moe_lab.training.processes import is_first
 
     assert isinstance(spec, StudySpec)
     started = time.perf_counter()
 
     def announce(number: int, of: int, kind: str, stage: str) -> None:
-        print(f"[{number}/{of}] {kind}: {stage}", file=sys.stderr, flush=True)
+        if is_first():
+            print(f"[{number}/{of}] {kind}: {stage}", file=sys.stderr, flush=True)
 
     try:
         records = run_study(

@@ -79,6 +79,9 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
     lock = find_lock(workspace, spec.composition, base)
     _require_composed(spec.without, lock)
     model = build_model(lock, workspace.registry, workspace.lab, workspace.mesh)
+    if model.mesh is not None:
+        read = f"{model.pools.bytes_read:,} bytes of modules read for the devices of this process"
+        workspace.progress.note(f"composition {lock.name}: {read}")
     pinned = {ref: pin(workspace.registry, ref, "router") for ref in spec.routers}
     others = {ref: part for ref, part in pinned.items() if part != lock.router}
     corpora = workspace.corpora(spec.domains, base, model.trunk.tokenizer)

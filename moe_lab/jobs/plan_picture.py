@@ -28,7 +28,13 @@ def write_plan_picture(plan: Plan, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(
-        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "plan"}
+        {
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.hashsalt": "plan",
+            "svg.fonttype": "none",
+        }
     ):
         figure = Figure(figsize=(max(7.0, 1.5 + 0.55 * plan.mesh.expert), 7.2), layout="constrained")
         memory, load = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
