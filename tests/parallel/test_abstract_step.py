@@ -109,13 +109,6 @@ def test_bytes_are_those_of_one_device() -> None:
     assert bytes_per_device(split) == 2 * 6 * 2
 
 
-def test_sharding_the_trunk_changes_no_loss() -> None:
-    sharded, whole = step_of(), step_of(trunk_sharding="replicated")
-    values = [jax.jit(step.function)(**filled(step))[0] for step in (sharded, whole)]
-    np.testing.assert_allclose(*values, rtol=1e-6)
-    assert np.isfinite(values[0])
-
-
 def test_the_loss_is_that_of_the_layers_on_one_device() -> None:
     step = step_of()
     given = filled(step)
