@@ -117,6 +117,7 @@ def place_layout(module: Any) -> Any:
     return lay_out(place(blocks, even_load(blocks, [1.0]), 8))
 
 
+@pytest.mark.slow
 def test_modules_come_and_go_without_a_new_program(published: Published, batch: Tokens) -> None:
     mesh = mesh_of(1, 4)
     few = published.lock("lab/gain", MODULES[:2])
@@ -143,6 +144,7 @@ def test_modules_come_and_go_without_a_new_program(published: Published, batch: 
     assert model_module._composed._cache_size() <= programs + 1  # one for `built`, whose room is another
 
 
+@pytest.mark.slow
 def test_a_module_is_replaced_by_its_next_version(own: Published, batch: Tokens) -> None:
     mesh = mesh_of(1, 2)
     lock = own.lock("lab/gain")
@@ -171,6 +173,7 @@ def test_what_cannot_be_exchanged_is_refused(own: Published) -> None:
         exchange_modules(resident, own.lock(FIXED_WIDE, (WIDE,)), own.registry, own.lab)
 
 
+@pytest.mark.slow
 def test_blocks_move_to_where_the_load_is_even(published: Published, batch: Tokens) -> None:
     lock = published.lock("lab/gain")
     model = build_model(lock, published.registry, published.lab, mesh_of(1, 2), spare_blocks=2)

@@ -109,6 +109,7 @@ def test_bytes_are_those_of_one_device() -> None:
     assert bytes_per_device(split) == 2 * 6 * 2
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_layers_on_one_device() -> None:
     step = step_of()
     given = filled(step)

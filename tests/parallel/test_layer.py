@@ -100,6 +100,7 @@ def test_values_and_gradients_are_those_of_one_device(shape: tuple[int, int], pl
     assert compare(ShardedLayer(mesh=mesh_of(*shape), backend=backend), place(shape[1], COUNTS)) == 0
 
 
+@pytest.mark.slow
 def test_copies_empty_devices_and_spare_slots() -> None:
     assert compare(ShardedLayer(mesh=mesh_of(2, 4)), COPIES, slots=12) == 0
 
@@ -117,6 +118,7 @@ def test_overflow_is_counted_and_the_step_runs_whole() -> None:
     assert compare(ShardedLayer(mesh=mesh, transport="all-to-all", places=3), COPIES) > 0
 
 
+@pytest.mark.slow
 def test_overflow_that_is_only_counted_equals_a_reference_without_what_was_left_out() -> None:
     layer = ShardedLayer(mesh=mesh_of(1, 2), transport="all-to-all", places=8, overflow="count")
     h, modules, routing, goal = drawn()
@@ -168,6 +170,7 @@ def test_the_same_bits_every_time_and_no_second_compilation_when_modules_move() 
     assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_neutral_insertion_on_a_mesh() -> None:
     """A module that no token is routed to changes no bit, when the others stay where they are."""
     layer = ShardedLayer(mesh=mesh_of(1, 2))
