@@ -63,7 +63,7 @@ def _join(coordinator: str | None, process: str | None) -> None:
         if process is not None:
             raise LabError("--process needs --coordinator: the HOST:PORT of process 0, the same in all processes")
         return
-    from moe_lab.parallel.processes import join
+    from moe_lab.training.processes import is_first, join
 
     if coordinator == "auto":
         join()
@@ -72,8 +72,6 @@ def _join(coordinator: str | None, process: str | None) -> None:
         if number is None or int(number[1]) >= int(number[2]):
             raise LabError(f"--coordinator {coordinator} needs --process I/N, such as 0/2 for the first of two")
         join(coordinator, int(number[1]), int(number[2]))
-    from moe_lab.training.processes import is_first
-
     if not is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  the first process speaks for all, to the end
 

@@ -35,9 +35,7 @@ def _whole_row(tree):  # type: ignore[no-untyped-def]
 
 def ring(h_TD: jax.Array, pool: PlacedPool, routing: Routing, compute: Compute) -> jax.Array:
     """All tokens of the row meet the blocks held here; the sum goes back to where the tokens live."""
-    h, routing = _whole_row((h_TD, routing))
-    token = jnp.arange(h.shape[0], dtype=jnp.int32)
-    y = compute(h, local_pool(pool), local_routing(pool, routing, token))
+    y = compute(_whole_row(h_TD), local_pool(pool), ring_routing(pool, routing))
     return lax.psum_scatter(y, EXPERT, tiled=True)
 
 

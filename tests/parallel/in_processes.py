@@ -19,9 +19,8 @@ from moe_lab.nn.pool import Blocks
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, make_mesh, to_host, to_mesh
 from moe_lab.parallel.pool import PlacedPool, gather, place_pool, reader
-from moe_lab.parallel.processes import join
 from moe_lab.parallel.spec import MeshSpec
-from moe_lab.training.processes import leave
+from moe_lab.training.processes import join, leave
 from tests.compose.published import Published, Tokens, open_published
 from tests.parallel.test_layer import COPIES, drawn, laid_out
 
