@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from moe_lab.errors import LabError
 from moe_lab.registry.manifest import Manifest
 from moe_lab.registry.read import read_manifest
-from moe_lab.registry.store import Store
+from moe_lab.registry.stores import Store
 
 
 @dataclass

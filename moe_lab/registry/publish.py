@@ -13,7 +13,7 @@ from moe_lab.registry.chunks import describe, spread
 from moe_lab.registry.manifest import ManifestProblem, build
 from moe_lab.registry.references import ArtifactRef, blob_key, digest_of, manifest_key, version_order
 from moe_lab.registry.refs import read_ref, ref_key, versions
-from moe_lab.registry.store import Store
+from moe_lab.registry.stores import Store
 
 
 @dataclass(frozen=True)

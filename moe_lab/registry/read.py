@@ -9,7 +9,7 @@ from moe_lab.errors import LabError
 from moe_lab.registry.chunks import numpy_dtype, spread
 from moe_lab.registry.manifest import MAX_BYTES, Manifest, ManifestProblem, TensorRecord, parse
 from moe_lab.registry.references import blob_key, digest_of, manifest_key
-from moe_lab.registry.store import Store
+from moe_lab.registry.stores import Store
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.registry.references import ArtifactRef, is_digest, is_version, version_order
-from moe_lab.registry.store import Store
+from moe_lab.registry.stores import Store
 
 RETIRED = ".retired"
 _MAX_REF_BYTES = 128

@@ -15,7 +15,7 @@ from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
 from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key, version_order
 from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, retired_reason, split_key, warn_if_retired
-from moe_lab.registry.store import Store, open_store
+from moe_lab.registry.stores import Store, open_store
 from moe_lab.registry.verify import Progress, VerifyReport, verify
 
 if TYPE_CHECKING:

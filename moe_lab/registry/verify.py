@@ -12,7 +12,7 @@ from moe_lab.registry.manifest import MAX_BYTES, MAX_CHUNK_BYTES
 from moe_lab.registry.read import read_chunk, read_manifest
 from moe_lab.registry.references import blob_key, digest_of, is_digest, manifest_key
 from moe_lab.registry.refs import Resolved, read_ref, retired_reason, split_key
-from moe_lab.registry.store import Store
+from moe_lab.registry.stores import Store
 
 Progress = Callable[[int, int], None]
 """Called with the files and the bytes checked so far."""

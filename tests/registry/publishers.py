@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import moe_lab.registry.store as store_module  # noqa: E402
+import moe_lab.registry.stores.local as store_module  # noqa: E402
 from moe_lab.errors import LabError  # noqa: E402
 from moe_lab.registry import Registry  # noqa: E402
 from tests.registry.scenario import BLOCKS, ShakyOs, dies, fields, tensors  # noqa: E402

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import moe_lab.registry.store as store_module
+import moe_lab.registry.stores.local as store_module
 from moe_lab.errors import LabError
 from moe_lab.registry import Registry
 from tests.registry.scenario import BLOCKS, ShakyOs, fails_with, fields, files, tensors

@@ -1,8 +1,4 @@
-"""Where a registry keeps its bytes: keys such as `blobs/sha256-<hex>`, each written once and never changed.
-
-There are no locks: on several cluster file systems they do nothing. What makes publishing safe is one
-operation, `put_if_absent`, which at most one writer wins. pathlib has neither `dir_fd` nor `O_NOFOLLOW`.
-"""
+"""A registry's files in a folder, on a local disk or on NFS. pathlib has neither `dir_fd` nor `O_NOFOLLOW`."""
 
 from __future__ import annotations
 
@@ -14,11 +10,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 from moe_lab.errors import LabError
-
-Keys = list[str]
+from moe_lab.registry.stores.protocol import Keys
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -28,32 +22,9 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
-class Store(Protocol):
-    """What a place must offer to hold a registry. Operations raise `OSError` where the place itself fails."""
-
-    def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
-        """Stores `data` durably and whole, or returns False, changing nothing, where the key is taken."""
-
-    def get(self, key: str, limit: int) -> bytes:
-        """All bytes. `FileNotFoundError` without the key, `LabError` beyond `limit` or if no plain file."""
-
-    def exists(self, key: str) -> bool:
-        """Whether something, a plain file or not, has this key."""
-
-    def where(self, key: str) -> str:
-        """The place of a key in words a person can act on."""
-
-    def list(self, prefix: str) -> Keys:
-        """Keys under a folder, sorted; empty where there is no such folder."""
-
-
-def open_store(path: str | os.PathLike[str], create: bool) -> LocalStore:
+def open_folder(path: str | os.PathLike[str], create: bool) -> LocalStore:
     """Opens the folder of a registry, making it first if asked."""
     text = os.fspath(path)
-    if "://" in text:
-        raise LabError(
-            f"registry {text!r}: only local and NFS paths work in this version; name a shared folder."
-        )
     root = Path(text).expanduser()
     try:
         if create:

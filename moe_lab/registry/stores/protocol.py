@@ -1,0 +1,30 @@
+"""What a place must offer to hold a registry: keys such as `blobs/sha256-<hex>`, each written once.
+
+There are no locks: on several cluster file systems they do nothing. What makes publishing safe is one
+operation, `put_if_absent`, which at most one writer wins.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+Keys = list[str]
+
+
+class Store(Protocol):
+    """What a place must offer to hold a registry. Operations raise `OSError` where the place itself fails."""
+
+    def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
+        """Stores `data` durably and whole, or returns False, changing nothing, where the key is taken."""
+
+    def get(self, key: str, limit: int) -> bytes:
+        """All bytes. `FileNotFoundError` without the key, `LabError` beyond `limit` or if no plain file."""
+
+    def exists(self, key: str) -> bool:
+        """Whether something, a plain file or not, has this key."""
+
+    def where(self, key: str) -> str:
+        """The place of a key in words a person can act on."""
+
+    def list(self, prefix: str) -> Keys:
+        """Keys under a folder, sorted; empty where there is no such folder."""
