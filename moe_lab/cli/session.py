@@ -14,17 +14,16 @@ from moe_lab.cli.app import current_lab
 from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from moe_lab.jobs.workspace import Workspace
+    from moe_lab.parallel.spec import MeshSpec
 
 MeshOption = Annotated[
     str | None,
     typer.Option(
         "--mesh",
         metavar="data=N,expert=M",
-        help="Devices to use: M hold the modules between them, N such rows share the batch. All of them, if only "
-        "--coordinator is given.",
+        help="Devices to use: M hold the modules between them, N such rows share the batch; with ,trunk=sharded all "
+        "hold the trunk between them. All devices, if only --coordinator is given.",
     ),
 ]
 CoordinatorOption = Annotated[
@@ -50,11 +49,18 @@ def open_workspace(
 ) -> Workspace:
     """The lab of this call with its registry and a progress display. Imports the array libraries."""
     _join(coordinator, process)
-    devices = _mesh(mesh, several=coordinator is not None)
+    spec = _mesh(mesh, several=coordinator is not None)
     from moe_lab.jobs.workspace import Workspace
+    from moe_lab.parallel.mesh import make_mesh
     from moe_lab.training import make_progress
 
-    return Workspace(current_lab(ctx), make_progress(), may_start_runs, devices)
+    return Workspace(
+        current_lab(ctx),
+        make_progress(),
+        may_start_runs,
+        mesh=None if spec is None else make_mesh(spec),
+        shard_trunk=spec is not None and spec.trunk == "sharded",
+    )
 
 
 def _join(coordinator: str | None, process: str | None) -> None:
@@ -76,12 +82,13 @@ def _join(coordinator: str | None, process: str | None) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  the first process speaks for all, to the end
 
 
-def _mesh(text: str | None, several: bool) -> Mesh | None:
-    if text is None and not several:
+def _mesh(text: str | None, several: bool) -> MeshSpec | None:
+    from moe_lab.parallel.spec import MeshSpec, parse_mesh
+
+    if text is not None:
+        return parse_mesh(text)
+    if not several:
         return None
     import jax
 
-    from moe_lab.parallel.mesh import make_mesh
-    from moe_lab.parallel.spec import MeshSpec, parse_mesh
-
-    return make_mesh(MeshSpec(expert=jax.device_count()) if text is None else parse_mesh(text))
+    return MeshSpec(expert=jax.device_count())

@@ -37,7 +37,7 @@ from moe_lab.nn.expert_ffn import OneDevice, require_backend
 from moe_lab.nn.pool import Routing
 from moe_lab.nn.trunk import Experts, RunLayer, Trunk, greedy_hits, token_losses
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import EVERYWHERE, TOKENS, to_host, to_mesh
+from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh
 from moe_lab.registry import Registry
 from moe_lab.routing.router import Features, Router, normalised
 from moe_lab.routing.space import CandidateSpace
@@ -118,7 +118,7 @@ class ComposedModel:
 
     @cached_property
     def _trunk_state(self) -> nnx.State:
-        return _everywhere(self.trunk.state, self.mesh)
+        return self.trunk.on(self.mesh)
 
     def arrays(self) -> ModelArrays:
         """The pytree to hand to the methods below."""
@@ -126,7 +126,7 @@ class ComposedModel:
         present = [name in names for name in self.space.modules]
         index = [self.pools.names.index(name) if name in names else 0 for name in self.space.modules]
         small = nnx.state(self.router), np.array(index, np.int32), np.array(present)
-        router, pool_index_E, present_E = _everywhere(small, self.mesh)
+        router, pool_index_E, present_E = everywhere(small, self.mesh)
         return ModelArrays(
             trunk=self._trunk_state,
             router=router,
@@ -201,7 +201,7 @@ class ComposedModel:
             arrays,
             self._place(_arrays(batch)),
             hidden_BSD,
-            *_everywhere(
+            *everywhere(
                 (available_E, np.float32(self.price if price is None else price), np.int32(width_cap)), self.mesh
             ),
             None if outcomes_BSC is None else self._place(outcomes_BSC),
@@ -210,10 +210,6 @@ class ComposedModel:
     def _place(self, rows: Any) -> Any:
         """Arrays by row of the batch, where the model lies."""
         return rows if self.mesh is None else to_mesh(rows, self.mesh, TOKENS)
-
-
-def _everywhere(tree: Any, mesh: Mesh | None) -> Any:
-    return jax.tree.map(jnp.asarray, tree) if mesh is None else to_mesh(tree, mesh, EVERYWHERE)
 
 
 def _arrays(batch: TokenBatch) -> tuple[Any, Any, Any, Any]:
@@ -323,7 +319,13 @@ def assemble(
 
 
 def build_model(
-    lock: Lock, registry: Registry, lab: Lab, mesh: Mesh | None = None, *, spare_blocks: int = 0
+    lock: Lock,
+    registry: Registry,
+    lab: Lab,
+    mesh: Mesh | None = None,
+    *,
+    shard_trunk: bool = False,
+    spare_blocks: int = 0,
 ) -> ComposedModel:
     """Loads what a lockfile names, and refuses parts that do not fit together by name and reason.
 
@@ -332,10 +334,11 @@ def build_model(
         registry: where they are.
         lab: where the router's code is.
         mesh: devices to spread the modules over; the default device holds everything if left out.
+        shard_trunk: cut the trunk up over the devices as well, instead of a copy on each.
         spare_blocks: free room on each device of a mesh, for modules that `exchange_modules` brings later.
     """
     require_backend(lock.backend)
-    trunk = load_trunk(registry, lock.trunk)
+    trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk)
     modules, router = _parts(lock, registry, lab, trunk)
     run_layer = OneDevice(backend=lock.backend) if mesh is None else ShardedLayer(mesh=mesh, backend=lock.backend)
     return assemble(trunk, modules, router, price=lock.price, run_layer=run_layer, spare_blocks=spare_blocks)

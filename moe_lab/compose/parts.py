@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from moe_lab.compose.lockfile import LockedPart, artifact_name
 from moe_lab.config import decode
@@ -24,6 +25,7 @@ from moe_lab.lab import Lab, RouterManifest
 from moe_lab.nn.pool import Blocks
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Trunk
+from moe_lab.parallel.mesh import trunk_to_mesh
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
 from moe_lab.routing.router import Router
@@ -34,13 +36,22 @@ TOKENIZER_TENSOR = "tokenizer.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedTrunk:
-    """A published trunk in memory, split into what compiles and what flows."""
+    """A published trunk in memory, split into what compiles and what flows.
+
+    Attributes:
+        sharded: on a mesh each device holds a part of it instead of the whole.
+    """
 
     part: LockedPart
     spec: TrunkSpec
     tokenizer: Tokenizer
     graph: nnx.GraphDef
     state: nnx.State
+    sharded: bool = False
+
+    def on(self, mesh: Mesh | None) -> nnx.State:
+        """Its parameters where a computation on these devices needs them."""
+        return trunk_to_mesh(self.state, mesh, self.sharded)
 
     @property
     def interface(self) -> Interface:
@@ -114,7 +125,7 @@ def _tensors(registry: Registry, manifest: Manifest, part: LockedPart) -> dict[s
         raise LabError(f"{part.ref}: {error}") from error
 
 
-def load_trunk(registry: Registry, part: LockedPart) -> LoadedTrunk:
+def load_trunk(registry: Registry, part: LockedPart, sharded: bool = False) -> LoadedTrunk:
     """Reads a trunk from the registry, every byte checked."""
     manifest = registry.manifest(part.digest)
     spec = decode(TrunkSpec, json.loads(manifest["config"]["trunk"]), part.ref)
@@ -122,7 +133,7 @@ def load_trunk(registry: Registry, part: LockedPart) -> LoadedTrunk:
     tokenizer = _tokenizer(manifest["config"], tensors.pop(TOKENIZER_TENSOR, None))
     graph, abstract = abstract_trunk(spec)
     state = state_from_tensors(abstract, tensors, part.ref)
-    return LoadedTrunk(part=part, spec=spec, tokenizer=tokenizer, graph=graph, state=state)
+    return LoadedTrunk(part=part, spec=spec, tokenizer=tokenizer, graph=graph, state=state, sharded=sharded)
 
 
 def _tokenizer(config: Mapping[str, Any], definition: np.ndarray | None) -> Tokenizer:

@@ -78,7 +78,7 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
     """Measures everything, or points to where an identical evaluation lies."""
     lock = find_lock(workspace, spec.composition, base)
     _require_composed(spec.without, lock)
-    model = build_model(lock, workspace.registry, workspace.lab, workspace.mesh)
+    model = build_model(lock, workspace.registry, workspace.lab, workspace.mesh, shard_trunk=workspace.shard_trunk)
     if model.mesh is not None:
         read = f"{model.pools.bytes_read:,} bytes of modules read for the devices of this process"
         workspace.progress.note(f"composition {lock.name}: {read}")
@@ -141,7 +141,11 @@ def _measure(
         else f"router {lock.router['type']}",
         others={
             artifact_name(part.ref): build_model(
-                lock.model_copy(update={"router": part}), workspace.registry, workspace.lab, workspace.mesh
+                lock.model_copy(update={"router": part}),
+                workspace.registry,
+                workspace.lab,
+                workspace.mesh,
+                shard_trunk=workspace.shard_trunk,
             )
             for part in others.values()
         },

@@ -23,7 +23,7 @@ from moe_lab.nn.pool import Routing, make_pool
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Experts, Trunk, token_losses
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import EVERYWHERE, TOKENS, to_host, to_mesh
+from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh, trunk_to_mesh
 from moe_lab.parallel.pool import block_spec, cut_evenly
 from moe_lab.routing.outcomes import OutcomeTable
 from moe_lab.routing.router import Features, Router, normalised
@@ -35,11 +35,6 @@ Metrics = dict[str, jax.Array]
 def mean_loss(loss_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
     """Mean over the tokens that count."""
     return (loss_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1.0)
-
-
-def everywhere(tree: Any, mesh: Mesh | None) -> Any:
-    """On every device of a mesh, if there is one."""
-    return tree if mesh is None else to_mesh(tree, mesh, EVERYWHERE)
 
 
 def fetched(params: Any, mesh: Mesh | None) -> Any:
@@ -63,13 +58,20 @@ class LanguageObjective(Objective):
 class TrunkObjective(LanguageObjective):
     """The trunk alone, on a mixture of domains."""
 
-    def __init__(self, spec: TrunkSpec, batches: TrainBatches, units_per_step: int, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        spec: TrunkSpec,
+        batches: TrainBatches,
+        units_per_step: int,
+        mesh: Mesh | None = None,
+        sharded: bool = False,
+    ):
         super().__init__(batches, units_per_step, mesh)
-        self._spec = spec
+        self._spec, self._sharded = spec, sharded
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
 
     def init(self, key: jax.Array) -> nnx.State:
-        return everywhere(nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key))), self._mesh)
+        return trunk_to_mesh(nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key))), self._mesh, self._sharded)
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits = nnx.merge(self.graph, params)(batch.tokens, batch.segment_ids, batch.positions)
@@ -113,7 +115,7 @@ class ModuleObjective(LanguageObjective):
         super().__init__(batches, units_per_step, mesh)
         self._trunk, self._start = trunk, start
         self._ladder, self._widest_share = tuple(ladder), widest_share
-        self.frozen = {"trunk": everywhere(trunk.state, mesh)}
+        self.frozen = {"trunk": trunk.on(mesh)}
 
     def init(self, key: jax.Array) -> ExpertWeights:
         return self._spread(self._start(key))

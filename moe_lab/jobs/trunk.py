@@ -38,7 +38,9 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
         batches = TrainBatches(
             corpora, [share.weight for share in spec.data], train.batch_size, train.seq_len, train.seed
         )
-        objective = TrunkObjective(spec.trunk, batches, train.batch_size * train.seq_len, workspace.mesh)
+        objective = TrunkObjective(
+            spec.trunk, batches, train.batch_size * train.seq_len, workspace.mesh, workspace.shard_trunk
+        )
         params = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         losses = trunk_losses(objective.graph, params)
         claims = [claim(corpus, losses, rows=spec.heldout_rows, seq_len=train.seq_len, width=0) for corpus in corpora]

@@ -35,13 +35,15 @@ class Workspace:
     """Everything a job needs from its surroundings. Text and trunks are read once per process.
 
     With `may_start_runs=False` finished runs are found, and asking for one that is not finished is an error. On a
-    `mesh` training and evaluation use all its devices; what they make is the same up to rounding, hence the same run.
+    `mesh` training and evaluation use all its devices, with `shard_trunk` for the trunk's parameters too; what they
+    make is the same up to rounding, hence the same run.
     """
 
     lab: Lab
     progress: Progress = dataclasses.field(default_factory=SilentProgress)
     may_start_runs: bool = True
     mesh: Mesh | None = None
+    shard_trunk: bool = False
 
     def __post_init__(self) -> None:
         self._corpora: dict[tuple[str, str], Corpus] = {}
@@ -81,7 +83,7 @@ class Workspace:
     def trunk(self, part: LockedPart) -> LoadedTrunk:
         """A published trunk."""
         if part.digest not in self._trunks:
-            self._trunks[part.digest] = load_trunk(self.registry, part)
+            self._trunks[part.digest] = load_trunk(self.registry, part, sharded=self.shard_trunk)
         return self._trunks[part.digest]
 
     def pin_trunk(self, ref: str) -> LockedPart:

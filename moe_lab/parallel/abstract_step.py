@@ -26,7 +26,7 @@ from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Experts, Layer, token_losses
 from moe_lab.parallel.compiled import LOOP
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import BLOCKS, DATA, EVERYWHERE, EXPERT, TOKENS
+from moe_lab.parallel.mesh import BLOCKS, DATA, EVERYWHERE, EXPERT, TOKENS, longest_axis
 from moe_lab.parallel.placement import Placement
 from moe_lab.parallel.pool import Holdings, PlacedPool, room_for
 
@@ -84,15 +84,6 @@ def bytes_per_device(array: jax.ShapeDtypeStruct) -> int:
     return int(np.prod(array.sharding.shard_shape(array.shape), dtype=np.int64)) * array.dtype.itemsize
 
 
-def trunk_spec(shape: Sequence[int], devices: int, stacked: bool) -> PartitionSpec:
-    """Over all devices along the longest axis that they divide; whole where there is none."""
-    axes = [axis for axis in range(stacked, len(shape)) if shape[axis] % devices == 0]
-    if not axes:
-        return EVERYWHERE
-    longest = max(axes, key=lambda axis: shape[axis])
-    return PartitionSpec(*[None] * longest, BOTH)
-
-
 def stacks(kinds: Sequence[Any]) -> list[tuple[int, int, int]]:
     """Cuts layers into repeats of short patterns: (first layer, layers of the pattern, repeats)."""
     found, first = [], 0
@@ -126,7 +117,7 @@ class Builder:
         """A trunk parameter, or `repeats` of them in a stack."""
         shape = leaf.shape if repeats is None else (repeats, *leaf.shape)
         sharded = self.shape.trunk_sharding == "sharded"
-        spec = trunk_spec(shape, self.mesh.devices.size, repeats is not None) if sharded else EVERYWHERE
+        spec = longest_axis(shape, self.mesh.devices.size, repeats is not None) if sharded else EVERYWHERE
         return self.array(shape, self.dtype, spec)
 
     def layer(self, index: int, repeats: int) -> tuple[nnx.GraphDef, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -23,7 +24,19 @@ TOKENS = PartitionSpec((DATA, EXPERT))
 BLOCKS = PartitionSpec(EXPERT)
 """The pool's blocks and the tables that say what a device holds: over `expert`, the same for every `data` row."""
 EVERYWHERE = PartitionSpec()
-"""The trunk, the router, and what is small."""
+"""The router, what is small, and the trunk unless it is sharded."""
+
+
+def longest_axis(shape: Sequence[int], devices: int, stacked: bool = False) -> PartitionSpec:
+    """A sharded trunk's parameter: over all devices along its longest axis that they divide, else everywhere.
+
+    With `stacked` axis 0 counts layers and stays whole.
+    """
+    axes = [axis for axis in range(stacked, len(shape)) if shape[axis] and shape[axis] % devices == 0]
+    if not axes:
+        return EVERYWHERE
+    longest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*[None] * longest, (DATA, EXPERT))
 
 
 def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
@@ -54,6 +67,18 @@ def to_mesh(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
         return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
     return jax.tree.map(put, tree)
+
+
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """On every device of a mesh, or on the default device without one."""
+    return jax.tree.map(jnp.asarray, tree) if mesh is None else to_mesh(tree, mesh, EVERYWHERE)
+
+
+def trunk_to_mesh(state: Any, mesh: Mesh | None, sharded: bool) -> Any:
+    """A trunk's parameters on a mesh, if there is one: whole on every device, or each device its part."""
+    if mesh is None or not sharded:
+        return everywhere(state, mesh)
+    return jax.tree.map(lambda leaf: to_mesh(leaf, mesh, longest_axis(leaf.shape, mesh.devices.size)), state)
 
 
 def to_host(tree: Any) -> Any:

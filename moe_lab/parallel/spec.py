@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import PositiveInt
 
 from moe_lab.config.spec import Spec
@@ -14,10 +16,12 @@ class MeshSpec(Spec):
     Attributes:
         data: rows of devices that each hold all modules and share the batch.
         expert: devices of a row, over which the modules' blocks are spread.
+        trunk: whole on every device, or each device holds a part and receives the rest when it is needed.
     """
 
     data: PositiveInt = 1
     expert: PositiveInt = 1
+    trunk: Literal["replicated", "sharded"] = "replicated"
 
     @property
     def devices(self) -> int:
@@ -28,12 +32,15 @@ class MeshSpec(Spec):
 
 
 def parse_mesh(text: str) -> MeshSpec:
-    """`data=2,expert=4`, either left out for 1."""
+    """`data=2,expert=4`, either left out for 1, and `,trunk=sharded` where the trunk should be cut up too."""
     try:
         pairs = [part.split("=") for part in text.split(",")]
-        sizes = {name.strip(): int(size) for name, size in pairs}
-        return MeshSpec(**sizes)
-    except (ValueError, TypeError):
+        settings = {name.strip(): value.strip() for name, value in pairs}
+        return MeshSpec.model_validate(
+            {name: value if name == "trunk" else int(value) for name, value in settings.items()}
+        )
+    except ValueError:
         raise LabError(
-            f'mesh "{text}" is not understood: write data=N,expert=M with whole numbers, such as data=1,expert=4'
+            f'mesh "{text}" is not understood: write data=N,expert=M with whole numbers, such as data=1,expert=4, and '
+            "trunk=sharded after them to cut up the trunk as well"
         ) from None

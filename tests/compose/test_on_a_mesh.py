@@ -36,14 +36,20 @@ def losses(model: ComposedModel, batch: Tokens, **options: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [pytest.param((1, 2), marks=pytest.mark.slow), (2, 4), pytest.param((1, 8), marks=pytest.mark.slow)],
+    ("shape", "shard_trunk"),
+    [
+        pytest.param((1, 2), False, marks=pytest.mark.slow),
+        ((2, 4), True),
+        pytest.param((1, 8), False, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
-def test_it_computes_what_one_device_computes(published: Published, batch: Tokens, shape: tuple[int, int]) -> None:
+def test_it_computes_what_one_device_computes(
+    published: Published, batch: Tokens, shape: tuple[int, int], shard_trunk: bool
+) -> None:
     lock = published.lock("lab/gain")
     alone = published.model(lock)
-    spread = build_model(lock, published.registry, published.lab, mesh_of(*shape))
+    spread = build_model(lock, published.registry, published.lab, mesh_of(*shape), shard_trunk=shard_trunk)
     once, again = (losses(spread, batch) for _ in range(2))
     np.testing.assert_array_equal(once, again)
     np.testing.assert_allclose(once, losses(alone, batch), rtol=1e-5, atol=1e-5)
@@ -192,7 +198,7 @@ def test_blocks_move_to_where_the_load_is_even(published: Published, batch: Toke
 
 def test_shardings_are_the_ones_written_down(published: Published) -> None:
     """A changed sharding is a changed line of the golden file; rewrite it with GOLDENS=write."""
-    model = build_model(published.lock("lab/gain"), published.registry, published.lab, mesh_of(2, 4))
+    model = build_model(published.lock("lab/gain"), published.registry, published.lab, mesh_of(2, 4), shard_trunk=True)
     leaves = jax.tree_util.tree_leaves_with_path(model.arrays())
     lines = [
         f"{jax.tree_util.keystr(path).removesuffix('.value')}: {list(leaf.shape)} over {tuple(leaf.sharding.spec)}"

@@ -19,7 +19,7 @@ from tests.jobs.together import REPOSITORY, run_together, start_together, stop
 
 pytestmark = pytest.mark.slow
 STEPS = 40
-TRUNK = ("train", "trunk", "--publish", "--mesh", "data=1,expert=4")
+TRUNK = ("train", "trunk", "--publish", "--mesh", "data=1,expert=4,trunk=sharded")
 
 
 def weights(lab: Path, name: str) -> dict[str, np.ndarray]:
@@ -87,7 +87,7 @@ def test_a_lost_process_ends_the_other_and_both_resume_to_the_same_bits(undistur
 
 
 def test_training_resumes_on_another_mesh(undisturbed: Path, tmp_path: Path) -> None:
-    """Begun on four devices in a row, killed, and ended on two rows of two."""
+    """Begun on four devices in a row that share the trunk, killed, and ended on two rows of two with a trunk each."""
     lab = write_tiny_lab(tmp_path / "lab", STEPS)
     process = alone(lab, *TRUNK, devices=4)
     wait_for_steps(lab, process, 15)
@@ -104,7 +104,7 @@ def test_a_module_trains_on_a_mesh_that_its_blocks_do_not_divide(undisturbed: Pa
     """Three blocks over four devices, one of them empty, and on one device: the same module."""
     train = ("train", "modules/code/module.yaml", "--publish")
     finish(alone(undisturbed, *train))
-    finish(alone(undisturbed, *train, "train.log_every=7", "--mesh", "data=1,expert=4", devices=4))
+    finish(alone(undisturbed, *train, "train.log_every=7", "--mesh", "data=1,expert=4,trunk=sharded", devices=4))
     one, other = (weights(undisturbed, f"north/code@{version}") for version in (1, 2))
     for tensor, values in one.items():
         np.testing.assert_allclose(other[tensor], values, rtol=2e-3, atol=2e-4, err_msg=tensor)
@@ -115,6 +115,7 @@ def test_a_module_trains_on_a_mesh_that_its_blocks_do_not_divide(undisturbed: Pa
     [
         (("--mesh", "data=3,expert=1"), "mesh data=3,expert=1 needs 3 devices, and there are 4"),
         (("--mesh", "expert=x"), 'mesh "expert=x" is not understood'),
+        (("--mesh", "expert=4,trunk=halved"), 'mesh "expert=4,trunk=halved" is not understood'),
         (("--mesh", "data=1,expert=4", "train.batch_size=6"), "a batch of 6 rows cannot be shared evenly by 4 devices"),
         (("--process", "0/2"), "--process needs --coordinator"),
         (("--coordinator", "127.0.0.1:1"), "needs --process I/N"),

@@ -22,10 +22,9 @@ from moe_lab.parallel.abstract_step import (
     bytes_per_device,
     route,
     stacks,
-    trunk_spec,
 )
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import BLOCKS, DATA, EVERYWHERE, EXPERT, make_mesh
+from moe_lab.parallel.mesh import BLOCKS, DATA, EVERYWHERE, EXPERT, longest_axis, make_mesh
 from moe_lab.parallel.placement import Piece, Placement
 from moe_lab.parallel.pool import lay_out, tables
 from moe_lab.parallel.spec import MeshSpec
@@ -90,9 +89,9 @@ def test_layers_that_repeat_are_stacked(kinds: str, cut: list) -> None:
 
 def test_the_trunk_is_cut_along_the_longest_axis_that_divides() -> None:
     both = (DATA, EXPERT)
-    assert trunk_spec((64, 16), 4, stacked=False) == jax.P(both)
-    assert trunk_spec((2, 6, 16), 4, stacked=True) == jax.P(None, None, both)
-    assert trunk_spec((4, 6, 7), 4, stacked=True) == EVERYWHERE
+    assert longest_axis((64, 16), 4, stacked=False) == jax.P(both)
+    assert longest_axis((2, 6, 16), 4, stacked=True) == jax.P(None, None, both)
+    assert longest_axis((4, 6, 7), 4, stacked=True) == EVERYWHERE
 
 
 def test_bytes_are_those_of_one_device() -> None:
