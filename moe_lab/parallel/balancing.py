@@ -32,7 +32,7 @@ class _Start(NamedTuple):
     tight: bool = False  # to where the least room is left: for modules that hardly fit
 
 
-SPLIT_STARTS = (_Start(1.0), _Start(0.7), _Start(0.5), _Start(0.35), _Start(np.inf))
+SPLIT_STARTS = (_Start(1.0), _Start(0.7), _Start(0.5), _Start(0.35), _Start(np.inf), _Start(0.15))
 WHOLE_STARTS = (
     _Start(np.inf),
     _Start(np.inf, blocks=np.inf),
