@@ -60,6 +60,7 @@ def open_workspace(
         may_start_runs,
         mesh=None if spec is None else make_mesh(spec),
         shard_trunk=spec is not None and spec.trunk == "sharded",
+        transport="ring" if spec is None else spec.transport,
     )
 
 

@@ -38,6 +38,7 @@ from moe_lab.nn.pool import Routing
 from moe_lab.nn.trunk import Experts, RunLayer, Trunk, greedy_hits, token_losses
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh
+from moe_lab.parallel.spec import Transport
 from moe_lab.registry import Registry
 from moe_lab.routing.router import Features, Router, normalised
 from moe_lab.routing.space import CandidateSpace
@@ -318,6 +319,15 @@ def assemble(
     )
 
 
+def routed_layers_on(
+    mesh: Mesh | None, transport: Transport = "ring", backend: str = "auto"
+) -> OneDevice | ShardedLayer:
+    """How the routed layers of a model run on these devices."""
+    if mesh is None:
+        return OneDevice(backend=backend)
+    return ShardedLayer(mesh=mesh, transport=transport, backend=backend)
+
+
 def build_model(
     lock: Lock,
     registry: Registry,
@@ -325,6 +335,7 @@ def build_model(
     mesh: Mesh | None = None,
     *,
     shard_trunk: bool = False,
+    transport: Transport = "ring",
     spare_blocks: int = 0,
 ) -> ComposedModel:
     """Loads what a lockfile names, and refuses parts that do not fit together by name and reason.
@@ -335,12 +346,13 @@ def build_model(
         lab: where the router's code is.
         mesh: devices to spread the modules over; the default device holds everything if left out.
         shard_trunk: cut the trunk up over the devices as well, instead of a copy on each.
+        transport: see `ShardedLayer`.
         spare_blocks: free room on each device of a mesh, for modules that `exchange_modules` brings later.
     """
     require_backend(lock.backend)
     trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk)
     modules, router = _parts(lock, registry, lab, trunk)
-    run_layer = OneDevice(backend=lock.backend) if mesh is None else ShardedLayer(mesh=mesh, backend=lock.backend)
+    run_layer = routed_layers_on(mesh, transport, lock.backend)
     return assemble(trunk, modules, router, price=lock.price, run_layer=run_layer, spare_blocks=spare_blocks)
 
 

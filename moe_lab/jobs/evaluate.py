@@ -62,6 +62,17 @@ def compose(workspace: Workspace, config: Path, overrides: Sequence[str] = ()) -
     return lock, path
 
 
+def _built(workspace: Workspace, lock: Lock) -> ComposedModel:
+    return build_model(
+        lock,
+        workspace.registry,
+        workspace.lab,
+        workspace.mesh,
+        shard_trunk=workspace.shard_trunk,
+        transport=workspace.transport,
+    )
+
+
 def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
     """A lockfile by path, or the lock of a composition config as its names resolve now."""
     for path in (base / composition, Path(composition)):
@@ -78,7 +89,7 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
     """Measures everything, or points to where an identical evaluation lies."""
     lock = find_lock(workspace, spec.composition, base)
     _require_composed(spec.without, lock)
-    model = build_model(lock, workspace.registry, workspace.lab, workspace.mesh, shard_trunk=workspace.shard_trunk)
+    model = _built(workspace, lock)
     if model.mesh is not None:
         read = f"{model.pools.bytes_read:,} bytes of modules read for the devices of this process"
         workspace.progress.note(f"composition {lock.name}: {read}")
@@ -140,13 +151,7 @@ def _measure(
         if isinstance(lock.router, LockedPart)
         else f"router {lock.router['type']}",
         others={
-            artifact_name(part.ref): build_model(
-                lock.model_copy(update={"router": part}),
-                workspace.registry,
-                workspace.lab,
-                workspace.mesh,
-                shard_trunk=workspace.shard_trunk,
-            )
+            artifact_name(part.ref): _built(workspace, lock.model_copy(update={"router": part}))
             for part in others.values()
         },
         random=dataclasses.replace(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_lab.compose.lockfile import LockedPart, pin
-from moe_lab.compose.model import ComposedModel, assemble
+from moe_lab.compose.model import ComposedModel, assemble, routed_layers_on
 from moe_lab.compose.parts import LoadedTrunk, candidate_space, find_module, make_router, state_tensors
 from moe_lab.config import canonical_json
 from moe_lab.data import Corpus, TrainBatches
@@ -18,7 +18,6 @@ from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective, fetched
 from moe_lab.jobs.spec import RouterRun
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
-from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.routing.outcomes import OutcomeTable, load_outcomes, save_outcomes
 from moe_lab.training import Objective, fit, open_run
 from moe_lab.training.processes import is_first
@@ -69,8 +68,7 @@ def _model(workspace: Workspace, spec: RouterRun, trunk: LoadedTrunk, parts: Seq
         trunk.interface.require_fit(module.interface, module.part.ref)
     space = candidate_space(modules)
     router = make_router(workspace.lab, spec.router, space, trunk.spec.d_model, spec.train.seed)
-    run_layer = None if workspace.mesh is None else ShardedLayer(mesh=workspace.mesh)
-    return assemble(trunk, modules, router, run_layer=run_layer)
+    return assemble(trunk, modules, router, run_layer=routed_layers_on(workspace.mesh, workspace.transport))
 
 
 def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corpora: Sequence[Corpus]) -> Objective:

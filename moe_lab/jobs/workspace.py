@@ -18,6 +18,7 @@ from moe_lab.data.spec import DataSpec
 from moe_lab.errors import LabError
 from moe_lab.jobs.spec import Choice, DataRef, Published
 from moe_lab.lab import Lab
+from moe_lab.parallel.spec import Transport
 from moe_lab.registry import Registry
 from moe_lab.training import Progress, Run, SilentProgress, open_run
 
@@ -35,8 +36,8 @@ class Workspace:
     """Everything a job needs from its surroundings. Text and trunks are read once per process.
 
     With `may_start_runs=False` finished runs are found, and asking for one that is not finished is an error. On a
-    `mesh` training and evaluation use all its devices, with `shard_trunk` for the trunk's parameters too; what they
-    make is the same up to rounding, hence the same run.
+    `mesh` training and evaluation use all its devices, for the trunk's parameters too if
+    `shard_trunk`; `transport` is how tokens travel. What they make is the same up to rounding, hence the same run.
     """
 
     lab: Lab
@@ -44,6 +45,7 @@ class Workspace:
     may_start_runs: bool = True
     mesh: Mesh | None = None
     shard_trunk: bool = False
+    transport: Transport = "ring"
 
     def __post_init__(self) -> None:
         self._corpora: dict[tuple[str, str], Corpus] = {}

@@ -20,9 +20,9 @@ from moe_lab.nn.expert_ffn import LayerOutput, choose_backend, expert_ffn, left_
 from moe_lab.nn.pool import Routing
 from moe_lab.parallel.mesh import DATA, EVERYWHERE, EXPERT, TOKENS
 from moe_lab.parallel.pool import PlacedPool, local_pool, specs
+from moe_lab.parallel.spec import Transport
 from moe_lab.parallel.transport import all_to_all, arrivals, plan_sends, ring, ring_routing
 
-Transport = Literal["ring", "all-to-all"]
 Overflow = Literal["rerun", "count"]
 
 
@@ -34,7 +34,7 @@ class ShardedLayer:
         mesh: with axes `data` and `expert`.
         transport: `ring` or `all-to-all`.
         budget: block rows per device that the grouped matmuls make room for; None: as many as it takes.
-        places: places per pair of devices that `all-to-all` sends; needed by it.
+        places: choices per pair of devices that `all-to-all` sends; None: twice as many as an even load would need.
         overflow: `rerun` (nothing is lost) or `count`. What is counted is block rows (budget) and choices (places),
             summed over all devices.
         backend: see `moe_lab.nn.expert_ffn`.
@@ -46,10 +46,6 @@ class ShardedLayer:
     places: int | None = None
     overflow: Overflow = "rerun"
     backend: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.transport == "all-to-all" and self.places is None:
-            raise LabError("transport all-to-all needs places: how many choices a device may send to each other one")
 
     def __call__(self, h_TD: jax.Array, pool: PlacedPool, routing: Routing, *, activation: str) -> LayerOutput:
         """Sums the routed blocks of every token, wherever the blocks lie.
@@ -76,6 +72,10 @@ class ShardedLayer:
         )
         return run(h_TD, pool, routing)
 
+    def _even_places(self, choices: int) -> int:
+        """Twice what a device sends to each other one when all get the same; never more than there is."""
+        return min(choices, 2 * -(-choices // self.mesh.shape[EXPERT]))
+
     def _on_device(self, h_TD: jax.Array, pool: PlacedPool, routing: Routing, *, activation: str) -> LayerOutput:
         platform = self.mesh.devices.flat[0].platform
         block = pool.blocks.gate.shape[2]
@@ -87,9 +87,9 @@ class ShardedLayer:
             fast = partial(ring, compute=run)
             arrived = ring_routing(pool, routing) if may_miss else None
         else:
-            assert self.places is not None
-            fast = partial(all_to_all, compute=run, places=self.places)
-            sends = plan_sends(pool, routing, self.places)
+            places = self.places or self._even_places(routing.expert.size)
+            fast = partial(all_to_all, compute=run, places=places)
+            sends = plan_sends(pool, routing, places)
             arrived = arrivals(pool, routing, sends) if may_miss else None
             missing = missing + sends.left_out
         if arrived is not None:

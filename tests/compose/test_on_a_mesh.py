@@ -36,20 +36,20 @@ def losses(model: ComposedModel, batch: Tokens, **options: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("shape", "shard_trunk"),
+    ("shape", "options"),
     [
-        pytest.param((1, 2), False, marks=pytest.mark.slow),
-        ((2, 4), True),
-        pytest.param((1, 8), False, marks=pytest.mark.slow),
+        pytest.param((1, 2), {}, marks=pytest.mark.slow),
+        ((2, 4), {"shard_trunk": True}),
+        pytest.param((1, 8), {"transport": "all-to-all"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 def test_it_computes_what_one_device_computes(
-    published: Published, batch: Tokens, shape: tuple[int, int], shard_trunk: bool
+    published: Published, batch: Tokens, shape: tuple[int, int], options: dict[str, Any]
 ) -> None:
     lock = published.lock("lab/gain")
     alone = published.model(lock)
-    spread = build_model(lock, published.registry, published.lab, mesh_of(*shape), shard_trunk=shard_trunk)
+    spread = build_model(lock, published.registry, published.lab, mesh_of(*shape), **options)
     once, again = (losses(spread, batch) for _ in range(2))
     np.testing.assert_array_equal(once, again)
     np.testing.assert_allclose(once, losses(alone, batch), rtol=1e-5, atol=1e-5)
