@@ -77,7 +77,7 @@ def _modules(axes: Axes, plan: Plan, bottom_P: np.ndarray, limit: float) -> np.n
     for placement in plan.placements.values():
         for piece in placement.pieces:
             height_PE[piece.device, piece.module] += piece.count * item / GIB
-    devices, widths, seen = np.arange(plan.mesh.expert), sorted({module.width for module in modules}), set()
+    widths, seen = sorted({module.width for module in modules}), set()
     for e in sorted(range(len(modules)), key=lambda e: -modules[e].width):
         module, label = modules[e], None
         size = widths.index(module.width)
@@ -85,7 +85,8 @@ def _modules(axes: Axes, plan: Plan, bottom_P: np.ndarray, limit: float) -> np.n
             seen.add(size)
             label = f"width {module.width}" + (" with moments" if training else "")
         style: dict[str, Any] = {"color": _SIZES[min(size, len(_SIZES) - 1)], "edgecolor": "white", "linewidth": 0.4}
-        axes.bar(devices, height_PE[:, e], 0.86, bottom_P, label=label, **style)
+        held = np.flatnonzero(height_PE[:, e])  # bars of no height would be most of the file
+        axes.bar(held, height_PE[held, e], 0.86, bottom_P[held], label=label, **style)
         for device in np.flatnonzero(height_PE[:, e] > _LABELLED * limit).tolist():
             middle = bottom_P[device] + height_PE[device, e] / 2
             at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 5.5}
