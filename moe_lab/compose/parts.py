@@ -21,7 +21,7 @@ from moe_lab.data.tokenizers import ByteTokenizer, HFTokenizer
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import Interface, blocks_of, rung_cost
 from moe_lab.experts.weights import ExpertWeights, tensor_names
-from moe_lab.lab import Lab, RouterManifest
+from moe_lab.lab import Lab
 from moe_lab.nn.pool import Blocks
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Trunk
@@ -189,16 +189,7 @@ def candidate_space(modules: Sequence[PublishedModule]) -> CandidateSpace:
 
 def make_router(lab: Lab, choice: Mapping[str, Any], space: CandidateSpace, d_model: int, seed: int = 0) -> Router:
     """Builds a fresh router of the contributed class that `type:` names."""
-    settings = dict(choice)
-    name = settings.pop("type", None)
-    if not isinstance(name, str):
-        raise LabError(f"router: needs type: one of {', '.join(sorted(lab.contributions('routers')))}")
-    contribution = lab.get("routers", name)
-    cls = lab.load(contribution)
-    if not (isinstance(cls, type) and issubclass(cls, Router)):
-        where = RouterManifest.model_validate(contribution.manifest).implementation
-        raise LabError(f"routers/{name}: {where} is not a subclass of moe_lab.routing.router.Router")
-    config = decode(cls.Config, settings, f"router {name}")
+    cls, config = lab.choose("routers", choice, Router)
     return cls(config, space, d_model, rngs=nnx.Rngs(seed))
 
 

@@ -83,9 +83,13 @@ class HFTokenizer:
 
     The text of a special token inside a document is encoded as the letters it is made of. A token's bytes end
     where its characters end; the first of several tokens that share a character has all of its bytes.
+
+    Attributes:
+        definition: the bytes of its `tokenizer.json`, as they were read.
     """
 
     def __init__(self, definition: bytes, name: str, eos: str | None) -> None:
+        self.definition = definition
         self._tokenizer = _parse(definition)
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.name = name

@@ -19,7 +19,6 @@ from moe_lab.compose.parts import make_router
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import load_config
 from moe_lab.data import Corpus
-from moe_lab.errors import LabError, did_you_mean
 from moe_lab.evaluation.evaluate import Evaluation, Settings, decision_outcomes
 from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
 from moe_lab.evaluation.passes import HeldOut
@@ -88,8 +87,8 @@ def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
 def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluated:
     """Measures everything, or points to where an identical evaluation lies."""
     lock = find_lock(workspace, spec.composition, base)
-    _require_composed(spec.without, lock)
     model = _built(workspace, lock)
+    model.available(spec.without)  # a name that is not composed ends here, before anything is written
     if model.mesh is not None:
         read = f"{model.pools.bytes_read:,} bytes of modules read for the devices of this process"
         workspace.progress.note(f"composition {lock.name}: {read}")
@@ -108,13 +107,6 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
             _write(workspace, run, lock, model, others, measured, time.perf_counter() - started, spec.name)
         run.finish({"results": "results.json", "report": "report.html", "picture": "picture.png"})
         return Evaluated(run.path, fresh=True)
-
-
-def _require_composed(names: Sequence[str], lock: Lock) -> None:
-    composed = [artifact_name(part.ref) for part in lock.modules]
-    for name in names:
-        if name not in composed:
-            raise LabError(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, composed)}')
 
 
 def _router_code(workspace: Workspace, routers: Sequence[LockedPart | dict[str, Any]]) -> dict[str, str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.parts import PublishedModule, find_module
-from moe_lab.config import decode
 from moe_lab.data import TrainBatches, eval_batches
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import require_ladder
@@ -25,14 +24,8 @@ from moe_lab.training import fit
 
 def make_strategy(lab: Lab, choice: Choice) -> ShrinkStrategy:
     """Builds the contributed strategy that `type:` names."""
-    settings = dict(choice)
-    name = settings.pop("type", None)
-    if not isinstance(name, str):
-        raise LabError(f"strategy: needs type: one of {', '.join(sorted(lab.contributions('distill')))}")
-    cls = lab.load(lab.get("distill", name))
-    if not issubclass(cls, ShrinkStrategy):
-        raise LabError(f"distill/{name}: {cls.__name__} is not a subclass of moe_lab.experts.shrink.ShrinkStrategy")
-    return cls(decode(cls.Config, settings, f"strategy {name}"))
+    cls, config = lab.choose("distill", choice, ShrinkStrategy)
+    return cls(config)
 
 
 def teachers_trunk(workspace: Workspace, teacher: LockedPart) -> LockedPart:

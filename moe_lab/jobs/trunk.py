@@ -10,7 +10,7 @@ import numpy as np
 from moe_lab.compose.parts import TOKENIZER_TENSOR, state_tensors
 from moe_lab.config import canonical_json
 from moe_lab.data import TrainBatches, load_tokenizer
-from moe_lab.data.spec import HFTokenizerSpec
+from moe_lab.data.tokenizers import HFTokenizer
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.claims import claim
@@ -45,9 +45,8 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
         losses = trunk_losses(objective.graph, params)
         claims = [claim(corpus, losses, rows=spec.heldout_rows, seq_len=train.seq_len, width=0) for corpus in corpora]
         tensors = state_tensors(params)
-        if isinstance(spec.tokenizer, HFTokenizerSpec):
-            definition = (base / Path(spec.tokenizer.path).expanduser()).read_bytes()
-            tensors[TOKENIZER_TENSOR] = np.frombuffer(definition, np.uint8)
+        if isinstance(tokenizer, HFTokenizer):
+            tensors[TOKENIZER_TENSOR] = np.frombuffer(tokenizer.definition, np.uint8)
         fields = {
             "kind": "trunk",
             "summary": spec.summary,

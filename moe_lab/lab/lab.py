@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from moe_lab.config import decode
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.lab.contributions import (
     CATEGORIES,
@@ -21,6 +23,8 @@ from moe_lab.lab.contributions import (
 )
 from moe_lab.lab.folder import builtin_lab, is_lab, missing_folders
 from moe_lab.lab.loading import load
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,23 @@ class Lab:
             LabError: the code or the class is missing, or the code fails while it is imported.
         """
         return load(contribution)
+
+    def choose(self, category: Category, choice: Mapping[str, Any], base: type[T]) -> tuple[type[T], Any]:
+        """The contributed class that `type:` names, and its config decoded from the other settings.
+
+        Raises:
+            LabError: no `type:`, no such contribution, its class is no subclass of `base`, or a setting is off.
+        """
+        settings, role = dict(choice), singular(category)
+        name = settings.pop("type", None)
+        if not isinstance(name, str):
+            raise LabError(f"{role}: needs type: one of {', '.join(sorted(self.contributions(category)))}")
+        cls = self.load(self.get(category, name))
+        if not issubclass(cls, base):
+            raise LabError(
+                f"{category}/{name}: {cls.__name__} is not a subclass of {base.__module__}.{base.__qualname__}"
+            )
+        return cls, decode(cls.Config, settings, f"{role} {name}")  # type: ignore[attr-defined]
 
     def find_config(self, text: str) -> Path:
         """Returns the YAML file that `text` means.

@@ -35,7 +35,8 @@ class DomainRouter(Router):
     def __init__(self, config: DomainConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
         super().__init__(config, space, d_model, rngs=rngs)
         self.head = nnx.Linear(d_model, len(space.modules), kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.rung_loss_ER = nnx.Param(jnp.zeros(space.candidate_ER.shape))
+        # Tables of one axis: weight decay, which would pull losses towards zero, is for matrices.
+        self.rung_loss_C = nnx.Param(jnp.zeros(len(space)))
         self.trunk_loss_E = nnx.Param(jnp.zeros(len(space.modules)))
 
     def _scores(self, features: Features) -> jax.Array:
@@ -45,7 +46,9 @@ class DomainRouter(Router):
     def route(self, features: Features) -> Routing:
         module_BS = jnp.argmax(self._scores(features), axis=-1)
         cost_ER = self.space.relative_cost_C[self.space.candidate_ER]
-        bill_ER = jnp.where(self.space.valid_ER, self.rung_loss_ER[...] + features.price * cost_ER, jnp.inf)
+        bill_ER = jnp.where(
+            self.space.valid_ER, self.rung_loss_C[...][self.space.candidate_ER] + features.price * cost_ER, jnp.inf
+        )
         best_E = jnp.asarray(self.space.candidate_ER)[jnp.arange(bill_ER.shape[0]), jnp.argmin(bill_ER, axis=-1)]
         worth_E = (bill_ER.min(axis=-1) < self.trunk_loss_E[...]) & features.available_E
         return route_candidates(self.space, jnp.where(worth_E, best_E, 0)[module_BS])
@@ -65,5 +68,5 @@ class DomainRouter(Router):
         rungs_BSER = outcomes_BSC[..., self.space.candidate_ER]
         mean_ER = jnp.einsum("bse,bser->er", chosen_BSE, rungs_BSER) / share_E[:, None]
         trunk_E = jnp.einsum("bse,bs->e", chosen_BSE, outcomes_BSC[..., 0]) / share_E
-        error = jnp.square(self.rung_loss_ER[...] - mean_ER).mean()
+        error = jnp.square(self.rung_loss_C[...][self.space.candidate_ER] - mean_ER).mean()
         return error + jnp.square(self.trunk_loss_E[...] - trunk_E).mean()

@@ -55,7 +55,7 @@ def test_its_table_is_the_mean_loss_of_each_rung_on_the_module_s_documents(train
     outcomes = np.asarray(learned_from.features.outcomes_BSC)
     for module, candidates in enumerate(SPACE.candidate_ER):
         own = counted & (learned_from.module_BS == module)
-        np.testing.assert_allclose(trained.rung_loss_ER[...][module], outcomes[own].mean(0)[candidates], atol=0.05)
+        np.testing.assert_allclose(trained.rung_loss_C[...][candidates], outcomes[own].mean(0)[candidates], atol=0.05)
         np.testing.assert_allclose(trained.trunk_loss_E[...][module], outcomes[own].mean(0)[0], atol=0.05)
 
 
