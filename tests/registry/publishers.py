@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import moe_lab.registry.stores.local as store_module  # noqa: E402
 from moe_lab.errors import LabError  # noqa: E402
 from moe_lab.registry import Registry  # noqa: E402
+from moe_lab.registry.keys import is_valid  # noqa: E402
 from tests.registry.scenario import BLOCKS, ShakyOs, dies, fields, owner_key, tensors  # noqa: E402
 
 
@@ -73,6 +74,8 @@ def run(registry: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any] | None
 
 
 def main() -> None:
+    # Loads what signing needs here, once, and not in every process that is forked.
+    assert not is_valid(owner_key(0).public, b"", b"")
     for line in sys.stdin:
         command = json.loads(line)
         print(json.dumps(run(command["registry"], command["jobs"])), flush=True)

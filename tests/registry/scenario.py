@@ -38,6 +38,11 @@ def owner_key(number: int) -> OwnerKey:
     return OwnerKey(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32))
 
 
+def retire(root: Path, ref: str, reason: str) -> None:
+    """Withdraws `owner/name@version` as its owner does."""
+    (root / "refs" / f"{ref.replace('@', '/')}.retired").write_text(reason)
+
+
 def files(root: Path) -> dict[str, bytes]:
     """Every file that counts by its path; temporary files do not."""
     found = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
