@@ -83,6 +83,8 @@ def publish(ctx: typer.Context, config: Config, overrides: Overrides = None, key
     workspace.registry.key = signer
     part, created = publish_checked(workspace, candidate, spec, base)
     print(f"{'published' if created else 'already published'} {part.ref}\n  {part.digest}")
+    if signer:
+        print(f"  signed by {signer.public}")
 
 
 def _trained(ctx: typer.Context, config: str, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:

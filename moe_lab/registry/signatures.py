@@ -109,6 +109,9 @@ def problem_with(store: Store, claim: Signature) -> str | None:
         return f"{claim.ref}: there is no signature by {claim.key}"
     except LabError as error:
         return str(error)
+    except OSError as error:
+        # Not the reader's end: whoever may write could otherwise stop everyone with a file that nobody may read.
+        return f"{claim.ref}: signature {store.where(claim.path)} cannot be read: {error.strerror or error}"
     return None
 
 

@@ -113,6 +113,24 @@ def test_one_of_several_keys_and_one_of_several_signatures_suffice(root):
     assert "does not hold 128 lowercase hex digits" in told
 
 
+def test_a_signature_that_nobody_may_read_stops_nobody(root, monkeypatch):
+    put(root, "snakes/python", SNAKES)
+    claim, _ = Registry(root).sign("snakes/python@1", BIRDS)
+    registry = Registry(root, trust=policy(snakes=(BIRDS.public, SNAKES.public)))
+    read = registry.store.get
+
+    def get(key, limit):
+        if key == claim.path:
+            raise PermissionError(13, "Permission denied")
+        return read(key, limit)
+
+    monkeypatch.setattr(registry.store, "get", get)
+    assert registry.resolve("snakes/python")
+    monkeypatch.setattr(registry.trust, "policy", policy(snakes=(BIRDS.public,)))
+    assert "cannot be read: Permission denied" in refusal(registry, "snakes/python")
+    assert registry.list()[0].problem
+
+
 def test_a_revoked_key_counts_for_nobody(root):
     put(root, "snakes/python", SNAKES)
     both = {"snakes": (SNAKES.public, BIRDS.public)}
