@@ -34,27 +34,34 @@ def is_public(text: object) -> bool:
 
 
 def parse_public(text: str) -> str:
-    """Checks a public key that a person wrote down, and returns it.
-
-    Eight points of the curve have an order of at most 8. Anybody can sign for them; all zeros is one.
-    """
+    """Checks a public key that a person wrote down, and returns it."""
     if not is_public(text):
         raise LabError(
             f"{ascii(text)[:90]} is not a public key: it must be ed25519: and 64 lowercase hex digits, as "
             "`moe-lab key show` prints it."
         )
-    y = int.from_bytes(bytes.fromhex(text.removeprefix(PREFIX)), "little") % 2**255 % _FIELD
-    if y in (0, 1, _FIELD - 1) or (_CURVE * y**4 + 2 * y**2 - 1) % _FIELD == 0:
-        raise LabError(f"{text} is nobody's key: everyone can make signatures for it. Ask the owner for theirs.")
+    if _is_nobodys(text):
+        raise LabError(f"{text} is nobody's key: everyone can sign for it, or no one can. Ask the owner for theirs.")
     return text
 
 
+def _is_nobodys(public: str) -> bool:
+    """Whether this is one of the eight points of an order up to 8, for which anybody can sign, or misspells a point.
+
+    All zeros is one of them. Their y are 0, 1, -1 and the roots of d y^4 + 2 y^2 = 1, whose doubles have y = 0.
+    """
+    y = int.from_bytes(bytes.fromhex(public.removeprefix(PREFIX)), "little") % 2**255
+    return y >= _FIELD or y in (0, 1, _FIELD - 1) or (_CURVE * y**4 + 2 * y**2 - 1) % _FIELD == 0
+
+
 def is_valid(public: str, message: bytes, signature: bytes) -> bool:
-    """Whether the holder of a key signed these bytes."""
+    """Whether the holder of a key signed these bytes. A key that is nobody's has no holder."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     assert is_public(public)
+    if _is_nobodys(public):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public.removeprefix(PREFIX))).verify(signature, message)
     except (InvalidSignature, ValueError):

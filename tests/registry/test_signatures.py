@@ -195,6 +195,17 @@ def test_a_signature_must_be_a_plain_file(lab, signature, tmp_path, kind):
     assert not loads(lab)
 
 
+def test_a_signature_that_everybody_can_make_is_none(lab, signature):
+    """By the key 0100..00, the neutral element, this one holds for every text: R = A and S = 0 satisfy the equation."""
+    public, forged = b"\x01" + bytes(31), b"\x01" + bytes(63)
+    assert rfc8032.verifies(public, b"any text", forged)
+    path = signature.with_name(f"{signature.name.partition('.')[0]}.{public.hex()}")
+    path.write_text(f"{forged.hex()}\n")
+    (problem,) = Registry(lab / "registry").verify().problems
+    assert path.name in problem
+    assert loads(lab)
+
+
 def test_signing_again_and_by_others(lab, signature, capsys, monkeypatch, tmp_path):
     from moe_lab.registry.keys import new_key
 
@@ -306,6 +317,9 @@ def test_hostile_paths_are_no_signatures(path):
 
 @settings(max_examples=150)
 @given(CLAIMS, st.binary(max_size=140) | HEX.map(lambda text: f"{text}{text}\n".encode()))
+@example(
+    Signature(ArtifactRef("a", "a", "0"), "sha256-" + "0" * 64, "ed25519:01" + "00" * 31), b"01" + b"0" * 126 + b"\n"
+)
 def test_hostile_bytes_are_a_lab_error(claim, data):
     class Store(LocalStore):
         def __init__(self):
