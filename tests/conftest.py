@@ -19,8 +19,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own lab and registry must not leak into the tests."""
-    for name in ("MOE_LAB_HOME", "MOE_LAB_REGISTRY", "MOE_LAB_TRACEBACK"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "REGISTRY", "TRACEBACK", "TRUST", "KEY", "KEY_PASSPHRASE"):
+        monkeypatch.delenv(f"MOE_LAB_{name}", raising=False)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ COMMANDS: dict[str, str] = {
     "run": "moe_lab.cli.run:run",
     "train": "moe_lab.cli.train:train",
     "module": "moe_lab.cli.module:module",
+    "key": "moe_lab.cli.key:key",
     "compose": "moe_lab.cli.compose:compose",
     "eval": "moe_lab.cli.evaluate:evaluate",
     "plan": "moe_lab.cli.plan:plan",

@@ -8,6 +8,7 @@ import typer
 
 from moe_lab.cli.app import CommandGroup, current_lab
 from moe_lab.cli.session import open_workspace
+from moe_lab.cli.signing import KeyOption, print_signatures, read_key, sign
 from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ Ref = Annotated[str, typer.Argument(metavar="REF", help="owner/name[@version], o
 def _registry(ctx: typer.Context) -> Registry:
     from moe_lab.registry import Registry
 
-    return Registry(current_lab(ctx).registry_path, create=False)
+    lab = current_lab(ctx)
+    return Registry(lab.registry_path, create=False, trust=lab.trust_path)
 
 
 @module.command()
@@ -67,17 +69,22 @@ def check(ctx: typer.Context, config: Config, overrides: Overrides = None) -> No
 
 
 @module.command()
-def publish(ctx: typer.Context, config: Config, overrides: Overrides = None) -> None:
+def publish(ctx: typer.Context, config: Config, overrides: Overrides = None, key: KeyOption = None) -> None:
     """Publish what was trained: a module (after its admission test), a trunk or a router.
 
     Example:
-      moe-lab module publish python
+      moe-lab module publish python --key snakes
     """
     from moe_lab.jobs.publish import publish_checked
 
+    name = key or current_lab(ctx).key_name
+    signer = read_key(name) if name else None  # before the work: it may ask for a passphrase
     workspace, candidate, spec, base = _trained(ctx, config, overrides)
+    workspace.registry.key = signer
     part, created = publish_checked(workspace, candidate, spec, base)
     print(f"{'published' if created else 'already published'} {part.ref}\n  {part.digest}")
+    if signer:
+        print(f"  signed by {signer.public}")
 
 
 def _trained(ctx: typer.Context, config: str, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
@@ -107,7 +114,8 @@ def list_(
     widest = max(len(str(entry.ref)) for entry in entries)
     for entry in entries:
         if entry.problem:
-            print(f"{entry.ref!s:{widest}}  unreadable: {entry.problem}")
+            unreadable = "" if entry.problem.startswith("untrusted: ") else "unreadable: "
+            print(f"{entry.ref!s:{widest}}  {unreadable}{entry.problem}")
             continue
         ladder = "/".join(map(str, entry.manifest.get("ladder", []))) or entry.kind
         retired = f"  retired: {entry.retired}" if entry.retired else ""
@@ -123,13 +131,15 @@ def show(ctx: typer.Context, ref: Ref) -> None:
     """
     import json
 
-    manifest = _registry(ctx).manifest(ref)
+    registry = _registry(ctx)
+    manifest = registry.manifest(ref)
     shown = {key: value for key, value in manifest.items() if key != "tensors"}
     shown["tensors"] = {
         name: f"{record['dtype']}{record['shape']} in {len(record['chunks'])} chunks"
         for name, record in manifest["tensors"].items()
     }
     print(f"{manifest.label}  {manifest.digest}\n{json.dumps(shown, indent=2, sort_keys=True)}")
+    print_signatures(registry, manifest)
 
 
 @module.command()
@@ -137,17 +147,20 @@ def verify(
     ctx: typer.Context,
     ref: Annotated[str | None, typer.Argument(metavar="[REF]", help="One artifact; all if left out.")] = None,
 ) -> None:
-    """Hash every stored byte and name whatever is damaged.
+    """Hash every stored byte, check every signature, and name whatever is damaged or not trusted.
 
     Example:
       moe-lab module verify
     """
     report = _registry(ctx).verify(ref)
     for problem in report.problems:
-        print(f"damaged: {problem}")
+        print(problem if problem.startswith("untrusted: ") else f"damaged: {problem}")
     print(f"read {report.files} files, {report.bytes:,} bytes: {len(report.problems)} problems")
     if not report.ok:
-        raise LabError(f"{len(report.problems)} problems; publish the damaged artifacts again, or restore their files")
+        raise LabError(
+            f"{len(report.problems)} problems; publish damaged artifacts again, or restore their files; have untrusted "
+            "ones signed, or do not use them"
+        )
 
 
 @module.command()
@@ -167,3 +180,6 @@ def _print_node(node: Any, first: str, rest: str) -> None:
     for index, above in enumerate(node.parents):
         last = index == len(node.parents) - 1
         _print_node(above, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
+
+
+module.command()(sign)

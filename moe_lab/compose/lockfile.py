@@ -78,3 +78,10 @@ def load_lock(path: Path) -> Lock:
     except (OSError, ValueError) as error:
         raise LabError(f"{path}: cannot be read as a lockfile: {error}; compose it again") from error
     return decode(Lock, data, str(path))
+
+
+def require_trusted(lock: Lock, registry: Registry) -> None:
+    """Asks the trust policy again, under the names that were pinned: a key may have been revoked since then."""
+    routers = [lock.router] if isinstance(lock.router, LockedPart) else []
+    for part in (lock.trunk, *lock.modules, *routers):
+        registry.require_pinned(part.ref, part.digest)

@@ -24,6 +24,7 @@ KINDS: dict[str, str] = {
     "evaluation": "moe_lab.jobs.spec:EvaluationSpec",
     "plan": "moe_lab.jobs.spec:PlanSpec",
     "data": "moe_lab.data.spec:DataSpec",
+    "trust": "moe_lab.registry.trust:TrustPolicy",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, load_lock, pin, resolve
+from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, load_lock, pin, require_trusted, resolve
 from moe_lab.compose.model import ComposedModel, build_model
 from moe_lab.compose.parts import make_router
 from moe_lab.compose.spec import CompositionSpec
@@ -76,7 +76,9 @@ def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
     """A lockfile by path, or the lock of a composition config as its names resolve now."""
     for path in (base / composition, Path(composition)):
         if path.is_file() and path.suffix == ".json":
-            return load_lock(path)
+            lock = load_lock(path)
+            require_trusted(lock, workspace.registry)
+            return lock
     beside = base / composition
     path = beside if beside.is_file() else workspace.lab.find_config(composition)
     spec = load_config(path, kind="composition")

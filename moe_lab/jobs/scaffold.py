@@ -77,7 +77,7 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
 def _block(lab: Lab, trunk: str) -> int:
     import json
 
-    manifest = Registry(lab.registry_path, create=False).manifest(trunk)
+    manifest = Registry(lab.registry_path, create=False, trust=lab.trust_path).manifest(trunk)
     if manifest["kind"] != "trunk":
         raise LabError(f"--trunk {trunk} is a {manifest['kind']}; name a published trunk")
     return json.loads(manifest["config"]["trunk"])["block"]

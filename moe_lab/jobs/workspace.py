@@ -53,7 +53,7 @@ class Workspace:
 
     @cached_property
     def registry(self) -> Registry:
-        return Registry(self.lab.registry_path)
+        return Registry(self.lab.registry_path, trust=self.lab.trust_path, key=self.lab.key_name)
 
     def domain(self, data: DataRef, base: Path) -> Domain:
         """What a config's data entry means: the domain itself, or a file by path or by its name in `configs/data`."""

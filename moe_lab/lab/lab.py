@@ -49,6 +49,22 @@ class Lab:
         """The registry: MOE_LAB_REGISTRY (a path or URL) where it is set, else a folder of the lab."""
         return os.environ.get("MOE_LAB_REGISTRY") or self.root / "registry"
 
+    @property
+    def trust_path(self) -> Path | None:
+        """The trust policy: MOE_LAB_TRUST where it is set, else the lab's configs/trust.yaml if it has one."""
+        if named := os.environ.get("MOE_LAB_TRUST"):
+            return Path(named)
+        path, misnamed = (self.root / "configs" / name for name in ("trust.yaml", "trust.yml"))
+        if _is_there(misnamed):
+            raise LabError(f"{misnamed}: a trust policy is called trust.yaml. Rename it, or it would protect nobody.")
+        # Also a broken link or a folder of that name: reading it fails, and so does all that it might forbid.
+        return path if _is_there(path) else None
+
+    @property
+    def key_name(self) -> str | None:
+        """The key that signs what is published: MOE_LAB_KEY, if it is set."""
+        return os.environ.get("MOE_LAB_KEY") or None
+
     def contributions(self, category: Category) -> dict[str, Contribution]:
         """Returns all contributions of a category by name, reading manifests and importing no code.
 
@@ -141,6 +157,14 @@ class Lab:
             names |= {path.relative_to(configs).with_suffix("").as_posix() for path in configs.rglob("*.yaml")}
             names |= {path.parent.name for path in (root / "modules").glob("*/module.yaml")}
         return names
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def find_lab(explicit: str | None = None) -> Lab:

@@ -3,12 +3,14 @@
 May import `errors` and `config` only. Needs no jax, and loads numpy only where tensors are touched.
 """
 
+from moe_lab.registry.keys import OwnerKey
 from moe_lab.registry.lineage import LineageNode
 from moe_lab.registry.manifest import Manifest
 from moe_lab.registry.publish import Published
 from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.refs import Resolved, RetiredWarning
 from moe_lab.registry.registry import Entry, Registry
+from moe_lab.registry.signatures import Signature
 from moe_lab.registry.stores import LocalStore, Store
 from moe_lab.registry.verify import VerifyReport
 
@@ -18,10 +20,12 @@ __all__ = [
     "LineageNode",
     "LocalStore",
     "Manifest",
+    "OwnerKey",
     "Published",
     "Registry",
     "Resolved",
     "RetiredWarning",
+    "Signature",
     "Store",
     "VerifyReport",
 ]

@@ -1,9 +1,9 @@
-"""The write path: blobs, then the manifest, then the reference, each durable before the next begins."""
+"""The write path: blobs, the manifest, a signature, the reference, each durable before the next begins."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,9 @@ from moe_lab.registry.manifest import ManifestProblem, build
 from moe_lab.registry.references import ArtifactRef, blob_key, digest_of, manifest_key, version_order
 from moe_lab.registry.refs import read_ref, ref_key, versions
 from moe_lab.registry.stores import Store
+
+Signing = Callable[[ArtifactRef, str], object]
+"""Signs a version with this manifest before the version is there."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def publish(
     fields: Mapping[str, Any],
     tensors: Mapping[str, Any],
     block_tensors: Collection[str],
+    signing: Signing | None = None,
 ) -> Published:
     """See `Registry.publish`. `ref.version` None means the next free integer."""
     try:
@@ -52,7 +56,7 @@ def publish(
         ):
             pass
         _put_content(store, manifest_key(manifest.digest), manifest.digest, data)
-    return _claim(store, ref, manifest.digest)
+    return _claim(store, ref, manifest.digest, signing)
 
 
 def _put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -> None:
@@ -99,11 +103,16 @@ def _latest_or_next(store: Store, ref: ArtifactRef, digest: str) -> str:
     return _after(published, retired)
 
 
-def _claim(store: Store, ref: ArtifactRef, digest: str) -> Published:
-    """Creates the reference. Every round that loses a free number to another publisher tries the next one."""
+def _claim(store: Store, ref: ArtifactRef, digest: str, signing: Signing | None) -> Published:
+    """Creates the reference. Every round that loses a free number to another publisher tries the next one.
+
+    The signature of a lost number stays: it is for other content than the reference there, so it says nothing.
+    """
     while True:
         with _nothing_published(store, ref):
             wanted = ref.at(ref.version or _latest_or_next(store, ref, digest))
+            if signing is not None:
+                signing(wanted, digest)
         if _put_ref(store, wanted, digest):
             return Published(wanted, digest, created=True)
         with _nothing_published(store, ref):

@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
+from moe_lab.registry.keys import OwnerKey, find_key, load_key
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
 from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
 from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key, version_order
 from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, retired_reason, split_key, warn_if_retired
+from moe_lab.registry.signatures import Signature, problem_with, sign, signatures, signatures_of_digest
 from moe_lab.registry.stores import Store, open_store
 from moe_lab.registry.verify import Progress, VerifyReport, verify
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from moe_lab.registry.trust import Trust, TrustPolicy
 
     Array = np.ndarray[Any, Any]
 
@@ -34,7 +39,8 @@ class Entry:
     Attributes:
         digest: "" where the reference itself cannot be read.
         retired: the reason for its withdrawal, or None.
-        problem: why its manifest cannot be read, or None; then `kind` is "" and `manifest` is empty.
+        problem: why its manifest cannot be read, or "untrusted: " and why the trust policy refuses it, or None;
+            where there is one, `kind` is "" and `manifest` is empty.
     """
 
     ref: ArtifactRef
@@ -54,10 +60,23 @@ class Registry:
     Args:
         path: a folder on a local disk or NFS.
         create: make the folder if it is not there; otherwise that is a `LabError`.
+        trust: a policy, or its file: what it refuses is not read. None believes everything that is whole.
+        key: the key, or its name, that signs what is published. None publishes unsigned.
     """
 
-    def __init__(self, path: str | os.PathLike[str], create: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        create: bool = True,
+        *,
+        trust: TrustPolicy | str | os.PathLike[str] | None = None,
+        key: OwnerKey | str | None = None,
+    ) -> None:
         self.store: Store = open_store(path, create)
+        self.key = key
+        if isinstance(key, str):
+            find_key(key)
+        self.trust = None if trust is None else _trust(self.store, trust)
 
     def publish(
         self,
@@ -79,22 +98,60 @@ class Registry:
                 an artifact with fewer of the same blocks shares their storage.
 
         Raises:
-            LabError: the version holds other content, a field is not JSON, the disk is full, ...
+            LabError: the version holds other content, a field is not JSON, the disk is full, the trust policy
+                wants a signature that this key cannot make, ...
         """
-        return publish(self.store, ArtifactRef(owner, name, version), manifest_fields, tensors, block_tensors)
+        ref = ArtifactRef(owner, name, version)
+        key = self.signer()
+        if self.trust is not None:
+            self.trust.require_signer(owner, key.public if key else None)
+        signing = None if key is None else partial(sign, self.store, key=key)
+        return publish(self.store, ref, manifest_fields, tensors, block_tensors, signing)
+
+    def signer(self) -> OwnerKey | None:
+        """The key that signs what is published; it is read only now, for it may need a passphrase."""
+        if isinstance(self.key, str):
+            self.key = load_key(self.key)
+        return self.key
+
+    def sign(self, ref: str | ArtifactRef, key: OwnerKey) -> tuple[Signature, bool]:
+        """Adds a signature to a published version, trusted or not; False where it had this one."""
+        resolved = self._resolve(ref)
+        if resolved.ref is None:
+            raise LabError(f"{ref} is a digest, and a signature is for a name: name the version, owner/name@version.")
+        whole = replace(resolved.ref, width=None)
+        with self._reading():
+            read_manifest(self.store, resolved.digest, str(whole))
+        try:
+            created = sign(self.store, whole, resolved.digest, key)
+        except OSError as error:
+            where = self.store.where("")
+            raise LabError(f"cannot sign {whole} in {where}: {error.strerror}; mend that and sign again.") from error
+        return Signature(whole, resolved.digest, key.public), created
+
+    def signatures(self, source: str | ArtifactRef) -> list[tuple[Signature, str | None]]:
+        """Who signed a version, trusted or not, or a digest under any name; each with its problem, or None."""
+        resolved = self._resolve(source)
+        with self._reading():
+            if resolved.ref is None:
+                found = signatures_of_digest(self.store, resolved.digest)
+            else:
+                found = signatures(self.store, resolved.ref, resolved.digest)
+            return [(claim, problem_with(self.store, claim)) for claim in found]
 
     def resolve(self, text: str | ArtifactRef) -> Resolved:
         """What `owner/name[@version][:width]` or `sha256-<hex>` means now; without a version, the highest.
 
-        Retired versions are passed over, or, asked for by number, come with a `RetiredWarning`.
+        Retired versions are passed over, or, asked for by number, come with a `RetiredWarning`. What the trust
+        policy refuses is a `LabError`, and never a reason to take an older version.
         """
-        resolved = self._resolve(text)
+        resolved = self._trusted(text)
         warn_if_retired(resolved, stacklevel=2)
         return resolved
 
     def manifest(self, source: str | ArtifactRef) -> Manifest:
         """Reads, hashes and checks a manifest: a dict with `digest`, `label` and typed tensor `records`."""
-        resolved = self._resolve(source)
+        resolved = self._trusted(source)
         warn_if_retired(resolved, stacklevel=2)
         return read_manifest(self.store, resolved.digest, str(resolved.ref or resolved.digest))
 
@@ -119,16 +176,39 @@ class Registry:
     def verify(self, ref: str | ArtifactRef | None = None, progress: Progress | None = None) -> VerifyReport:
         """Hashes every byte of one artifact, or of the whole registry with None, and lists what is wrong.
 
+        Signatures are checked too; with a trust policy, what it refuses is among the problems.
+
         Args:
             progress: called with the files and bytes done so far.
         """
+        one = None if ref is None else self._resolve(ref)
         with self._reading():
-            return verify(self.store, None if ref is None else self._resolve(ref), progress)
+            report = verify(self.store, one, progress)
+            refused = [] if self.trust is None else self.trust.problems(one)
+        return replace(report, problems=(*report.problems, *refused))
 
     def lineage(self, ref: str | ArtifactRef) -> LineageNode:
         """The tree of ancestors that the manifests name, as far as this registry holds them."""
-        resolved = self._resolve(ref)
+        resolved = self._trusted(ref)
         return lineage(self.store, str(resolved.ref or resolved.digest), resolved.digest)
+
+    def require_pinned(self, text: str, digest: str) -> None:
+        """Refuses a pin, a name with its digest, that the trust policy does not believe; without one, none.
+
+        A retired version stays pinned. A name that means other content now is refused.
+        """
+        if self.trust is None:
+            return
+        resolved = self._trusted(text)
+        if resolved.digest != digest:
+            raise LabError(f"{text} is pinned to {digest}, but here it is {resolved.digest}; compose it again.")
+
+    def _trusted(self, text: str | ArtifactRef) -> Resolved:
+        resolved = self._resolve(text)
+        if self.trust is not None:
+            with self._reading():
+                self.trust.require(resolved, newest="@" not in str(text))
+        return resolved
 
     def _resolve(self, text: str | ArtifactRef) -> Resolved:
         with self._reading():
@@ -168,6 +248,8 @@ class Registry:
             digest = read_ref(self.store, ref)
             retired = retired_reason(self.store, ref) if tombstone else None
             manifest = read_manifest(self.store, digest, str(ref))
+            if self.trust is not None and (reason := self.trust.problem(Resolved(ref, digest))):
+                return Entry(ref, digest, retired=retired, problem=f"untrusted: {reason}")
         except LabError as error:
             return Entry(ref, digest, retired=retired, problem=str(error))
         return Entry(ref, digest, manifest["kind"], summary_of(manifest), retired, None, manifest)
@@ -183,3 +265,11 @@ class Registry:
             refs = [ref for ref, tombstone in found if not tombstone]
             refs.sort(key=lambda ref: (ref.title, version_order(ref.version or "0")))
             return [self._entry(ref, ref in tombstones) for ref in refs]
+
+
+def _trust(store: Store, policy: TrustPolicy | str | os.PathLike[str]) -> Trust:
+    from moe_lab.registry.trust import Trust, load_policy  # brings pydantic
+
+    if isinstance(policy, str | os.PathLike):
+        return Trust(store, load_policy(policy), os.fspath(policy))
+    return Trust(store, policy, "the trust policy")

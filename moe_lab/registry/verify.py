@@ -12,6 +12,7 @@ from moe_lab.registry.manifest import MAX_BYTES, MAX_CHUNK_BYTES
 from moe_lab.registry.read import read_chunk, read_manifest
 from moe_lab.registry.references import blob_key, digest_of, is_digest, manifest_key
 from moe_lab.registry.refs import Resolved, read_ref, retired_reason, split_key
+from moe_lab.registry.signatures import FOLDER, check_file, signatures_of_digest
 from moe_lab.registry.stores import Store
 
 Progress = Callable[[int, int], None]
@@ -42,9 +43,18 @@ def verify(store: Store, one: Resolved | None, progress: Progress | None = None)
         check.run([partial(check.reference, key) for key in store.list("refs")])
     check.run([partial(check.manifest, digest) for digest in sorted(check.artifacts)])
     check.run([partial(check.chunk, digest, size) for digest, size in sorted(check.uses)], parallel=True)
+    check.run([partial(check_file, store, path) for path in _signature_files(store, one)], parallel=True)
     if one is None:
         check.run(list(check.unused_files()), parallel=True)
     return VerifyReport(check.files, check.bytes, tuple(check.problems))
+
+
+def _signature_files(store: Store, one: Resolved | None) -> list[str]:
+    if one is None:
+        return store.list(FOLDER)
+    if one.ref is None:
+        return [claim.path for claim in signatures_of_digest(store, one.digest)]
+    return store.list(f"{FOLDER}/{one.ref.title}/{one.ref.version}")
 
 
 class _Check:

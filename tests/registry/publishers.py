@@ -1,8 +1,8 @@
 """A process that forks publishers: one JSON command a line in, one JSON answer a line out.
 
-`{"registry", "jobs": [{"seed", "version", "blocks", "kill_at", "kill_after"}]}`: every job is a process; all
-start at once. `kill_at` is the number of a disk operation, `kill_after` is in seconds. Answers come in the
-order of the jobs; that of a job that was killed is null.
+`{"registry", "jobs": [{"seed", "version", "blocks", "key", "kill_at", "kill_after"}]}`: every job is a process; all
+start at once. `key` is the number of a test key, `kill_at` that of a disk operation, `kill_after` is in seconds.
+Answers come in the order of the jobs; that of a job that was killed is null.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ sys.path.insert(0, str(ROOT))
 import moe_lab.registry.stores.local as store_module  # noqa: E402
 from moe_lab.errors import LabError  # noqa: E402
 from moe_lab.registry import Registry  # noqa: E402
-from tests.registry.scenario import BLOCKS, ShakyOs, dies, fields, tensors  # noqa: E402
+from moe_lab.registry.keys import is_valid  # noqa: E402
+from tests.registry.scenario import BLOCKS, ShakyOs, dies, fields, owner_key, tensors  # noqa: E402
 
 
 def publish(registry: str, job: dict[str, Any]) -> dict[str, Any]:
     shaky = ShakyOs(job.get("kill_at", -1), dies)
     store_module.os = shaky  # type: ignore[assignment]
     content = tensors(job["seed"], job.get("blocks", 4))
+    key = owner_key(job["key"]) if "key" in job else None
     try:
-        done = Registry(registry).publish("team", "part", job["version"], fields(), content, BLOCKS)
+        done = Registry(registry, key=key).publish("team", "part", job["version"], fields(), content, BLOCKS)
     except LabError as error:
         return {"error": str(error), "operations": len(shaky.trace)}
     return {
@@ -72,6 +74,8 @@ def run(registry: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any] | None
 
 
 def main() -> None:
+    # Loads what signing needs here, once, and not in every process that is forked.
+    assert not is_valid(owner_key(0).public, b"", b"")
     for line in sys.stdin:
         command = json.loads(line)
         print(json.dumps(run(command["registry"], command["jobs"])), flush=True)

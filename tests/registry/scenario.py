@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from moe_lab.registry import OwnerKey
+
 BLOCKS = frozenset({"layers.0.gate", "layers.0.down"})
 
 
@@ -27,6 +29,18 @@ def tensors(seed: int = 0, blocks: int = 4) -> dict[str, Any]:
         "scale": np.float32(seed),
         "ids": np.arange(5, dtype=np.int32) + seed,
     }
+
+
+def owner_key(number: int) -> OwnerKey:
+    """A key for tests, the same every time."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return OwnerKey(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32))
+
+
+def retire(root: Path, ref: str, reason: str) -> None:
+    """Withdraws `owner/name@version` as its owner does."""
+    (root / "refs" / f"{ref.replace('@', '/')}.retired").write_text(reason)
 
 
 def files(root: Path) -> dict[str, bytes]:
