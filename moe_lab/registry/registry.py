@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
+from moe_lab.registry.fetch import Fetched, fetch
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
 from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
 from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key, version_order
 from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, retired_reason, split_key, warn_if_retired
-from moe_lab.registry.stores import Store, open_store
+from moe_lab.registry.stores import Store, open_store, origin
 from moe_lab.registry.verify import Progress, VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ class Entry:
 
 
 class Registry:
-    """Published artifacts in a folder that many teams share; `docs/registry-format.md` is its exact layout.
+    """Published artifacts in a folder or bucket that many teams share; `docs/registry-format.md` is its exact layout.
 
     A reader sees an artifact whole or not at all, and never a byte that differs from the one published.
 
     Args:
-        path: a folder on a local disk or NFS.
+        path: a folder on a local disk or NFS, or `s3://bucket/prefix` or `gs://bucket/prefix`.
         create: make the folder if it is not there; otherwise that is a `LabError`.
     """
 
@@ -123,7 +124,12 @@ class Registry:
             progress: called with the files and bytes done so far.
         """
         with self._reading():
-            return verify(self.store, None if ref is None else self._resolve(ref), progress)
+            return verify(origin(self.store), None if ref is None else self._resolve(ref), progress)
+
+    def fetch(self, ref: str | ArtifactRef) -> Fetched:
+        """Reads an artifact whole through the cache, so that it can be used without a network."""
+        with self._reading():
+            return fetch(self.store, self._resolve(ref))
 
     def lineage(self, ref: str | ArtifactRef) -> LineageNode:
         """The tree of ancestors that the manifests name, as far as this registry holds them."""
@@ -159,7 +165,8 @@ class Registry:
             yield
         except OSError as error:
             raise LabError(
-                f"registry {self.store.where('')} cannot be read: {error.strerror}; check its permissions."
+                f"registry {self.store.where('')} cannot be read: {error.strerror}; "
+                f"{getattr(error, 'advice', 'check its permissions')}."
             ) from error
 
     def _entry(self, ref: ArtifactRef, tombstone: bool) -> Entry:

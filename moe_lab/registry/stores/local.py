@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -12,9 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moe_lab.errors import LabError
-from moe_lab.registry.stores.protocol import Keys
+from moe_lab.registry.stores.protocol import Keys, key_parts
 
-_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that somebody put in place of a blob must not wait for its writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -68,7 +66,7 @@ class LocalStore:
         self._durable: set[tuple[str, ...]] = set()
 
     def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
-        *folders, name = _parts(key)
+        *folders, name = key_parts(key)
         with self._folder(folders, create=True) as folder:
             created = False
             if not _present(name, folder):
@@ -79,7 +77,7 @@ class LocalStore:
         return created
 
     def get(self, key: str, limit: int) -> bytes:
-        *folders, name = _parts(key)
+        *folders, name = key_parts(key)
         with self._folder(folders) as folder:
             try:
                 descriptor = os.open(name, _READ, dir_fd=folder)
@@ -101,7 +99,7 @@ class LocalStore:
             os.close(descriptor)
 
     def exists(self, key: str) -> bool:
-        *folders, name = _parts(key)
+        *folders, name = key_parts(key)
         try:
             with self._folder(folders) as folder:
                 return _present(name, folder)
@@ -112,7 +110,7 @@ class LocalStore:
         return str(self.root / key)
 
     def list(self, prefix: str) -> Keys:
-        keys, pending = [], [_parts(prefix)]
+        keys, pending = [], [key_parts(prefix)]
         while pending:
             parts = pending.pop()
             with (
@@ -167,14 +165,6 @@ class LocalStore:
             f"{self.where(key)!a} is a link or something else that is neither a plain file nor a "
             "folder of the registry: it is not read. Remove it and restore the original from a copy."
         )
-
-
-def _parts(key: str) -> Keys:
-    parts = key.split("/")
-    for part in parts:
-        if _PART.fullmatch(part) is None:
-            raise LabError(f"{key!a} is not a name that this registry gives to its files; remove that file.")
-    return parts
 
 
 def _present(name: str, folder: int) -> bool:
