@@ -223,9 +223,8 @@ def test_several_processes_share_it_while_it_is_deleted(far):
         time.sleep(0.02)
         shutil.rmtree(folder, ignore_errors=True)
         deletions += 1
-    for process in readers:
-        assert process.wait() == 0, process.stderr.read()
-        process.stderr.close()
+    errors = [process.communicate()[1].decode() for process in readers]
+    assert errors == [""] * 3
     assert deletions > 3
     assert_right(far)
 

@@ -141,6 +141,8 @@ class CachedStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._kept.put_if_absent(key, data)
+        except FileNotFoundError:
+            return  # somebody deletes the folder just now
         except (OSError, LabError) as error:
             self._writable = False
             reason = error.strerror if isinstance(error, OSError) else error

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moe_lab.errors import LabError
-from moe_lab.registry.stores.protocol import Keys, key_parts
+from moe_lab.registry.stores.protocol import Keys
+from moe_lab.registry.stores.protocol import key_parts as _parts
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that somebody put in place of a blob must not wait for its writer.
@@ -66,7 +67,7 @@ class LocalStore:
         self._durable: set[tuple[str, ...]] = set()
 
     def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
-        *folders, name = key_parts(key)
+        *folders, name = _parts(key)
         with self._folder(folders, create=True) as folder:
             created = False
             if not _present(name, folder):
@@ -77,7 +78,7 @@ class LocalStore:
         return created
 
     def get(self, key: str, limit: int) -> bytes:
-        *folders, name = key_parts(key)
+        *folders, name = _parts(key)
         with self._folder(folders) as folder:
             try:
                 descriptor = os.open(name, _READ, dir_fd=folder)
@@ -99,7 +100,7 @@ class LocalStore:
             os.close(descriptor)
 
     def exists(self, key: str) -> bool:
-        *folders, name = key_parts(key)
+        *folders, name = _parts(key)
         try:
             with self._folder(folders) as folder:
                 return _present(name, folder)
@@ -110,7 +111,7 @@ class LocalStore:
         return str(self.root / key)
 
     def list(self, prefix: str) -> Keys:
-        keys, pending = [], [key_parts(prefix)]
+        keys, pending = [], [_parts(prefix)]
         while pending:
             parts = pending.pop()
             with (
