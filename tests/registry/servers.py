@@ -199,7 +199,7 @@ def without_conditions(request: Request, forward: Forward) -> Answer | None:
 
 
 class Corrected:
-    """Adds to gcp-storage-emulator what it lacks: ranges of listings, 416 past the end, and `ifGenerationMatch=0`."""
+    """Adds to gcp-storage-emulator what it lacks: ranges of listings, 416 past the end, errors as JSON, `ifGenerationMatch=0`."""
 
     def __init__(self, conditions: bool = True) -> None:
         self._conditions = conditions
@@ -219,6 +219,8 @@ class Corrected:
             first, end = query["startOffset"][0], query["endOffset"][0]
             found["items"] = [item for item in found.get("items", ()) if first <= item["name"] < end]
             content = json.dumps(found).encode()
+        if status == 404 and "startOffset" in query:
+            content = b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
         return (416, {}, b"") if status == 206 and not content else (status, headers, content)
 
 

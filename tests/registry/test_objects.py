@@ -10,6 +10,7 @@ import pytest
 from moe_lab.errors import LabError
 from moe_lab.registry import LocalStore, ObjectStore, Registry
 from moe_lab.registry.stores import objects, origin
+from moe_lab.registry.stores.failures import StoreFailure
 from tests.registry import servers
 from tests.registry.scenario import BLOCKS, fields, files, tensors
 
@@ -159,16 +160,15 @@ def test_the_condition_is_tried_once_and_only_for_writing(proxy):
     assert not [line for line in proxy.seen if not line.startswith(("GET", "HEAD"))]
 
 
-@s3_only
 def test_who_may_only_read_can_read(proxy):
     publish(proxy.url)
-    denied = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+    usual = proxy.rule
     proxy.rule = lambda request, forward: (
-        forward(request) if request.method in ("GET", "HEAD") else (403, {"Content-Type": "application/xml"}, denied)
+        usual(request, forward) if request.method in ("GET", "HEAD") else refusal(proxy.url, "AccessDenied")
     )
     assert_whole(proxy.url, 0)
     objects._proven.clear()
-    with pytest.raises(LabError, match=r"access denied.*Nothing was published\. Set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(LabError, match=r"access denied.*Nothing was published\. (Set AWS_ACC|Run `gcloud)"):
         publish(proxy.url, 1, None)
 
 
@@ -191,6 +191,12 @@ def test_a_missing_bucket_is_said(proxy):
         assert "there is no bucket absent" in message
 
 
+@pytest.mark.parametrize("proxy", ["gs"], indirect=True)
+def test_publishing_to_a_missing_bucket_of_google_is_said(proxy):
+    with pytest.raises(LabError, match=r"gs://absent/x: there is no bucket absent\. Nothing was published"):
+        publish("gs://absent/x")
+
+
 @pytest.mark.parametrize("url", ["s3://bucket/registry", "gs://bucket/registry"])
 def test_a_server_out_of_reach_is_said_in_bounded_time(isolated, url):
     address = f"http://127.0.0.1:{servers.free_port()}"
@@ -203,17 +209,69 @@ def test_a_server_out_of_reach_is_said_in_bounded_time(isolated, url):
     assert time.monotonic() - begin < 5
 
 
+def refusal(url, code):
+    """What the two services answer to somebody who may not."""
+    if url.startswith("s3"):
+        body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+        return (403 if code == "AccessDenied" else 400), {"Content-Type": "application/xml"}, body
+    status = 403 if code == "AccessDenied" else 401
+    return status, {"Content-Type": "application/json"}, b'{"error": {"code": %d, "message": "no"}}' % status
+
+
 @s3_only
 def test_missing_credentials_are_said(proxy, isolated):
-    denied = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
     proxy.rule = lambda request, forward: (
-        forward(request) if "Authorization" in request.headers else (403, {"Content-Type": "application/xml"}, denied)
+        forward(request) if "Authorization" in request.headers else refusal(proxy.url, "AccessDenied")
     )
     isolated.delenv("AWS_ACCESS_KEY_ID")
     isolated.delenv("AWS_SECRET_ACCESS_KEY")
     for message in failing(proxy.url):
         assert "access denied" in message
         assert "et AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in message
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken"])
+def test_a_refusal_is_never_taken_for_an_empty_registry(proxy, code):
+    publish(proxy.url)
+    usual = proxy.rule
+    proxy.rule = lambda request, forward: refusal(proxy.url, code)
+    for message in failing(proxy.url):
+        assert "access denied" in message or "no usable credentials" in message
+
+
+@pytest.mark.parametrize("proxy", ["gs"], indirect=True)
+def test_a_refusal_between_two_pages_is_not_the_end_of_a_listing(proxy):
+    publish(proxy.url)
+    usual, pages = proxy.rule, []
+
+    def expires(request, forward):
+        if "startOffset" in request.path:
+            pages.append(request.path)
+        return usual(request, forward) if len(pages) < 2 else refusal(proxy.url, "ExpiredToken")
+
+    def two_pages(request, forward):
+        answer = expires(request, forward)
+        if len(pages) == 1 and "startOffset" in request.path:
+            return 200, answer[1], answer[2].replace(b"{", b'{"nextPageToken": "next", ', 1)
+        return answer
+
+    proxy.rule = two_pages
+    with pytest.raises(StoreFailure, match="access denied"):
+        store(proxy).list("refs")
+    assert len(pages) == 2
+
+
+def test_credentials_that_expire_while_publishing(proxy):
+    usual = proxy.rule
+    proxy.rule = lambda request, forward: (
+        refusal(proxy.url, "ExpiredToken") if request.writes("/manifests/") else usual(request, forward)
+    )
+    with pytest.raises(LabError, match="(access denied|no usable credentials).*Nothing was published"):
+        publish(proxy.url)
+    proxy.rule = usual
+    assert Registry(proxy.url).list() == []
+    assert publish(proxy.url).created
+    assert Registry(proxy.url).verify().ok
 
 
 @pytest.mark.parametrize(

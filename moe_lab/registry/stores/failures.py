@@ -11,6 +11,7 @@ _CREDENTIALS = {
     "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
 }
 _DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_BAD_CREDENTIALS = re.compile(r"credential|ExpiredToken|InvalidToken|InvalidAccessKeyId|SignatureDoesNotMatch", re.I)
 # Curl's numbers for: name not found, no connection; what the service itself may answer to a busy client.
 _UNREACHABLE = ("5", "6", "7")
 _BUSY = ("408", "409", "429", "500", "502", "503", "504")
@@ -64,10 +65,10 @@ def explain(error: Exception, where: str, endpoint: str) -> StoreFailure:
     """
     status, scheme = _read(error), where.partition(":")[0]
     answer = f" ({status.http} {status.message})" if status.http else f" ({status.message})"
+    if _BAD_CREDENTIALS.search(str(error)):
+        return StoreFailure(errno.EACCES, f"no usable credentials{answer}", where, _CREDENTIALS[scheme])
     if status.code in _DENIED or status.http in ("401", "403"):
         return StoreFailure(errno.EACCES, f"access denied{answer}", where, _CREDENTIALS[scheme])
-    if "credential" in str(error).lower():
-        return StoreFailure(errno.EACCES, f"no usable credentials{answer}", where, _CREDENTIALS[scheme])
     if status.code == "NOT_FOUND":
         return missing_bucket(where)
     if status.curl in _UNREACHABLE:
