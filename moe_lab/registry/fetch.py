@@ -50,7 +50,10 @@ def fetch(store: Store, resolved: Resolved) -> Fetched:
     _read_signatures(store, resolved.ref)
     wanted = [manifest_key(resolved.digest), *map(blob_key, chunks)]
     if not all(store.keeps(key) for key in wanted):
-        raise LabError(f"{name} is not whole in the cache {store.folder}: it cannot be written; see the warning above.")
+        raise LabError(
+            f"{name} is not whole in the cache {store.folder}, which cannot be written: free space there, or set "
+            "MOE_LAB_CACHE to another folder."
+        )
     return Fetched(name, resolved.digest, len(chunks), total, store.folder)
 
 

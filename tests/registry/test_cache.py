@@ -217,7 +217,7 @@ def reader(place, rounds):
 
 
 def test_several_processes_share_it_while_it_is_deleted(far):
-    readers = [reader(far, 150) for _ in range(3)]
+    readers = [reader(far, 70) for _ in range(3)]
     folder, deletions = cached(far)[0], 0
     while any(process.poll() is None for process in readers):
         time.sleep(0.02)

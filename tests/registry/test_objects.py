@@ -418,16 +418,19 @@ def test_publishers_of_the_same_bytes_all_succeed(proxy, fresh_publishers):
 
 @pytest.mark.slow
 def test_more_rounds_of_publishers_against_each_other(proxy, fresh_publishers):
+    killed = 0
     for round_ in range(6):
         url = f"{proxy.url}-{round_}"
         jobs = [{"seed": seed % 5, "version": None, "blocks": 1} for seed in range(8)]
-        jobs[round_ % 8]["kill_after"] = 0.5 + 0.1 * round_
+        jobs[round_ % 8]["kill_after"] = 0.2 + 0.1 * round_
         answers = fresh_publishers(url, *jobs)
+        killed += answers.count(None)
         told = {(answer["version"], answer["digest"]) for answer in answers if answer}
         listed = {(entry.ref.version, entry.digest) for entry in Registry(url).list()}
         assert told <= listed
         assert len({version for version, _ in listed}) == len(listed)
         assert Registry(url).verify().ok
+    assert killed
 
 
 def test_threads_share_one_store(proxy):

@@ -1,6 +1,8 @@
 import re
 import string
 
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -181,6 +183,13 @@ def test_the_store_refuses_keys_of_its_own_accord(registry, key):
 def test_a_url_that_names_no_place_in_a_bucket_is_refused(path):
     with pytest.raises(LabError, match=r"write a folder, s3://bucket/prefix or gs://bucket/prefix"):
         Registry(path)
+
+
+def test_a_url_that_became_a_path_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LabError, match="a URL has two slashes, s3://bucket/prefix"):
+        Registry(Path("s3://bucket/registry"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_a_registry_is_refused(tmp_path):

@@ -23,6 +23,8 @@ def open_store(path: str | os.PathLike[str], create: bool) -> Store:
     if "://" in text:
         bucket = ObjectStore(text)
         return _cached(bucket, bucket.bucket.identity, offline_asked())
+    if text.startswith(("s3:/", "gs:/")):
+        raise LabError(f"registry {text!r}: a URL has two slashes, {text[:3]}//bucket/prefix; a Path drops one, so use text.")
     folder = Path(text).expanduser()
     if cache_folder("", by_default=False) is None:
         return open_folder(path, create)

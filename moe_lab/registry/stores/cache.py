@@ -14,6 +14,7 @@ from moe_lab.registry.stores.local import LocalStore
 from moe_lab.registry.stores.protocol import Keys, Store
 
 _CONTENT = ("blobs", "manifests")
+_NAMED = ("refs", "signatures")
 
 
 class CacheWarning(UserWarning):
@@ -93,7 +94,7 @@ class CachedStore:
     def list(self, prefix: str) -> Keys:
         if not self.offline:
             keys = self.remote.list(prefix)
-            if prefix.split("/")[0] not in _CONTENT:
+            if prefix.split("/")[0] in _NAMED:
                 self._remember(prefix, keys)
             return keys
         keys = self._cached_keys(prefix)
