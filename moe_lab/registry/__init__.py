@@ -9,18 +9,15 @@ from moe_lab.registry.publish import Published
 from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.refs import Resolved, RetiredWarning
 from moe_lab.registry.registry import Entry, Registry
-from moe_lab.registry.stores import CachedStore, CacheWarning, LocalStore, ObjectStore, Store
+from moe_lab.registry.stores import LocalStore, Store
 from moe_lab.registry.verify import VerifyReport
 
 __all__ = [
     "ArtifactRef",
-    "CacheWarning",
-    "CachedStore",
     "Entry",
     "LineageNode",
     "LocalStore",
     "Manifest",
-    "ObjectStore",
     "Published",
     "Registry",
     "Resolved",

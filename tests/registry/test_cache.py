@@ -15,8 +15,8 @@ import pytest
 import moe_lab.registry.stores.local as local_module
 from moe_lab.cli.app import main
 from moe_lab.errors import LabError
-from moe_lab.registry import CachedStore, CacheWarning, LocalStore, Registry
-from moe_lab.registry.stores import ObjectStore, origin
+from moe_lab.registry import LocalStore, Registry
+from moe_lab.registry.stores import CachedStore, CacheWarning, ObjectStore, origin
 from tests.registry import servers
 from tests.registry.scenario import BLOCKS, ShakyOs, fails_with, fields, files, tensors
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from moe_lab.errors import LabError
-from moe_lab.registry import LocalStore, ObjectStore, Registry
-from moe_lab.registry.stores import objects, origin
+from moe_lab.registry import LocalStore, Registry
+from moe_lab.registry.stores import ObjectStore, objects, origin
 from moe_lab.registry.stores.failures import StoreFailure
 from tests.registry import servers
 from tests.registry.scenario import BLOCKS, fields, files, tensors
