@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_lab.cli.app import CommandGroup, current_lab
+from moe_lab.cli.fetch import fetch
 from moe_lab.cli.session import open_workspace
 from moe_lab.cli.signing import KeyOption, print_signatures, read_key, sign
 from moe_lab.errors import LabError
@@ -19,6 +20,8 @@ module = typer.Typer(cls=CommandGroup, help="Contribute a module, and look into 
 Config = Annotated[str, typer.Argument(help="A trained config: a YAML file, or a name in modules/ or configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="owner/name[@version], or a digest.")]
+
+module.command()(fetch)
 
 
 def _registry(ctx: typer.Context) -> Registry:

@@ -145,7 +145,10 @@ def _nothing_published(store: Store, ref: ArtifactRef) -> Iterator[None]:
 
 
 def _write_error(store: Store, ref: ArtifactRef, error: OSError, outcome: str) -> LabError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    own_advice = getattr(error, "advice", None)
+    if isinstance(own_advice, str):
+        advice = own_advice[0].upper() + own_advice[1:]
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         advice = "Free space there"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         advice = "Get write permission there"

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
+from moe_lab.registry.fetch import Fetched, fetch
 from moe_lab.registry.keys import OwnerKey, find_key, load_key
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
@@ -18,7 +19,7 @@ from moe_lab.registry.read import read_manifest, read_tensor
 from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key, version_order
 from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, retired_reason, split_key, warn_if_retired
 from moe_lab.registry.signatures import Signature, problem_with, sign, signatures, signatures_of_digest
-from moe_lab.registry.stores import Store, open_store
+from moe_lab.registry.stores import Store, open_store, origin
 from moe_lab.registry.verify import Progress, VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ class Entry:
 
 
 class Registry:
-    """Published artifacts in a folder that many teams share; `docs/registry-format.md` is its exact layout.
+    """Published artifacts in a folder or bucket that many teams share; `docs/registry-format.md` is its exact layout.
 
     A reader sees an artifact whole or not at all, and never a byte that differs from the one published.
 
     Args:
-        path: a folder on a local disk or NFS.
+        path: a folder on a local disk or NFS, or `s3://bucket/prefix` or `gs://bucket/prefix`.
         create: make the folder if it is not there; otherwise that is a `LabError`.
         trust: a policy, or its file: what it refuses is not read. None believes everything that is whole.
         key: the key, or its name, that signs what is published. None publishes unsigned.
@@ -183,9 +184,15 @@ class Registry:
         """
         one = None if ref is None else self._resolve(ref)
         with self._reading():
-            report = verify(self.store, one, progress)
+            report = verify(origin(self.store), one, progress)
             refused = [] if self.trust is None else self.trust.problems(one)
         return replace(report, problems=(*report.problems, *refused))
+
+    def fetch(self, ref: str | ArtifactRef) -> Fetched:
+        """Reads an artifact whole through the cache, so that it can be used without a network."""
+        resolved = self._trusted(ref)
+        with self._reading():
+            return fetch(self.store, resolved)
 
     def lineage(self, ref: str | ArtifactRef) -> LineageNode:
         """The tree of ancestors that the manifests name, as far as this registry holds them."""
@@ -239,7 +246,8 @@ class Registry:
             yield
         except OSError as error:
             raise LabError(
-                f"registry {self.store.where('')} cannot be read: {error.strerror}; check its permissions."
+                f"registry {self.store.where('')} cannot be read: {error.strerror}; "
+                f"{getattr(error, 'advice', 'check its permissions')}."
             ) from error
 
     def _entry(self, ref: ArtifactRef, tombstone: bool) -> Entry:

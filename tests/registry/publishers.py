@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import tensorstore  # noqa: E402, F401  before the forks, each of which would need long for it
+
 import moe_lab.registry.stores.local as store_module  # noqa: E402
 from moe_lab.errors import LabError  # noqa: E402
 from moe_lab.registry import Registry  # noqa: E402

@@ -1,6 +1,8 @@
 import re
 import string
 
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -173,10 +175,21 @@ def test_the_store_refuses_keys_of_its_own_accord(registry, key):
             use()
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/registry", "s3://bucket/registry", "https://host/registry"])
-def test_only_folders_work_in_this_version(path):
-    with pytest.raises(LabError, match="only local and NFS paths"):
+@pytest.mark.parametrize(
+    "path",
+    ["https://host/registry", "s3://", "s3:///registry", "gs://A/b", "s3://b/c", "s3://bucket/../x", "s3://bucket/a//b"]
+    + ["s3://bucket/a?b", "file:///tmp/registry", "s3://bucket/é", "s3://bucket/a b"],
+)
+def test_a_url_that_names_no_place_in_a_bucket_is_refused(path):
+    with pytest.raises(LabError, match=r"write a folder, s3://bucket/prefix or gs://bucket/prefix"):
         Registry(path)
+
+
+def test_a_url_that_became_a_path_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LabError, match="a URL has two slashes, s3://bucket/prefix"):
+        Registry(Path("s3://bucket/registry"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_a_registry_is_refused(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from pathlib import Path
 
 from moe_lab.errors import LabError
 from moe_lab.registry.stores.protocol import Keys
+from moe_lab.registry.stores.protocol import key_parts as _parts
 
-_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that somebody put in place of a blob must not wait for its writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -167,14 +166,6 @@ class LocalStore:
             f"{self.where(key)!a} is a link or something else that is neither a plain file nor a "
             "folder of the registry: it is not read. Remove it and restore the original from a copy."
         )
-
-
-def _parts(key: str) -> Keys:
-    parts = key.split("/")
-    for part in parts:
-        if _PART.fullmatch(part) is None:
-            raise LabError(f"{key!a} is not a name that this registry gives to its files; remove that file.")
-    return parts
 
 
 def _present(name: str, folder: int) -> bool:

@@ -6,9 +6,23 @@ operation, `put_if_absent`, which at most one writer wins.
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
+from moe_lab.errors import LabError
+
 Keys = list[str]
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+def key_parts(key: str) -> Keys:
+    """The folders and the name of a key; `LabError` where one of them could lead out of the registry."""
+    parts = key.split("/")
+    for part in parts:
+        if _PART.fullmatch(part) is None:
+            raise LabError(f"{key!a} is not a name that this registry gives to its files; remove that file.")
+    return parts
 
 
 class Store(Protocol):
