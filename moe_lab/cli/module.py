@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_lab.cli import registry_care
 from moe_lab.cli.app import CommandGroup, current_lab
 from moe_lab.cli.session import open_workspace
 from moe_lab.errors import LabError
@@ -167,3 +168,6 @@ def _print_node(node: Any, first: str, rest: str) -> None:
     for index, above in enumerate(node.parents):
         last = index == len(node.parents) - 1
         _print_node(above, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
+
+
+registry_care.register(module)

@@ -9,6 +9,7 @@ from moe_lab.registry.publish import Published
 from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.refs import Resolved, RetiredWarning
 from moe_lab.registry.registry import Entry, Registry
+from moe_lab.registry.retire import Retirement
 from moe_lab.registry.stores import LocalStore, Store
 from moe_lab.registry.verify import VerifyReport
 
@@ -22,6 +23,7 @@ __all__ = [
     "Registry",
     "Resolved",
     "RetiredWarning",
+    "Retirement",
     "Store",
     "VerifyReport",
 ]

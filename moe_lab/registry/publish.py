@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from typing import Any
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import describe, spread
+from moe_lab.registry.failures import write_error
 from moe_lab.registry.manifest import ManifestProblem, build
 from moe_lab.registry.references import ArtifactRef, blob_key, digest_of, manifest_key, version_order
-from moe_lab.registry.refs import read_ref, ref_key, versions
+from moe_lab.registry.refs import Versions, read_ref, ref_key, versions
 from moe_lab.registry.stores import Store
 
 
@@ -71,7 +71,7 @@ def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
     try:
         taken = read_ref(store, ref)
     except FileNotFoundError:
-        if ref.version in versions(store, ref)[1]:
+        if ref.version in versions(store, ref).marks:
             raise LabError(
                 f"{ref} was retired and removed; a version is never used twice. {_bump(store, ref)}"
             ) from None
@@ -83,20 +83,19 @@ def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
 
 
 def _bump(store: Store, ref: ArtifactRef) -> str:
-    return f"Publish it as {ref.title}@{_after(*versions(store, ref))}, or leave the version out."
+    return f"Publish it as {ref.title}@{_after(versions(store, ref))}, or leave the version out."
 
 
-def _after(published: Collection[str], retired: Collection[str]) -> str:
-    return str(1 + max((version_order(version)[0] for version in {*published, *retired}), default=0))
+def _after(there: Versions) -> str:
+    return str(1 + max((version_order(version)[0] for version in there.used), default=0))
 
 
 def _latest_or_next(store: Store, ref: ArtifactRef, digest: str) -> str:
     """The latest version if it has this content, else the next integer: both from one listing."""
-    published, retired = versions(store, ref)
-    in_use = [version for version in published if version not in retired]
-    if in_use and read_ref(store, ref.at(in_use[-1])) == digest:
-        return in_use[-1]
-    return _after(published, retired)
+    there = versions(store, ref)
+    if there.in_use and read_ref(store, ref.at(there.in_use[-1])) == digest:
+        return there.in_use[-1]
+    return _after(there)
 
 
 def _claim(store: Store, ref: ArtifactRef, digest: str) -> Published:
@@ -124,7 +123,7 @@ def _put_ref(store: Store, ref: ArtifactRef, digest: str) -> bool:
                 outcome = "Nothing was published."
         except OSError:
             pass
-        raise _write_error(store, ref, error, outcome) from error
+        raise write_error(f"publish {ref} to {store.where('')}", error, outcome) from error
 
 
 @contextmanager
@@ -132,17 +131,4 @@ def _nothing_published(store: Store, ref: ArtifactRef) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _write_error(store, ref, error, "Nothing was published.") from error
-
-
-def _write_error(store: Store, ref: ArtifactRef, error: OSError, outcome: str) -> LabError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "Free space there"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        advice = "Get write permission there"
-    else:
-        advice = "Check that disk"
-    return LabError(
-        f"cannot publish {ref} to {store.where('')}: {error.strerror or error}. {outcome} "
-        f"{advice} and run the same command again: it continues where it stopped."
-    )
+        raise write_error(f"publish {ref} to {store.where('')}", error, "Nothing was published.") from error

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from moe_lab.errors import LabError
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
+from moe_lab.registry.marks import Mark
 from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
-from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key, version_order
-from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, retired_reason, split_key, warn_if_retired
+from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key
+from moe_lab.registry.refs import Resolved, published, read_ref, resolve_ref, retired_reason, warn_if_retired
+from moe_lab.registry.retire import Retirement, retire, unretire
 from moe_lab.registry.stores import Store, open_store
 from moe_lab.registry.verify import Progress, VerifyReport, verify
 
@@ -130,6 +132,19 @@ class Registry:
         resolved = self._resolve(ref)
         return lineage(self.store, str(resolved.ref or resolved.digest), resolved.digest)
 
+    def retire(self, ref: str | ArtifactRef, reason: str) -> Retirement:
+        """Takes one version out of use: it loads with a warning, and a name without a version passes over it.
+
+        Does nothing to one that is retired already. Its number is never used again.
+        """
+        with self._reading():
+            return retire(self.store, _as_ref(ref), reason)
+
+    def unretire(self, ref: str | ArtifactRef, reason: str = "") -> Retirement:
+        """Takes a version back into use; one that is in use stays so."""
+        with self._reading():
+            return unretire(self.store, _as_ref(ref), reason)
+
     def _resolve(self, text: str | ArtifactRef) -> Resolved:
         with self._reading():
             if isinstance(text, ArtifactRef):
@@ -162,11 +177,11 @@ class Registry:
                 f"registry {self.store.where('')} cannot be read: {error.strerror}; check its permissions."
             ) from error
 
-    def _entry(self, ref: ArtifactRef, tombstone: bool) -> Entry:
+    def _entry(self, ref: ArtifactRef, last: Mark | None) -> Entry:
         digest, retired = "", None
         try:
             digest = read_ref(self.store, ref)
-            retired = retired_reason(self.store, ref) if tombstone else None
+            retired = retired_reason(self.store, last)
             manifest = read_manifest(self.store, digest, str(ref))
         except LabError as error:
             return Entry(ref, digest, retired=retired, problem=str(error))
@@ -178,8 +193,8 @@ class Registry:
         One that is damaged is listed with its problem instead of hiding the others.
         """
         with self._reading():
-            found = [item for key in self.store.list("refs") if (item := split_key(key))]
-            tombstones = {ref for ref, tombstone in found if tombstone}
-            refs = [ref for ref, tombstone in found if not tombstone]
-            refs.sort(key=lambda ref: (ref.title, version_order(ref.version or "0")))
-            return [self._entry(ref, ref in tombstones) for ref in refs]
+            return [self._entry(ref, last) for ref, last in published(self.store)]
+
+
+def _as_ref(ref: str | ArtifactRef) -> ArtifactRef:
+    return ref if isinstance(ref, ArtifactRef) else ArtifactRef.parse(ref)

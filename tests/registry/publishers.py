@@ -1,8 +1,8 @@
-"""A process that forks publishers: one JSON command a line in, one JSON answer a line out.
+"""A process that forks publishers and others: one JSON command a line in, one JSON answer a line out.
 
 `{"registry", "jobs": [{"seed", "version", "blocks", "kill_at", "kill_after"}]}`: every job is a process; all
 start at once. `kill_at` is the number of a disk operation, `kill_after` is in seconds. Answers come in the
-order of the jobs; that of a job that was killed is null.
+order of the jobs; that of a job that was killed is null. A job with a "call" does that instead, see CALLS.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,39 @@ from moe_lab.errors import LabError  # noqa: E402
 from moe_lab.registry import Registry  # noqa: E402
 from tests.registry.scenario import BLOCKS, ShakyOs, dies, fields, tensors  # noqa: E402
 
+DISK_MODULES = (store_module,)
+
 
 def publish(registry: str, job: dict[str, Any]) -> dict[str, Any]:
-    shaky = ShakyOs(job.get("kill_at", -1), dies)
-    store_module.os = shaky  # type: ignore[assignment]
     content = tensors(job["seed"], job.get("blocks", 4))
+    done = Registry(registry).publish("team", "part", job["version"], fields(), content, BLOCKS)
+    return {"version": done.ref.version, "digest": done.digest, "created": done.created}
+
+
+def retire(registry: str, job: dict[str, Any]) -> dict[str, Any]:
+    return {"changed": Registry(registry).retire("team/part@1", "wrong").changed}
+
+
+def unretire(registry: str, job: dict[str, Any]) -> dict[str, Any]:
+    return {"changed": Registry(registry).unretire("team/part@1").changed}
+
+
+CALLS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
+    "publish": publish,
+    "retire": retire,
+    "unretire": unretire,
+}
+
+
+def answer_of(registry: str, job: dict[str, Any]) -> dict[str, Any]:
+    shaky = ShakyOs(job.get("kill_at", -1), dies)
+    for module in DISK_MODULES:
+        module.os = shaky  # type: ignore[attr-defined]
     try:
-        done = Registry(registry).publish("team", "part", job["version"], fields(), content, BLOCKS)
+        done = CALLS[job.get("call", "publish")](registry, job)
     except LabError as error:
-        return {"error": str(error), "operations": len(shaky.trace)}
-    return {
-        "version": done.ref.version,
-        "digest": done.digest,
-        "created": done.created,
-        "operations": len(shaky.trace),
-    }
+        done = {"error": str(error)}
+    return {**done, "operations": len(shaky.trace)}
 
 
 def start(registry: str, job: dict[str, Any], gate: int) -> tuple[int, int]:
@@ -46,7 +65,7 @@ def start(registry: str, job: dict[str, Any], gate: int) -> tuple[int, int]:
     pid = os.fork()
     if pid == 0:
         os.read(gate, 1)
-        os.write(answered, json.dumps(publish(registry, job)).encode())
+        os.write(answered, json.dumps(answer_of(registry, job)).encode())
         os._exit(0)
     os.close(answered)
     return pid, answer
