@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moe_lab.cli.app import current_lab
+from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
     from moe_lab.registry import Registry
@@ -16,7 +18,7 @@ Version = Annotated[str, typer.Argument(metavar="REF", help="owner/name@version.
 
 def register(app: typer.Typer) -> None:
     """Adds these commands to the group."""
-    for command in (retire, unretire):
+    for command in (retire, unretire, gc):
         app.command()(command)
 
 
@@ -52,3 +54,29 @@ def unretire(
     """
     done = open_registry(ctx).unretire(ref, reason)
     print(f"{done.ref} is in use again" if done.changed else f"{done.ref} is in use, it was not retired")
+
+
+def gc(
+    ctx: typer.Context,
+    grace: Annotated[
+        str, typer.Option(help="Keep what is younger: a number with s, m, h or d. 0 only if nobody publishes.")
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, delete nothing.")] = False,
+) -> None:
+    """Delete stored content that nothing published uses, and files that killed publishers left.
+
+    Example:
+      moe-lab module gc --dry-run
+    """
+    done = open_registry(ctx).gc(_seconds(grace), dry_run)
+    for key in done.files if dry_run else ():
+        print(key)
+    verb, effect = ("would delete", "freeing") if dry_run else ("deleted", "freed")
+    print(f"{verb} {len(done.files)} files, {effect} {done.bytes:,} bytes; {done.young} unused files are younger")
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)", text)
+    if not found or (not found[2] and float(found[1])):
+        raise LabError(f"{text!a} is not a length of time; write a number with s, m, h or d, such as 12h.")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

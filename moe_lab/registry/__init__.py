@@ -3,6 +3,7 @@
 May import `errors` and `config` only. Needs no jax, and loads numpy only where tensors are touched.
 """
 
+from moe_lab.registry.collect import Collected
 from moe_lab.registry.lineage import LineageNode
 from moe_lab.registry.manifest import Manifest
 from moe_lab.registry.publish import Published
@@ -15,6 +16,7 @@ from moe_lab.registry.verify import VerifyReport
 
 __all__ = [
     "ArtifactRef",
+    "Collected",
     "Entry",
     "LineageNode",
     "LocalStore",

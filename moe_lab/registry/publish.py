@@ -13,7 +13,7 @@ from moe_lab.registry.failures import write_error
 from moe_lab.registry.manifest import ManifestProblem, build
 from moe_lab.registry.references import ArtifactRef, blob_key, digest_of, manifest_key, version_order
 from moe_lab.registry.refs import Versions, read_ref, ref_key, versions
-from moe_lab.registry.stores import Store
+from moe_lab.registry.stores import LocalStore, Store
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,42 @@ def publish(
         if ref.version is not None:
             _check_free(store, ref, manifest.digest)
         total = sum(len(chunk) for chunk in chunks.values())
-        for _ in spread(
-            lambda item: _put_content(store, blob_key(item[0]), *item), list(chunks.items()), total
-        ):
+        for _ in spread(lambda item: put_content(store, blob_key(item[0]), *item), list(chunks.items()), total):
             pass
-        _put_content(store, manifest_key(manifest.digest), manifest.digest, data)
-    return _claim(store, ref, manifest.digest)
+        put_content(store, manifest_key(manifest.digest), manifest.digest, data)
+    done = _claim(store, ref, manifest.digest)
+    _put_again(store, done, chunks, data)
+    return done
 
 
-def _put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -> None:
+def put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -> None:
     """Stores content under its digest. What is there already is hashed, for disks rot."""
-    if store.put_if_absent(key, data):
-        return
-    if digest_of(store.get(key, len(data))) != digest:
+    while not store.put_if_absent(key, data):
+        try:
+            found = store.get(key, len(data))
+        except FileNotFoundError:
+            continue  # collected in between
+        if digest_of(found) == digest:
+            return
         raise LabError(
             f"{store.where(key)} is damaged: its bytes are not what its name says. Nothing was published. "
             "Delete that file and run the same command again, which writes it anew."
         )
+
+
+def _put_again(store: Store, done: Published, chunks: Mapping[str, memoryview], manifest: bytes) -> None:
+    """Writes anew what was collected before the reference was there: an upload may outlast the grace period."""
+    if not isinstance(store, LocalStore):
+        return  # only folders are collected
+    try:
+        for digest, data in chunks.items():
+            if not store.exists(blob_key(digest)):
+                put_content(store, blob_key(digest), digest, data)
+        if not store.exists(manifest_key(done.digest)):
+            put_content(store, manifest_key(done.digest), done.digest, manifest)
+    except OSError as error:
+        outcome = f"{done.ref} is published, but whether all of it is still there is not certain."
+        raise write_error(f"publish {done.ref} to {store.where('')}", error, outcome) from error
 
 
 def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
+from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
 from moe_lab.registry.marks import Mark
@@ -144,6 +145,18 @@ class Registry:
         """Takes a version back into use; one that is in use stays so."""
         with self._reading():
             return unretire(self.store, _as_ref(ref), reason)
+
+    def gc(self, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> Collected:
+        """Deletes content that no published version and no ancestor of one uses, and left-over temporary files.
+
+        Retired versions count as published. Anything that cannot be read stops it before anything is deleted.
+
+        Args:
+            grace_seconds: files younger than this stay, by the clock of the disk: somebody may be publishing
+                them. With 0 nobody else should be publishing.
+            dry_run: only say what a real run would delete.
+        """
+        return gc(self.store, grace_seconds, dry_run)
 
     def _resolve(self, text: str | ArtifactRef) -> Resolved:
         with self._reading():

@@ -102,8 +102,9 @@ class _Check:
         }
         for folder, ending in (("manifests", ".json"), ("blobs", "")):
             for key in self.store.list(folder):
+                digest = key.removeprefix(f"{folder}/").removesuffix(ending)
                 if key not in used:
-                    yield partial(self.unused_file, key, key.removeprefix(f"{folder}/").removesuffix(ending))
+                    yield partial(self.unused_file, key, digest if key == f"{folder}/{digest}{ending}" else "")
 
     def unused_file(self, key: str, digest: str) -> int:
         if not is_digest(digest):

@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import moe_lab.registry.stores.local as store_module  # noqa: E402
+import moe_lab.registry.stores.sweep as sweep_module  # noqa: E402
 from moe_lab.errors import LabError  # noqa: E402
 from moe_lab.registry import Registry  # noqa: E402
 from tests.registry.scenario import BLOCKS, ShakyOs, dies, fields, tensors  # noqa: E402
 
-DISK_MODULES = (store_module,)
+DISK_MODULES = (store_module, sweep_module)
 
 
 def publish(registry: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -41,10 +42,53 @@ def unretire(registry: str, job: dict[str, Any]) -> dict[str, Any]:
     return {"changed": Registry(registry).unretire("team/part@1").changed}
 
 
+def gc(registry: str, job: dict[str, Any]) -> dict[str, Any]:
+    return {"files": list(Registry(registry).gc(job.get("grace", 0)).files)}
+
+
+def gc_often(registry: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Collects without any grace again and again; it may give up, and says how often it did."""
+    deleted = stopped = 0
+    for _ in range(job["times"]):
+        try:
+            deleted += len(Registry(registry).gc(0).files)
+        except LabError:
+            stopped += 1
+    return {"deleted": deleted, "stopped": stopped}
+
+
+def publish_often(registry: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Publishes content that overlaps with the others', and reads each artifact back at once."""
+    for number in range(job["times"]):
+        content = tensors(number % 3, 2 + (job["seed"] + number) % 5)
+        opened = Registry(registry)
+        done = opened.publish("team", f"part{job['seed']}", str(number + 1), fields(), content, BLOCKS)
+        require_same(opened, done.digest, content)
+        garbage = opened.publish("team", f"gone{job['seed']}", str(number + 1), fields(), tensors(number + 9, 6), BLOCKS)
+        (Path(registry) / "refs/team" / garbage.ref.name / str(number + 1)).unlink()
+    return {}
+
+
+def read_often(registry: str, job: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(job["times"]):
+        require_same(Registry(registry), "team/part@1", tensors(job["seed"]))
+    return {}
+
+
+def require_same(opened: Registry, ref: str, content: dict[str, Any]) -> None:
+    back = opened.tensors(ref)
+    assert back.keys() == content.keys()
+    assert all(back[name].tobytes() == content[name].tobytes() for name in content)
+
+
 CALLS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
     "publish": publish,
     "retire": retire,
     "unretire": unretire,
+    "gc": gc,
+    "gc_often": gc_often,
+    "publish_often": publish_often,
+    "read_often": read_often,
 }
 
 
