@@ -18,7 +18,7 @@ Version = Annotated[str, typer.Argument(metavar="REF", help="owner/name@version.
 
 def register(app: typer.Typer) -> None:
     """Adds these commands to the group."""
-    for command in (retire, unretire, gc):
+    for command in (retire, unretire, gc, mirror):
         app.command()(command)
 
 
@@ -80,3 +80,28 @@ def _seconds(text: str) -> float:
     if not found or (not found[2] and float(found[1])):
         raise LabError(f"{text!a} is not a length of time; write a number with s, m, h or d, such as 12h.")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def mirror(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Argument(help="The registry to copy to; made if it is not there.")],
+    refs: Annotated[
+        list[str] | None, typer.Argument(metavar="[REF]...", help="owner/name[@version]; everything if left out.")
+    ] = None,
+    parents: Annotated[bool, typer.Option("--parents", help="Also the manifests of all ancestors.")] = False,
+) -> None:
+    """Copy artifacts to another registry, hashing every byte; again to go on, or to bring it up to date.
+
+    Example:
+      moe-lab module mirror /backup/registry
+    """
+    done = open_registry(ctx).mirror(target, refs or None, parents)
+    for ref in done.copied:
+        print(f"copied {ref}")
+    for problem in done.problems:
+        print(f"problem: {problem}")
+    print(
+        f"copied {len(done.copied)} artifacts, {len(done.present)} were there; {done.files} files, {done.bytes:,} bytes"
+    )
+    if not done.ok:
+        raise LabError(f"{len(done.problems)} problems; all else was copied, and running it again continues")

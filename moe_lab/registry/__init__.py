@@ -6,6 +6,7 @@ May import `errors` and `config` only. Needs no jax, and loads numpy only where 
 from moe_lab.registry.collect import Collected
 from moe_lab.registry.lineage import LineageNode
 from moe_lab.registry.manifest import Manifest
+from moe_lab.registry.mirror import Mirrored
 from moe_lab.registry.publish import Published
 from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.refs import Resolved, RetiredWarning
@@ -21,6 +22,7 @@ __all__ = [
     "LineageNode",
     "LocalStore",
     "Manifest",
+    "Mirrored",
     "Published",
     "Registry",
     "Resolved",

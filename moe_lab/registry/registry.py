@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
 from moe_lab.registry.marks import Mark
+from moe_lab.registry.mirror import Mirrored, mirror
+from moe_lab.registry.mirror import Progress as MirrorProgress
 from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
 from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key
@@ -157,6 +159,28 @@ class Registry:
             dry_run: only say what a real run would delete.
         """
         return gc(self.store, grace_seconds, dry_run)
+
+    def mirror(
+        self,
+        target: str | os.PathLike[str] | Registry,
+        refs: Sequence[str | ArtifactRef] | None = None,
+        parents: bool = False,
+        progress: MirrorProgress | None = None,
+    ) -> Mirrored:
+        """Copies artifacts with all they need, signatures and retirements included, hashing every byte.
+
+        Overwrites nothing, and goes on where an earlier call was stopped. What cannot be copied, such as a
+        version that has other content there, is told in `problems` and does not stop the others.
+
+        Args:
+            refs: without a version the newest one is meant; None copies every version of everything.
+            parents: also the manifests of all ancestors, without their tensors, so that `lineage` is whole there.
+            progress: called with the artifact, and the files and bytes written so far.
+        """
+        other = target if isinstance(target, Registry) else Registry(target)
+        wanted = None if refs is None else [_as_ref(ref) for ref in refs]
+        with self._reading():
+            return mirror(self.store, other.store, wanted, parents, progress)
 
     def _resolve(self, text: str | ArtifactRef) -> Resolved:
         with self._reading():

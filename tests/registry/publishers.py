@@ -46,6 +46,11 @@ def gc(registry: str, job: dict[str, Any]) -> dict[str, Any]:
     return {"files": list(Registry(registry).gc(job.get("grace", 0)).files)}
 
 
+def mirror(registry: str, job: dict[str, Any]) -> dict[str, Any]:
+    done = Registry(registry).mirror(job["target"])
+    return {"copied": list(done.copied), "problems": list(done.problems)}
+
+
 def gc_often(registry: str, job: dict[str, Any]) -> dict[str, Any]:
     """Collects without any grace again and again; it may give up, and says how often it did."""
     deleted = stopped = 0
@@ -86,6 +91,7 @@ CALLS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
     "retire": retire,
     "unretire": unretire,
     "gc": gc,
+    "mirror": mirror,
     "gc_often": gc_often,
     "publish_often": publish_often,
     "read_often": read_often,
