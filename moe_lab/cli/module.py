@@ -152,13 +152,20 @@ def verify(
 
 
 @module.command()
-def lineage(ctx: typer.Context, ref: Ref) -> None:
+def lineage(
+    ctx: typer.Context,
+    ref: Ref,
+    picture: Annotated[str | None, typer.Option(metavar="FILE.svg", help="Draw it as well.")] = None,
+) -> None:
     """Print where an artifact comes from, as a tree.
 
     Example:
-      moe-lab module lineage snakes/python-mini
+      moe-lab module lineage snakes/python-mini --picture lineage.svg
     """
-    _print_node(_registry(ctx).lineage(ref), "", "")
+    root = _registry(ctx).lineage(ref)
+    _print_node(root, "", "")
+    if picture is not None:
+        registry_care.draw_lineage(root, picture)
 
 
 def _print_node(node: Any, first: str, rest: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,14 +11,15 @@ from moe_lab.cli.app import current_lab
 from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from moe_lab.registry import Registry
+    from moe_lab.registry import LineageNode, Registry
 
+Ref = Annotated[str, typer.Argument(metavar="REF", help="owner/name[@version], or a digest.")]
 Version = Annotated[str, typer.Argument(metavar="REF", help="owner/name@version.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds these commands to the group."""
-    for command in (retire, unretire, gc, mirror):
+    for command in (retire, unretire, gc, mirror, diff):
         app.command()(command)
 
 
@@ -54,6 +55,50 @@ def unretire(
     """
     done = open_registry(ctx).unretire(ref, reason)
     print(f"{done.ref} is in use again" if done.changed else f"{done.ref} is in use, it was not retired")
+
+
+def diff(ctx: typer.Context, old: Ref, new: Ref) -> None:
+    """Say how the second artifact differs from the first, and how much they share.
+
+    Example:
+      moe-lab module diff snakes/python@1 snakes/python@2
+    """
+    found = open_registry(ctx).diff(old, new)
+    for section in found.sections:
+        print(f"{section.path}: {_short(section.old)} -> {_short(section.new)}")
+    for tensor in found.tensors:
+        shapes = [f"{record.dtype}{list(record.shape)}" for record in (tensor.old, tensor.new) if record]
+        print(
+            f"{tensor.name}: {tensor.change} {' -> '.join(dict.fromkeys(shapes))}, "
+            f"{tensor.chunks} of {tensor.of_chunks} chunks, {tensor.bytes:,} bytes"
+        )
+    equal = f"{found.equal_tensors} tensors are equal" if found.tensors or found.sections else "no difference"
+    print(f"{equal}; {found.shared_bytes:,} bytes are shared, of {found.old_bytes:,} and {found.new_bytes:,}")
+
+
+def _short(value: Any) -> str:
+    import json
+
+    from moe_lab.registry.diff import ABSENT
+
+    text = repr(value) if value is ABSENT else json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def draw_lineage(node: LineageNode, picture: str) -> None:
+    """Writes the drawing; a file that is there is replaced, as any output is."""
+    from pathlib import Path
+
+    from moe_lab.registry import lineage_svg
+
+    path = Path(picture).expanduser()
+    if path.suffix != ".svg":
+        raise LabError(f"{picture!a} is not the name of a picture: it must end in .svg.")
+    try:
+        path.write_text(lineage_svg(node), encoding="utf-8")
+    except OSError as error:
+        raise LabError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
+    print(f"drew {path}")
 
 
 def gc(

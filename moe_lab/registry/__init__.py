@@ -4,9 +4,11 @@ May import `errors` and `config` only. Needs no jax, and loads numpy only where 
 """
 
 from moe_lab.registry.collect import Collected
+from moe_lab.registry.diff import ArtifactDiff
 from moe_lab.registry.lineage import LineageNode
 from moe_lab.registry.manifest import Manifest
 from moe_lab.registry.mirror import Mirrored
+from moe_lab.registry.picture import lineage_svg
 from moe_lab.registry.publish import Published
 from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.refs import Resolved, RetiredWarning
@@ -16,6 +18,7 @@ from moe_lab.registry.stores import LocalStore, Store
 from moe_lab.registry.verify import VerifyReport
 
 __all__ = [
+    "ArtifactDiff",
     "ArtifactRef",
     "Collected",
     "Entry",
@@ -30,4 +33,5 @@ __all__ = [
     "Retirement",
     "Store",
     "VerifyReport",
+    "lineage_svg",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
 from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
+from moe_lab.registry.diff import ArtifactDiff, diff
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
 from moe_lab.registry.marks import Mark
@@ -181,6 +182,11 @@ class Registry:
         wanted = None if refs is None else [_as_ref(ref) for ref in refs]
         with self._reading():
             return mirror(self.store, other.store, wanted, parents, progress)
+
+    def diff(self, old: str | ArtifactRef, new: str | ArtifactRef) -> ArtifactDiff:
+        """In which sections and tensors the second artifact differs from the first, and what they share."""
+        sides = [self._resolve(old), self._resolve(new)]
+        return diff(*(read_manifest(self.store, side.digest, str(side.ref or side.digest)) for side in sides))
 
     def _resolve(self, text: str | ArtifactRef) -> Resolved:
         with self._reading():
