@@ -101,7 +101,7 @@ def list_(
     Example:
       moe-lab module list --all
     """
-    entries = [entry for entry in _registry(ctx).list() if everything or entry.kind in ("module", "")]
+    entries = [entry for entry in _registry(ctx).catalogue() if everything or entry.kind in ("module", "")]
     if not entries:
         print("no modules are published here yet\nnext: moe-lab module publish CONFIG, or moe-lab run quickstart")
         return
@@ -110,7 +110,7 @@ def list_(
         if entry.problem:
             print(f"{entry.ref!s:{widest}}  unreadable: {entry.problem}")
             continue
-        ladder = "/".join(map(str, entry.manifest.get("ladder", []))) or entry.kind
+        ladder = "/".join(map(str, entry.ladder)) or entry.kind
         retired = f"  retired: {entry.retired}" if entry.retired else ""
         print(f"{entry.ref!s:{widest}}  {ladder:>16}  {entry.digest[7:19]}  {entry.summary}{retired}")
 

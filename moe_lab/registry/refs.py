@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.registry.marks import RETIRED, Mark, read_mark, reason_of, split_mark
-from moe_lab.registry.references import ArtifactRef, is_digest, is_version, version_order
+from moe_lab.registry.references import ArtifactRef, is_digest, version_order
 from moe_lab.registry.stores import Store
 
-_MAX_REF_BYTES = 128
+MAX_REF_BYTES = 128
 
 
 class RetiredWarning(UserWarning):
@@ -68,9 +69,7 @@ def split_key(key: str) -> tuple[ArtifactRef, Mark | None] | None:
     parts = key.split("/")
     if len(parts) != 4:
         return None
-    version, kind, number = split_mark(parts[3]) or (parts[3], "", 0)
-    if not is_version(version):
-        return None
+    version, kind, number = ("-" in parts[3] and split_mark(parts[3])) or (parts[3], "", 0)
     try:
         ref = ArtifactRef(parts[1], parts[2], version)
     except LabError:
@@ -80,12 +79,15 @@ def split_key(key: str) -> tuple[ArtifactRef, Mark | None] | None:
 
 def read_ref(store: Store, ref: ArtifactRef) -> str:
     """The digest a reference holds; `FileNotFoundError` without it."""
-    key = ref_key(ref)
-    data = store.get(key, _MAX_REF_BYTES)
-    text = data.decode("ascii", errors="replace")
+    return digest_in(store, ref, store.get(ref_key(ref), MAX_REF_BYTES))
+
+
+def digest_in(store: Store, ref: ArtifactRef, data: bytes | None) -> str:
+    """The digest in the bytes of a reference; None stands for something that is no small plain file."""
+    text = (data or b"").decode("ascii", errors="replace")
     if not text.endswith("\n") or not is_digest(text[:-1]):
         raise LabError(
-            f"{ref}: {store.where(key)} is damaged: it does not hold one digest. Restore it from a copy."
+            f"{ref}: {store.where(ref_key(ref))} is damaged: it does not hold one digest. Restore it from a copy."
         )
     return text[:-1]
 
@@ -117,7 +119,12 @@ def _last_marks(found: list[tuple[ArtifactRef, Mark | None]]) -> dict[ArtifactRe
 
 def published(store: Store) -> list[tuple[ArtifactRef, Mark | None]]:
     """Every published version by owner, name and version, each with the mark that decides about it."""
-    found = [item for key in store.list("refs") if (item := split_key(key))]
+    return published_of(store.list("refs"))
+
+
+def published_of(keys: Iterable[str]) -> list[tuple[ArtifactRef, Mark | None]]:
+    """The same from a listing of `refs/`."""
+    found = [item for key in keys if (item := split_key(key))]
     marks = _last_marks(found)
     refs = [ref for ref, mark in found if mark is None]
     refs.sort(key=lambda ref: (ref.title, version_order(ref.version or "0")))

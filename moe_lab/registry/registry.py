@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
+from moe_lab.registry.catalogue import Row, cache_file, catalogue
 from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
 from moe_lab.registry.diff import ArtifactDiff, diff
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
@@ -229,6 +230,17 @@ class Registry:
         except LabError as error:
             return Entry(ref, digest, retired=retired, problem=str(error))
         return Entry(ref, digest, manifest["kind"], summary_of(manifest), retired, None, manifest)
+
+    def catalogue(self, cached: bool = True) -> list[Row]:
+        """As `list`, with what a list shows and no more: fast where there are thousands.
+
+        A missing manifest is noticed, a damaged one only when it is first read; `verify` reads everything.
+
+        Args:
+            cached: keep what was read in the user's cache folder, if it is much, and use what is there.
+        """
+        with self._reading():
+            return catalogue(self.store, cache_file(self.store) if cached else None)
 
     def list(self) -> list[Entry]:
         """Every published version, retired ones included, by owner, name and version.
