@@ -40,7 +40,7 @@ def retire(
       moe-lab module retire snakes/python@1 --reason "trained on test text"
     """
     done = open_registry(ctx).retire(ref, reason)
-    print(f"{'retired' if done.changed else 'already retired:'} {done.ref}: {done.reason}")
+    print(f"{'retired' if done.changed else 'already retired'} {done.ref}: {done.reason}")
 
 
 def unretire(
@@ -54,7 +54,7 @@ def unretire(
       moe-lab module unretire snakes/python@1
     """
     done = open_registry(ctx).unretire(ref, reason)
-    print(f"{done.ref} is in use again" if done.changed else f"{done.ref} is in use, it was not retired")
+    print(f"{done.ref} is in use again" if done.changed else f"{done.ref} is in use; it was not retired")
 
 
 def diff(ctx: typer.Context, old: Ref, new: Ref) -> None:
@@ -117,7 +117,7 @@ def gc(
     for key in done.files if dry_run else ():
         print(key)
     verb, effect = ("would delete", "freeing") if dry_run else ("deleted", "freed")
-    print(f"{verb} {len(done.files)} files, {effect} {done.bytes:,} bytes; {done.young} unused files are younger")
+    print(f"{verb} {len(done.files)} files, {effect} {done.bytes:,} bytes; {done.young} younger unused files stay")
 
 
 def _seconds(text: str) -> float:

@@ -297,7 +297,9 @@ def test_an_upload_that_has_found_its_parts_finds_them_later(quick, shaky):
     shutil.copytree(old, quick / "whole")
     counting = shaky()
     Registry(quick / "whole").gc(0)
-    for at, (operation, *_) in enumerate(counting.trace):
+    # What was touched before the collection looked at the clock is old, if only by a moment: there is no grace here.
+    after_clock = [name for name, *_ in counting.trace].index("unlink")
+    for at, (operation, *_) in list(enumerate(counting.trace))[after_clock:]:
         root = quick / str(at)
         shutil.copytree(old, root)
         found = []

@@ -139,6 +139,31 @@ def test_a_version_that_appears_during_the_copy_is_a_conflict_as_well(source, ta
     assert Registry(target).tensor("team/teacher", "ids").tolist() == tensors(9)["ids"].tolist()
 
 
+class Collected(LocalStore):
+    """Before its write with number `at`, time passes and somebody collects without any grace."""
+
+    at = -1
+
+    def put_if_absent(self, key, data):
+        self.at -= 1
+        if self.at == -1:
+            for path in self.root.rglob("*"):
+                os.utime(path, (0, 0))
+            Registry(self.root).gc(0)
+        return super().put_if_absent(key, data)
+
+
+def test_a_copy_that_outlasts_the_grace_period_of_its_target_ends_whole(source, quick):
+    for at in range(11):
+        target = Registry(quick / f"to{at}")
+        target.store = store = Collected(quick / f"to{at}")
+        store.at = at
+        assert Registry(source).mirror(target, ["team/part@2"]).ok
+        assert store.at < -1
+        assert Registry(store.root).verify().ok
+        assert Registry(store.root).tensor("team/part", "ids").tolist() == tensors(2)["ids"].tolist()
+
+
 def test_other_reasons_in_the_target_stay_and_are_told(source, target):
     Registry(source).mirror(target, ["team/part@2"])
     Registry(source).retire("team/part@2", "one reason")
