@@ -162,8 +162,10 @@ class _Sweep:
                 self.removed.append(key)
 
     def _collect(self, keys: Sequence[str]) -> None:
+        # Before as well, so that what was published since the last look is not even set aside.
+        self.used.read()
         for key in keys:
-            if not self._old(key):
+            if key in self.used.keys or not self._old(key):
                 continue
             self.folder.set_aside(key)
             if not self._old(self.folder.aside[key]):

@@ -377,7 +377,7 @@ def test_an_error_at_any_operation_loses_nothing_and_a_repeat_completes(littered
 
 
 def test_publishers_and_readers_beside_collectors_without_any_grace(publishers, quick):
-    """What `publish` returned is whole from then on. What it has not returned yet may need it to write again."""
+    """Nothing that was published is lost or changed, and what was there before is never even missed."""
     root = quick / "registry"
     publish(root, "part", seed=5, blocks=4)
     answers = publishers(
