@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_lab.cli import registry_care
 from moe_lab.cli.app import CommandGroup, current_lab
 from moe_lab.cli.fetch import fetch
 from moe_lab.cli.session import open_workspace
@@ -110,7 +111,7 @@ def list_(
     Example:
       moe-lab module list --all
     """
-    entries = [entry for entry in _registry(ctx).list() if everything or entry.kind in ("module", "")]
+    entries = [entry for entry in _registry(ctx).catalogue() if everything or entry.kind in ("module", "")]
     if not entries:
         print("no modules are published here yet\nnext: moe-lab module publish CONFIG, or moe-lab run quickstart")
         return
@@ -120,7 +121,7 @@ def list_(
             unreadable = "" if entry.problem.startswith("untrusted: ") else "unreadable: "
             print(f"{entry.ref!s:{widest}}  {unreadable}{entry.problem}")
             continue
-        ladder = "/".join(map(str, entry.manifest.get("ladder", []))) or entry.kind
+        ladder = "/".join(map(str, entry.ladder)) or entry.kind
         retired = f"  retired: {entry.retired}" if entry.retired else ""
         print(f"{entry.ref!s:{widest}}  {ladder:>16}  {entry.digest[7:19]}  {entry.summary}{retired}")
 
@@ -167,13 +168,20 @@ def verify(
 
 
 @module.command()
-def lineage(ctx: typer.Context, ref: Ref) -> None:
+def lineage(
+    ctx: typer.Context,
+    ref: Ref,
+    picture: Annotated[str | None, typer.Option(metavar="FILE.svg", help="Draw it as well.")] = None,
+) -> None:
     """Print where an artifact comes from, as a tree.
 
     Example:
-      moe-lab module lineage snakes/python-mini
+      moe-lab module lineage snakes/python-mini --picture lineage.svg
     """
-    _print_node(_registry(ctx).lineage(ref), "", "")
+    root = _registry(ctx).lineage(ref)
+    _print_node(root, "", "")
+    if picture is not None:
+        registry_care.draw_lineage(root, picture)
 
 
 def _print_node(node: Any, first: str, rest: str) -> None:
@@ -186,3 +194,4 @@ def _print_node(node: Any, first: str, rest: str) -> None:
 
 
 module.command()(sign)
+registry_care.register(module)

@@ -48,7 +48,7 @@ def lineage(store: Store, ref: str, digest: str) -> LineageNode:
             continue
         node.kind, node.summary = manifest["kind"], summary_of(manifest)
         if fresh:
-            node.parents.extend(_parents(manifest))
+            node.parents.extend(parents_of(manifest))
             pending.extend(node.parents)
     return root
 
@@ -58,7 +58,8 @@ def summary_of(manifest: Manifest) -> str:
     return summary if isinstance(summary, str) else ""
 
 
-def _parents(manifest: Manifest) -> list[LineageNode]:
+def parents_of(manifest: Manifest) -> list[LineageNode]:
+    """The parents that a manifest names, their own not yet looked up."""
     section = manifest.get("lineage")
     parents = section.get("parents", []) if isinstance(section, dict) else []
     return [LineageNode(parent["ref"], parent["digest"], parent["relation"]) for parent in parents]

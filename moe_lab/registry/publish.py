@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Any
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import describe, spread
+from moe_lab.registry.failures import write_error
 from moe_lab.registry.manifest import ManifestProblem, build
 from moe_lab.registry.references import ArtifactRef, blob_key, digest_of, manifest_key, version_order
-from moe_lab.registry.refs import read_ref, ref_key, versions
-from moe_lab.registry.stores import Store
+from moe_lab.registry.refs import Versions, read_ref, ref_key, versions
+from moe_lab.registry.stores import LocalStore, Store, origin
 
 Signing = Callable[[ArtifactRef, str], object]
 """Signs a version with this manifest before the version is there."""
@@ -51,23 +51,42 @@ def publish(
         if ref.version is not None:
             _check_free(store, ref, manifest.digest)
         total = sum(len(chunk) for chunk in chunks.values())
-        for _ in spread(
-            lambda item: _put_content(store, blob_key(item[0]), *item), list(chunks.items()), total
-        ):
+        for _ in spread(lambda item: put_content(store, blob_key(item[0]), *item), list(chunks.items()), total):
             pass
-        _put_content(store, manifest_key(manifest.digest), manifest.digest, data)
-    return _claim(store, ref, manifest.digest, signing)
+        put_content(store, manifest_key(manifest.digest), manifest.digest, data)
+    done = _claim(store, ref, manifest.digest, signing)
+    _put_again(store, done, chunks, data)
+    return done
 
 
-def _put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -> None:
+def put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -> None:
     """Stores content under its digest. What is there already is hashed, for disks rot."""
-    if store.put_if_absent(key, data):
-        return
-    if digest_of(store.get(key, len(data))) != digest:
+    while not store.put_if_absent(key, data):
+        try:
+            found = store.get(key, len(data))
+        except FileNotFoundError:
+            continue  # collected in between
+        if digest_of(found) == digest:
+            return
         raise LabError(
             f"{store.where(key)} is damaged: its bytes are not what its name says. Nothing was published. "
             "Delete that file and run the same command again, which writes it anew."
         )
+
+
+def _put_again(store: Store, done: Published, chunks: Mapping[str, memoryview], manifest: bytes) -> None:
+    """Writes anew what was collected before the reference was there: an upload may outlast the grace period."""
+    if not isinstance(origin(store), LocalStore):
+        return  # only folders are collected
+    try:
+        for digest, data in chunks.items():
+            if not store.exists(blob_key(digest)):
+                put_content(store, blob_key(digest), digest, data)
+        if not store.exists(manifest_key(done.digest)):
+            put_content(store, manifest_key(done.digest), done.digest, manifest)
+    except OSError as error:
+        outcome = f"{done.ref} is published, but whether all of it is still there is not certain."
+        raise write_error(f"publish {done.ref} to {store.where('')}", error, outcome) from error
 
 
 def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
@@ -75,7 +94,7 @@ def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
     try:
         taken = read_ref(store, ref)
     except FileNotFoundError:
-        if ref.version in versions(store, ref)[1]:
+        if ref.version in versions(store, ref).marks:
             raise LabError(
                 f"{ref} was retired and removed; a version is never used twice. {_bump(store, ref)}"
             ) from None
@@ -87,20 +106,19 @@ def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
 
 
 def _bump(store: Store, ref: ArtifactRef) -> str:
-    return f"Publish it as {ref.title}@{_after(*versions(store, ref))}, or leave the version out."
+    return f"Publish it as {ref.title}@{_after(versions(store, ref))}, or leave the version out."
 
 
-def _after(published: Collection[str], retired: Collection[str]) -> str:
-    return str(1 + max((version_order(version)[0] for version in {*published, *retired}), default=0))
+def _after(there: Versions) -> str:
+    return str(1 + max((version_order(version)[0] for version in there.used), default=0))
 
 
 def _latest_or_next(store: Store, ref: ArtifactRef, digest: str) -> str:
     """The latest version if it has this content, else the next integer: both from one listing."""
-    published, retired = versions(store, ref)
-    in_use = [version for version in published if version not in retired]
-    if in_use and read_ref(store, ref.at(in_use[-1])) == digest:
-        return in_use[-1]
-    return _after(published, retired)
+    there = versions(store, ref)
+    if there.in_use and read_ref(store, ref.at(there.in_use[-1])) == digest:
+        return there.in_use[-1]
+    return _after(there)
 
 
 def _claim(store: Store, ref: ArtifactRef, digest: str, signing: Signing | None) -> Published:
@@ -133,7 +151,7 @@ def _put_ref(store: Store, ref: ArtifactRef, digest: str) -> bool:
                 outcome = "Nothing was published."
         except OSError:
             pass
-        raise _write_error(store, ref, error, outcome) from error
+        raise write_error(f"publish {ref} to {store.where('')}", error, outcome) from error
 
 
 @contextmanager
@@ -141,20 +159,4 @@ def _nothing_published(store: Store, ref: ArtifactRef) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _write_error(store, ref, error, "Nothing was published.") from error
-
-
-def _write_error(store: Store, ref: ArtifactRef, error: OSError, outcome: str) -> LabError:
-    own_advice = getattr(error, "advice", None)
-    if isinstance(own_advice, str):
-        advice = own_advice[0].upper() + own_advice[1:]
-    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "Free space there"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        advice = "Get write permission there"
-    else:
-        advice = "Check that disk"
-    return LabError(
-        f"cannot publish {ref} to {store.where('')}: {error.strerror or error}. {outcome} "
-        f"{advice} and run the same command again: it continues where it stopped."
-    )
+        raise write_error(f"publish {ref} to {store.where('')}", error, "Nothing was published.") from error

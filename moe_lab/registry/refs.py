@@ -1,18 +1,17 @@
-"""References: files `refs/<owner>/<name>/<version>` that hold one digest, and the tombstones beside them."""
+"""References: files `refs/<owner>/<name>/<version>` that hold one digest, and what the marks beside them say."""
 
 from __future__ import annotations
 
-import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moe_lab.errors import LabError, did_you_mean
-from moe_lab.registry.references import ArtifactRef, is_digest, is_version, version_order
+from moe_lab.registry.marks import RETIRED, Mark, read_mark, reason_of, split_mark
+from moe_lab.registry.references import ArtifactRef, is_digest, version_order
 from moe_lab.registry.stores import Store
 
-RETIRED = ".retired"
-_MAX_REF_BYTES = 128
-_MAX_REASON_BYTES = 64 << 10
+MAX_REF_BYTES = 128
 
 
 class RetiredWarning(UserWarning):
@@ -39,53 +38,97 @@ def ref_key(ref: ArtifactRef) -> str:
     return f"refs/{ref.title}/{ref.version}"
 
 
-def split_key(key: str) -> tuple[ArtifactRef, bool] | None:
-    """The reference of a file, and whether it is its tombstone; None for a file that is neither."""
+@dataclass(frozen=True)
+class Versions:
+    """What a registry has of one artifact.
+
+    Attributes:
+        published: the versions, lowest first, retired ones included.
+        marks: the mark that decides for each version that ever had one; its reference may be gone.
+    """
+
+    published: list[str]
+    marks: dict[str, Mark]
+
+    @property
+    def in_use(self) -> list[str]:
+        return [version for version in self.published if not is_retired(self.marks.get(version))]
+
+    @property
+    def used(self) -> set[str]:
+        """Every number that must not be given away."""
+        return {*self.published, *self.marks}
+
+
+def is_retired(last: Mark | None) -> bool:
+    return last is not None and last.kind == RETIRED
+
+
+def split_key(key: str) -> tuple[ArtifactRef, Mark | None] | None:
+    """The reference of a file, with the mark if the file is one; None for a file that is neither."""
     parts = key.split("/")
-    if len(parts) != 4 or not is_version(parts[3].removesuffix(RETIRED)):
+    if len(parts) != 4:
         return None
+    version, kind, number = ("-" in parts[3] and split_mark(parts[3])) or (parts[3], "", 0)
     try:
-        return ArtifactRef(parts[1], parts[2], parts[3].removesuffix(RETIRED)), parts[3].endswith(RETIRED)
+        ref = ArtifactRef(parts[1], parts[2], version)
     except LabError:
         return None
+    return ref, Mark(ref, kind, number) if kind else None
 
 
 def read_ref(store: Store, ref: ArtifactRef) -> str:
     """The digest a reference holds; `FileNotFoundError` without it."""
-    key = ref_key(ref)
-    data = store.get(key, _MAX_REF_BYTES)
-    text = data.decode("ascii", errors="replace")
+    return digest_in(store, ref, store.get(ref_key(ref), MAX_REF_BYTES))
+
+
+def digest_in(store: Store, ref: ArtifactRef, data: bytes | None) -> str:
+    """The digest in the bytes of a reference; None stands for something that is no small plain file."""
+    text = (data or b"").decode("ascii", errors="replace")
     if not text.endswith("\n") or not is_digest(text[:-1]):
         raise LabError(
-            f"{ref}: {store.where(key)} is damaged: it does not hold one digest. Restore it from a copy."
+            f"{ref}: {store.where(ref_key(ref))} is damaged: it does not hold one digest. Restore it from a copy."
         )
     return text[:-1]
 
 
-def retired_reason(store: Store, ref: ArtifactRef) -> str | None:
-    """The text of the tombstone on one line, or None where the version is in use."""
-    try:
-        data = store.get(ref_key(ref) + RETIRED, _MAX_REASON_BYTES)
-    except FileNotFoundError:
+def retired_reason(store: Store, last: Mark | None) -> str | None:
+    """Why a version is retired, by the mark that decides, or None where it is in use.
+
+    A mark that took a version back is read as well: damaged, it may have been another one.
+    """
+    if last is None:
         return None
-    words = re.sub(r"[\x00-\x20\x7f-\x9f]+", " ", data.decode("utf-8", errors="replace")).strip()
-    return words or "no reason given"
+    data = read_mark(store, last)
+    return reason_of(data) if is_retired(last) else None
 
 
-def versions(store: Store, ref: ArtifactRef) -> tuple[list[str], set[str]]:
-    """All published versions of an artifact, lowest first, and the retired ones, which may be gone."""
-    published, retired = [], set()
-    for key in store.list(f"refs/{ref.title}"):
-        found = split_key(key)
-        if found is None:
-            continue
-        version = found[0].version
-        assert version is not None
-        if found[1]:
-            retired.add(version)
-        else:
-            published.append(version)
-    return sorted(published, key=version_order), retired
+def versions(store: Store, ref: ArtifactRef) -> Versions:
+    """All published versions of an artifact, and the marks that decide about them."""
+    found = [item for key in store.list(f"refs/{ref.title}") if (item := split_key(key))]
+    numbers = [item.version for item, mark in found if mark is None and item.version is not None]
+    marks = {ref.version or "": mark for ref, mark in _last_marks(found).items()}
+    return Versions(sorted(numbers, key=version_order), marks)
+
+
+def _last_marks(found: list[tuple[ArtifactRef, Mark | None]]) -> dict[ArtifactRef, Mark]:
+    """The mark that decides for each version that has one."""
+    marks = sorted((mark for _, mark in found if mark), key=lambda mark: mark.order)
+    return {mark.ref: mark for mark in marks}
+
+
+def published(store: Store) -> list[tuple[ArtifactRef, Mark | None]]:
+    """Every published version by owner, name and version, each with the mark that decides about it."""
+    return published_of(store.list("refs"))
+
+
+def published_of(keys: Iterable[str]) -> list[tuple[ArtifactRef, Mark | None]]:
+    """The same from a listing of `refs/`."""
+    found = [item for key in keys if (item := split_key(key))]
+    marks = _last_marks(found)
+    refs = [ref for ref, mark in found if mark is None]
+    refs.sort(key=lambda ref: (ref.title, version_order(ref.version or "0")))
+    return [(ref, marks.get(ref)) for ref in refs]
 
 
 def titles(store: Store) -> set[str]:
@@ -94,20 +137,21 @@ def titles(store: Store) -> set[str]:
 
 def newest(store: Store, ref: ArtifactRef) -> str | None:
     """The highest version that is not retired."""
-    published, retired = versions(store, ref)
-    return next((version for version in reversed(published) if version not in retired), None)
+    return next(reversed(versions(store, ref).in_use), None)
 
 
-def resolve_ref(store: Store, ref: ArtifactRef) -> Resolved:
+def resolve_ref(store: Store, ref: ArtifactRef, read_reason: bool = True) -> Resolved:
     """Fills in the version and reads the digest; says what there is where the name leads nowhere."""
-    version = ref.version or newest(store, ref)
+    there = versions(store, ref)
+    version = ref.version or next(reversed(there.in_use), None)
     if version is None:
-        raise _no_version(store, ref)
+        raise _no_version(store, ref, there)
     try:
         digest = read_ref(store, ref.at(version))
     except FileNotFoundError:
-        raise _no_version(store, ref) from None
-    return Resolved(ref.at(version), digest, retired_reason(store, ref.at(version)))
+        raise _no_version(store, ref, there) from None
+    retired = retired_reason(store, there.marks.get(version)) if read_reason else None
+    return Resolved(ref.at(version), digest, retired)
 
 
 def warn_if_retired(resolved: Resolved, stacklevel: int) -> None:
@@ -119,12 +163,11 @@ def warn_if_retired(resolved: Resolved, stacklevel: int) -> None:
         )
 
 
-def _no_version(store: Store, ref: ArtifactRef) -> LabError:
-    published, retired = versions(store, ref)
-    if not published and not retired:
+def _no_version(store: Store, ref: ArtifactRef, there: Versions) -> LabError:
+    if not there.used:
         return LabError(f"the registry has no {ref.title}.{did_you_mean(ref.title, titles(store))}")
     if ref.version is None:
         return LabError(
-            f"every version of {ref.title} is retired; name one: {ref.title}@{(published or ['1'])[-1]}."
+            f"every version of {ref.title} is retired; name one: {ref.title}@{(there.published or ['1'])[-1]}."
         )
-    return LabError(f"{ref.title} has no version {ref.version}. Published: {', '.join(published) or 'none'}.")
+    return LabError(f"{ref.title} has no version {ref.version}. Published: {', '.join(there.published) or 'none'}.")

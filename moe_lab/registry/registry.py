@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
+from moe_lab.registry.catalogue import Row, cache_file, catalogue
+from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
+from moe_lab.registry.diff import ArtifactDiff, diff
 from moe_lab.registry.fetch import Fetched, fetch
 from moe_lab.registry.keys import OwnerKey, find_key, load_key
 from moe_lab.registry.lineage import LineageNode, lineage, summary_of
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
+from moe_lab.registry.marks import Mark
+from moe_lab.registry.mirror import Mirrored, mirror
+from moe_lab.registry.mirror import Progress as MirrorProgress
 from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
-from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key, version_order
-from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, retired_reason, split_key, warn_if_retired
+from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key
+from moe_lab.registry.refs import Resolved, published, read_ref, resolve_ref, retired_reason, warn_if_retired
+from moe_lab.registry.retire import Retirement, retire, unretire
 from moe_lab.registry.signatures import Signature, problem_with, sign, signatures, signatures_of_digest
 from moe_lab.registry.stores import Store, open_store, origin
 from moe_lab.registry.verify import Progress, VerifyReport, verify
@@ -199,6 +206,59 @@ class Registry:
         resolved = self._trusted(ref)
         return lineage(self.store, str(resolved.ref or resolved.digest), resolved.digest)
 
+    def retire(self, ref: str | ArtifactRef, reason: str) -> Retirement:
+        """Takes one version out of use: it loads with a warning, and a name without a version passes over it.
+
+        Does nothing to one that is retired already. Its number is never used again.
+        """
+        with self._reading():
+            return retire(self.store, _as_ref(ref), reason)
+
+    def unretire(self, ref: str | ArtifactRef, reason: str = "") -> Retirement:
+        """Takes a version back into use; one that is in use stays so."""
+        with self._reading():
+            return unretire(self.store, _as_ref(ref), reason)
+
+    def gc(self, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> Collected:
+        """Deletes content that no published version and no ancestor of one uses, and left-over temporary files.
+
+        Retired versions count as published. Anything that cannot be read stops it before anything is deleted.
+
+        Args:
+            grace_seconds: files younger than this stay, by the clock of the disk: somebody may be publishing
+                them. With 0 nobody else should be publishing.
+            dry_run: only say what a real run would delete.
+        """
+        return gc(origin(self.store), grace_seconds, dry_run)
+
+    def mirror(
+        self,
+        target: str | os.PathLike[str] | Registry,
+        refs: Sequence[str | ArtifactRef] | None = None,
+        parents: bool = False,
+        progress: MirrorProgress | None = None,
+    ) -> Mirrored:
+        """Copies artifacts with all they need, signatures and retirements included, hashing every byte.
+
+        Overwrites nothing, and goes on where an earlier call was stopped. What cannot be copied, such as a
+        version that has other content there, is told in `problems` and does not stop the others.
+
+        Args:
+            refs: without a version the newest one is meant; None copies every version of everything.
+            parents: also the manifests of all ancestors, without their tensors, so that `lineage` is whole there.
+            progress: called with the artifact, and the files and bytes written so far.
+        """
+        other = target if isinstance(target, Registry) else Registry(target)
+        wanted = None if refs is None else [_as_ref(ref) for ref in refs]
+        with self._reading():
+            refusal = None if self.trust is None else self.trust.problem
+            return mirror(origin(self.store), origin(other.store), wanted, parents, progress, refusal)
+
+    def diff(self, old: str | ArtifactRef, new: str | ArtifactRef) -> ArtifactDiff:
+        """In which sections and tensors the second artifact differs from the first, and what they share."""
+        sides = [self._trusted(old), self._trusted(new)]
+        return diff(*(read_manifest(self.store, side.digest, str(side.ref or side.digest)) for side in sides))
+
     def require_pinned(self, text: str, digest: str) -> None:
         """Refuses a pin, a name with its digest, that the trust policy does not believe; without one, none.
 
@@ -250,11 +310,11 @@ class Registry:
                 f"{getattr(error, 'advice', 'check its permissions')}."
             ) from error
 
-    def _entry(self, ref: ArtifactRef, tombstone: bool) -> Entry:
+    def _entry(self, ref: ArtifactRef, last: Mark | None) -> Entry:
         digest, retired = "", None
         try:
             digest = read_ref(self.store, ref)
-            retired = retired_reason(self.store, ref) if tombstone else None
+            retired = retired_reason(self.store, last)
             manifest = read_manifest(self.store, digest, str(ref))
             if self.trust is not None and (reason := self.trust.problem(Resolved(ref, digest))):
                 return Entry(ref, digest, retired=retired, problem=f"untrusted: {reason}")
@@ -262,17 +322,34 @@ class Registry:
             return Entry(ref, digest, retired=retired, problem=str(error))
         return Entry(ref, digest, manifest["kind"], summary_of(manifest), retired, None, manifest)
 
+    def _believed(self, row: Row) -> Row:
+        if self.trust is None or row.problem or not (reason := self.trust.problem(Resolved(row.ref, row.digest))):
+            return row
+        return Row(row.ref, row.digest, retired=row.retired, problem=f"untrusted: {reason}")
+
+    def catalogue(self, cached: bool = True) -> list[Row]:
+        """As `list`, with what a list shows and no more: fast where there are thousands.
+
+        A missing manifest is noticed, a damaged one only when it is first read; `verify` reads everything.
+
+        Args:
+            cached: keep what was read in the user's cache folder, if it is much, and use what is there.
+        """
+        with self._reading():
+            rows = catalogue(origin(self.store), cache_file(self.store) if cached else None)
+            return [self._believed(row) for row in rows]
+
     def list(self) -> list[Entry]:
         """Every published version, retired ones included, by owner, name and version.
 
         One that is damaged is listed with its problem instead of hiding the others.
         """
         with self._reading():
-            found = [item for key in self.store.list("refs") if (item := split_key(key))]
-            tombstones = {ref for ref, tombstone in found if tombstone}
-            refs = [ref for ref, tombstone in found if not tombstone]
-            refs.sort(key=lambda ref: (ref.title, version_order(ref.version or "0")))
-            return [self._entry(ref, ref in tombstones) for ref in refs]
+            return [self._entry(ref, last) for ref, last in published(self.store)]
+
+
+def _as_ref(ref: str | ArtifactRef) -> ArtifactRef:
+    return ref if isinstance(ref, ArtifactRef) else ArtifactRef.parse(ref)
 
 
 def _trust(store: Store, policy: TrustPolicy | str | os.PathLike[str]) -> Trust:

@@ -9,9 +9,10 @@ from functools import partial
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.manifest import MAX_BYTES, MAX_CHUNK_BYTES
+from moe_lab.registry.marks import read_mark
 from moe_lab.registry.read import read_chunk, read_manifest
 from moe_lab.registry.references import blob_key, digest_of, is_digest, manifest_key
-from moe_lab.registry.refs import Resolved, read_ref, retired_reason, split_key
+from moe_lab.registry.refs import Resolved, read_ref, split_key
 from moe_lab.registry.signatures import FOLDER, check_file, signatures_of_digest
 from moe_lab.registry.stores import Store
 
@@ -82,10 +83,10 @@ class _Check:
     def reference(self, key: str) -> int:
         found = split_key(key)
         if found is None:
-            raise LabError(f"{self.store.where(key)!a} is neither a reference nor a tombstone; remove it.")
-        ref, tombstone = found
-        if tombstone:
-            return len(retired_reason(self.store, ref) or "")
+            raise LabError(f"{self.store.where(key)!a} is neither a reference nor a mark of retirement; remove it.")
+        ref, mark = found
+        if mark is not None:
+            return len(read_mark(self.store, mark))
         digest = read_ref(self.store, ref)
         self.artifacts.setdefault(digest, []).append(str(ref))
         return len(digest) + 1
@@ -111,8 +112,9 @@ class _Check:
         }
         for folder, ending in (("manifests", ".json"), ("blobs", "")):
             for key in self.store.list(folder):
+                digest = key.removeprefix(f"{folder}/").removesuffix(ending)
                 if key not in used:
-                    yield partial(self.unused_file, key, key.removeprefix(f"{folder}/").removesuffix(ending))
+                    yield partial(self.unused_file, key, digest if key == f"{folder}/{digest}{ending}" else "")
 
     def unused_file(self, key: str, digest: str) -> int:
         if not is_digest(digest):

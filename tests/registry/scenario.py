@@ -59,7 +59,7 @@ class ShakyOs:
         trace: each such operation with the path it works on; for a link, source and target.
     """
 
-    CHANGES = ("write", "fsync", "link", "unlink", "mkdir")
+    CHANGES = ("write", "fsync", "link", "unlink", "mkdir", "rename", "utime")
 
     def __init__(self, at: int = -1, fault: Fault | None = None) -> None:
         self.at = at

@@ -236,7 +236,7 @@ def test_stray_files_are_reported_and_never_used(registry, root, published):
         "refs/team/wide/latest",
         "refs/team/wide/1.0.json",
     ]
-    strays += ["refs/team/wide/deep/1", "refs/Team/wide/1", "blobs/sha256-" + "0" * 64, "blobs/bad\udcff"]
+    strays += ["refs/team/wide/deep/1", "refs/Team/wide/1", "blobs/sha256-" + "0" * 64, "manifests/sha256-" + "0" * 64, "blobs/bad\udcff"]
     for stray in strays:
         path = root / stray
         path.parent.mkdir(parents=True, exist_ok=True)

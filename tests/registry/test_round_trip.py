@@ -246,7 +246,10 @@ def test_a_miss_says_what_there_is(registry):
 
 
 def retire(root, version, reason="wrong data", name="part"):
-    (root / "refs" / "team" / name / f"{version}.retired").write_text(reason)
+    """By hand, as the format page says."""
+    text = f"{reason}\n".encode()
+    line = f"sha256-{hashlib.sha256(text).hexdigest()}\n".encode()
+    (root / "refs" / "team" / name / f"{version}.retired-1").write_bytes(line + text)
 
 
 def test_retired_versions_are_passed_over_and_warn(registry, root):
@@ -387,7 +390,7 @@ def test_a_reader_written_from_the_format_page_alone_sees_the_same(registry, roo
     retire(root, "2")
     folder = root / "refs/team/part"
     newest = max(
-        (path.name for path in folder.iterdir() if path.suffix != ".retired"),
+        (path.name for path in folder.iterdir() if ".retired-" not in path.name),
         key=lambda version: [int(part) for part in version.split(".")],
     )
     digest = (folder / newest).read_text().strip()

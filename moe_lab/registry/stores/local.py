@@ -12,12 +12,14 @@ from pathlib import Path
 
 from moe_lab.errors import LabError
 from moe_lab.registry.stores.protocol import Keys
-from moe_lab.registry.stores.protocol import key_parts as _parts
+from moe_lab.registry.stores.protocol import key_parts
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that somebody put in place of a blob must not wait for its writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Another user's file, or a registry that is mounted read-only: its time stays, and publishing looks again at the end.
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
@@ -67,10 +69,10 @@ class LocalStore:
         self._durable: set[tuple[str, ...]] = set()
 
     def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
-        *folders, name = _parts(key)
+        *folders, name = key_parts(key)
         with self._folder(folders, create=True) as folder:
             created = False
-            if not _present(name, folder):
+            while not created and not _touch(name, folder):
                 with self._folder(["tmp"], create=True) as scratch:
                     created = _link_new(scratch, folder, name, data)
             # Also after losing: what is written next may point to this entry and must not outlive it.
@@ -78,7 +80,7 @@ class LocalStore:
         return created
 
     def get(self, key: str, limit: int) -> bytes:
-        *folders, name = _parts(key)
+        *folders, name = key_parts(key)
         with self._folder(folders) as folder:
             try:
                 descriptor = os.open(name, _READ, dir_fd=folder)
@@ -100,7 +102,7 @@ class LocalStore:
             os.close(descriptor)
 
     def exists(self, key: str) -> bool:
-        *folders, name = _parts(key)
+        *folders, name = key_parts(key)
         try:
             with self._folder(folders) as folder:
                 return _present(name, folder)
@@ -111,7 +113,7 @@ class LocalStore:
         return str(self.root / key)
 
     def list(self, prefix: str) -> Keys:
-        keys, pending = [], [_parts(prefix)]
+        keys, pending = [], [key_parts(prefix)]
         while pending:
             parts = pending.pop()
             with (
@@ -168,6 +170,20 @@ class LocalStore:
         )
 
 
+def _touch(name: str, folder: int) -> bool:
+    """Whether a name is there. Its time is set to now, so that what is about to be used is not collected."""
+    if not _present(name, folder):
+        return False
+    try:
+        os.utime(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+    return True
+
+
 def _present(name: str, folder: int) -> bool:
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -185,6 +201,11 @@ def _link_new(scratch: int, folder: int, name: str, data: bytes | memoryview) ->
         os.fsync(descriptor)
         try:
             os.link(temporary, name, src_dir_fd=scratch, dst_dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            # Collected, after waiting longer than the grace period: it is written anew.
+            if os.fstat(descriptor).st_nlink or not os.fstat(folder).st_nlink:
+                raise
+            return False
         except FileExistsError:
             # NFS may repeat a request whose answer was lost: a second link to our file shows that we did win.
             return os.fstat(descriptor).st_nlink == 2

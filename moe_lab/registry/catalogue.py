@@ -1,0 +1,146 @@
+"""Listing many artifacts fast: what a list shows of each is kept in the user's cache folder, by its digest.
+
+A manifest never changes under its digest, so what was read once stays true. The cache may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_lab.errors import LabError
+from moe_lab.registry.chunks import spread
+from moe_lab.registry.lineage import summary_of
+from moe_lab.registry.manifest import canonical
+from moe_lab.registry.marks import Mark
+from moe_lab.registry.read import read_manifest
+from moe_lab.registry.references import ArtifactRef, digest_of
+from moe_lab.registry.refs import MAX_REF_BYTES, digest_in, published_of, retired_reason
+from moe_lab.registry.stores import LocalStore, Store
+from moe_lab.registry.stores.walk import read_tree
+
+_WORTH_KEEPING = 100
+"""Fewer new manifests than this are read again each time, so small registries leave no cache behind."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a list shows of one published version.
+
+    Attributes:
+        digest: "" where the reference itself cannot be read.
+        retired: why it is retired, or None.
+        problem: why it cannot be read, or None; the rest is empty then.
+    """
+
+    ref: ArtifactRef
+    digest: str = ""
+    kind: str = ""
+    summary: str = ""
+    ladder: tuple[Any, ...] = ()
+    retired: str | None = None
+    problem: str | None = None
+
+
+def catalogue(store: Store, cache: Path | None) -> list[Row]:
+    """See `Registry.catalogue`."""
+    references = _references(store)
+    found = [(ref, last, *_digest(store, ref, references)) for ref, last in published_of(references)]
+    wanted = {digest: ref for ref, _, digest, _ in found if digest}
+    known = _load(cache) if cache else {}
+    # One listing tells which manifests are gone, without opening any.
+    there = set(store.list("manifests"))
+    known = {digest: known[digest] for digest in wanted if digest in known and f"manifests/{digest}.json" in there}
+    new = {digest: ref for digest, ref in wanted.items() if digest not in known}
+    shown = {**known, **_read(store, new)}
+    if cache and len(new) >= _WORTH_KEEPING:
+        _save(cache, {digest: about for digest, about in shown.items() if isinstance(about, dict)})
+    return [_row(store, ref, last, digest, problem or shown[digest]) for ref, last, digest, problem in found]
+
+
+def cache_file(store: Store) -> Path | None:
+    """Where the catalogue of a registry is kept; None on an account without a home."""
+    with suppress(RuntimeError):
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        place = digest_of(store.where("").encode("utf-8", "surrogateescape")).removeprefix("sha256-")
+        return Path(base) / "moe-lab" / f"catalogue-{place[:16]}.json"
+    return None
+
+
+def _references(store: Store) -> Mapping[str, bytes | None]:
+    if isinstance(store, LocalStore):
+        return read_tree(store, "refs", MAX_REF_BYTES)
+    keys = store.list("refs")
+    # Marks are read one by one if they are needed: most are not.
+    return dict(zip(keys, spread(lambda key: _small(store, key), keys, 1 << 20), strict=True))
+
+
+def _small(store: Store, key: str) -> bytes | None:
+    try:
+        return store.get(key, MAX_REF_BYTES)
+    except (LabError, OSError):
+        return None
+
+
+def _digest(store: Store, ref: ArtifactRef, references: Mapping[str, bytes | None]) -> tuple[str, str]:
+    """The digest a reference holds, or "" and why it has none."""
+    try:
+        return digest_in(store, ref, references[f"refs/{ref.title}/{ref.version}"]), ""
+    except LabError as error:
+        return "", str(error)
+
+
+def _row(store: Store, ref: ArtifactRef, last: Mark | None, digest: str, about: Mapping[str, Any] | str) -> Row:
+    try:
+        retired = retired_reason(store, last) if last else None
+    except LabError as error:
+        return Row(ref, digest, problem=str(error))
+    if isinstance(about, str):
+        return Row(ref, digest, retired=retired, problem=about)
+    return Row(ref, digest, about["kind"], about["summary"], tuple(about["ladder"]), retired)
+
+
+def _read(store: Store, new: Mapping[str, ArtifactRef]) -> dict[str, dict[str, Any] | str]:
+    """What a list shows of each manifest, or why it cannot be read."""
+
+    def read(item: tuple[str, ArtifactRef]) -> dict[str, Any] | str:
+        try:
+            manifest = read_manifest(store, item[0], str(item[1]))
+        except LabError as error:
+            return str(error)
+        ladder = manifest.get("ladder", [])
+        shown = ladder if isinstance(ladder, list) else []
+        return {"kind": manifest["kind"], "summary": summary_of(manifest), "ladder": shown}
+
+    # Threads hide the way to another machine; on a disk of ours they would only wait for each other.
+    far = 0 if isinstance(store, LocalStore) else 1 << 20
+    return dict(zip(new, spread(read, list(new.items()), far), strict=True))
+
+
+def _load(cache: Path) -> dict[str, dict[str, Any]]:
+    """Nothing where the file is absent, or not what was written: then everything is read anew."""
+    with suppress(OSError, ValueError):
+        line, _, data = cache.read_bytes().partition(b"\n")
+        if line.decode() == digest_of(data):
+            kept: dict[str, dict[str, Any]] = json.loads(data)
+            return kept
+    return {}
+
+
+def _save(cache: Path, shown: Mapping[str, Collection[Any]]) -> None:
+    """Whole or not at all. A cache that cannot be written costs time and nothing else."""
+    data = canonical(shown)
+    temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(8)}")
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(f"{digest_of(data)}\n".encode() + data)
+            temporary.replace(cache)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,219 @@
+"""Copying artifacts from one registry to another, with everything they need, each byte hashed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from moe_lab.errors import LabError
+from moe_lab.registry.chunks import spread
+from moe_lab.registry.failures import write_error
+from moe_lab.registry.lineage import parents_of
+from moe_lab.registry.manifest import Manifest, canonical
+from moe_lab.registry.marks import Mark, read_mark
+from moe_lab.registry.publish import put_content
+from moe_lab.registry.read import read_chunk, read_manifest
+from moe_lab.registry.references import ArtifactRef, blob_key, manifest_key
+from moe_lab.registry.refs import Resolved, published, read_ref, ref_key, resolve_ref, split_key
+from moe_lab.registry.signatures import check, signatures
+from moe_lab.registry.stores import Store
+
+Progress = Callable[[str, int, int], None]
+"""Called with the artifact at work, and the files and bytes written so far."""
+Refusal = Callable[[Resolved], str | None]
+"""Why a trust policy refuses an artifact, or None."""
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """What `mirror` did.
+
+    Attributes:
+        copied: references that the target did not have.
+        present: references that it had, with the same content.
+        files: files written, those beside references included.
+        problems: why an artifact or a part of its record was not copied, one line each.
+    """
+
+    copied: tuple[str, ...]
+    present: tuple[str, ...]
+    files: int
+    bytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def mirror(
+    source: Store,
+    target: Store,
+    refs: Sequence[ArtifactRef] | None = None,
+    parents: bool = False,
+    progress: Progress | None = None,
+    refusal: Refusal | None = None,
+) -> Mirrored:
+    """See `Registry.mirror`."""
+    if refs is None:
+        wanted = [ref for ref, _ in published(source)]
+    else:
+        wanted = [resolved.ref for ref in refs if (resolved := resolve_ref(source, ref, read_reason=False)).ref]
+    work = _Mirror(source, target, parents, progress, refusal)
+    for ref in dict.fromkeys(wanted):
+        if not work.try_artifact(ref):
+            break
+    return Mirrored(tuple(work.copied), tuple(work.present), work.files, work.bytes, tuple(work.problems))
+
+
+class _Mirror:
+    """The tally of one run, and the copying of one artifact at a time."""
+
+    def __init__(
+        self, source: Store, target: Store, parents: bool, progress: Progress | None, refusal: Refusal | None
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.parents = parents
+        self.progress = progress
+        self.refusal = refusal
+        self.copied: list[str] = []
+        self.present: list[str] = []
+        self.problems: list[str] = []
+        self.files = 0
+        self.bytes = 0
+
+    def try_artifact(self, ref: ArtifactRef) -> bool:
+        """Copies one artifact or notes why not; False where the place itself fails, as it would for the next."""
+        try:
+            with self._writing(ref):
+                self._artifact(ref)
+        except LabError as error:
+            self.problems.append(str(error))
+            return not isinstance(error.__cause__, OSError)
+        return True
+
+    def _artifact(self, ref: ArtifactRef) -> None:
+        digest = read_ref(self.source, ref)
+        if self.refusal is not None and (reason := self.refusal(Resolved(ref, digest))):
+            raise LabError(f"{ref} is untrusted and was not copied: {reason}.")
+        there = self._require_free(ref, digest)
+        if not there:
+            manifest = read_manifest(self.source, digest, str(ref))
+            self._content(manifest)
+            if self.parents:
+                self._ancestors(manifest)
+        self._signatures(ref, digest)
+        # Before the reference: a version that is retired must not be offered as the newest even for a moment.
+        self._marks(ref)
+        if there:
+            self.present.append(str(ref))
+            return
+        if not self._put(ref, ref_key(ref), f"{digest}\n".encode("ascii")):
+            self._require_free(ref, digest)
+        # As after publishing: a copy that outlasts the grace period of a collection may have lost parts.
+        self._content(manifest, only_missing=True)
+        self.copied.append(str(ref))
+
+    def _require_free(self, ref: ArtifactRef, digest: str) -> bool:
+        """Whether the target has this version already, with the same content; with other content is an error."""
+        try:
+            taken = read_ref(self.target, ref)
+        except FileNotFoundError:
+            return False
+        if taken != digest:
+            raise LabError(
+                f"{ref} is {digest} in {self.source.where('')} and {taken} in {self.target.where('')}; versions never "
+                "change, so it was not copied. Publish it there as another version."
+            )
+        return True
+
+    def _content(self, manifest: Manifest, only_missing: bool = False) -> None:
+        chunks = {
+            chunk: (record.size(index), f"{manifest.label}: tensor {name!r}: chunk {index}")
+            for name, record in manifest.records.items()
+            for index, chunk in enumerate(record.chunks)
+        }
+        if only_missing:
+            chunks = {chunk: use for chunk, use in chunks.items() if not self.target.exists(blob_key(chunk))}
+        total = sum(size for size, _ in chunks.values())
+        for size in spread(lambda item: self._chunk(item[0], *item[1]), list(chunks.items()), total):
+            self._count(manifest.label, size)
+        if not (only_missing and self.target.exists(manifest_key(manifest.digest))):
+            self._manifest(manifest)
+
+    def _chunk(self, digest: str, size: int, what: str) -> int | None:
+        """Copies one blob and returns its bytes; one that is there is hashed and made young instead."""
+        key = blob_key(digest)
+        there = self.target.exists(key)
+        data = read_chunk(self.target if there else self.source, digest, size, what)
+        put_content(self.target, key, digest, data)
+        return None if there else size
+
+    def _manifest(self, manifest: Manifest) -> None:
+        key, data = manifest_key(manifest.digest), canonical(manifest)
+        there = self.target.exists(key)
+        put_content(self.target, key, manifest.digest, data)
+        self._count(manifest.label, None if there else len(data))
+
+    def _ancestors(self, manifest: Manifest) -> None:
+        """Manifests only, which are small: the target can then print the lineage. Absent ones stay absent."""
+        pending, seen = parents_of(manifest), {manifest.digest}
+        while pending:
+            parent = pending.pop()
+            if parent.digest in seen or not self.source.exists(manifest_key(parent.digest)):
+                continue
+            seen.add(parent.digest)
+            above = read_manifest(self.source, parent.digest, f"{parent.ref}, an ancestor of {manifest.label}")
+            self._manifest(above)
+            pending.extend(parents_of(above))
+
+    def _signatures(self, ref: ArtifactRef, digest: str) -> None:
+        """Those of this very manifest; others are left from a publisher that came second."""
+        for claim in signatures(self.source, ref, digest):
+            size = check(self.source, claim)
+            self._same(ref, claim.path, self.source.get(claim.path, size))
+
+    def _marks(self, ref: ArtifactRef) -> None:
+        found = [split_key(key) for key in self.source.list(f"refs/{ref.title}")]
+        marks = [mark for item in found if item is not None and (mark := item[1]) is not None]
+        for mark in sorted((mark for mark in marks if mark.ref == ref), key=lambda mark: mark.order):
+            self._mark(ref, mark)
+
+    def _mark(self, ref: ArtifactRef, mark: Mark) -> None:
+        data = read_mark(self.source, mark)
+        try:
+            self._same(ref, mark.key, data)
+        except LabError as error:
+            # Both registries retired it on their own. The target's reason stands, and the artifact is as good.
+            self.problems.append(str(error))
+
+    def _same(self, ref: ArtifactRef, key: str, data: bytes) -> None:
+        if not self._put(ref, key, data) and self.target.get(key, 1 << 20) != data:
+            raise LabError(
+                f"{ref}: {self.target.where(key)} holds other bytes than {self.source.where(key)}; "
+                "it was left as it is. Compare them."
+            )
+
+    def _put(self, ref: ArtifactRef, key: str, data: bytes) -> bool:
+        created = self.target.put_if_absent(key, data)
+        self._count(str(ref), len(data) if created else None)
+        return created
+
+    def _count(self, label: str, size: int | None) -> None:
+        if size is None:
+            return
+        self.files += 1
+        self.bytes += size
+        if self.progress is not None:
+            self.progress(label, self.files, self.bytes)
+
+    @contextmanager
+    def _writing(self, ref: ArtifactRef) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            action = f"mirror {ref} from {self.source.where('')} to {self.target.where('')}"
+            outcome = "What was copied stays, the rest is not there."
+            raise write_error(action, error, outcome) from error

@@ -1,0 +1,57 @@
+"""Reading all files of a folder in one go: each folder is entered once, from its parent, and no link is followed."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from moe_lab.errors import LabError
+from moe_lab.registry.stores.local import LocalStore
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Deeper folders hold nothing of a registry, and each level costs a descriptor.
+_DEPTH = 8
+
+
+def read_tree(store: LocalStore, prefix: str, limit: int) -> dict[str, bytes | None]:
+    """The bytes of every plain file up to `limit` bytes below a folder; None for whatever else has a name there."""
+    found: dict[str, bytes | None] = {}
+    try:
+        with store._folder([prefix]) as folder:
+            _read_folder(folder, prefix, limit, _DEPTH, found)
+    except FileNotFoundError:
+        pass
+    except LabError:
+        found[prefix] = None
+    return found
+
+
+def _read_folder(folder: int, path: str, limit: int, depth: int, found: dict[str, bytes | None]) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            key = f"{path}/{entry.name}"
+            if depth and entry.is_dir(follow_symlinks=False):
+                inner = os.open(entry.name, _FOLDER, dir_fd=folder)
+                try:
+                    _read_folder(inner, key, limit, depth - 1, found)
+                finally:
+                    os.close(inner)
+            else:
+                found[key] = _read_file(folder, entry.name, limit)
+
+
+def _read_file(folder: int, name: str, limit: int) -> bytes | None:
+    try:
+        descriptor = os.open(name, _FILE, dir_fd=folder)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            return None
+        return os.read(descriptor, limit)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
