@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_lab.registry import OwnerKey
+from moe_lab.registry import OwnerKey, Registry
 
 BLOCKS = frozenset({"layers.0.gate", "layers.0.down"})
 
@@ -40,7 +40,7 @@ def owner_key(number: int) -> OwnerKey:
 
 def retire(root: Path, ref: str, reason: str) -> None:
     """Withdraws `owner/name@version` as its owner does."""
-    (root / "refs" / f"{ref.replace('@', '/')}.retired").write_text(reason)
+    Registry(root, create=False).retire(ref, reason)
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -19,7 +19,6 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[2]))
 
 from moe_lab.registry import OwnerKey, Published, Registry  # noqa: E402
-from moe_lab.registry.references import digest_of  # noqa: E402
 
 # TEST KEYS. Their private halves are public: never list them in a policy that protects anything.
 FIRST_TEST_KEY = OwnerKey(Ed25519PrivateKey.from_private_bytes(b"moe-lab test key 1, not a secret"))
@@ -49,9 +48,9 @@ def make(root: Path) -> None:
     mini = put(snakes, "python-mini", "1.0", 2, 10, {"ladder": [2]}, {"teacher": wide, "trunk": trunk})
     Registry(root).sign(mini.ref, SECOND_TEST_KEY)
     put(snakes, "python", "2", 4, 500, {"ladder": [4], "summary": "mit Umlaut: \u00fc"}, {"trunk": trunk})
-    for mark, reason in (("retired-1", "wrong data"), ("restored-1", "it was right"), ("retired-2", "f\u00fcr immer")):
-        body = f"{reason}\n".encode()
-        (root / f"refs/snakes/python/2.{mark}").write_bytes(f"{digest_of(body)}\n".encode() + body)
+    unsigned.retire("snakes/python@2", "wrong data")
+    unsigned.unretire("snakes/python@2", "it was right")
+    unsigned.retire("snakes/python@2", "f\u00fcr immer")
 
 
 def put(
