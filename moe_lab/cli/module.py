@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_lab.cli import interchange
 from moe_lab.cli.app import CommandGroup, current_lab
+from moe_lab.cli.lineage_tree import tree_lines
 from moe_lab.cli.session import open_workspace
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, printable
 
 if TYPE_CHECKING:
     from moe_lab.registry import Registry
@@ -107,11 +109,12 @@ def list_(
     widest = max(len(str(entry.ref)) for entry in entries)
     for entry in entries:
         if entry.problem:
-            print(f"{entry.ref!s:{widest}}  unreadable: {entry.problem}")
+            print(printable(f"{entry.ref!s:{widest}}  unreadable: {entry.problem}"))
             continue
-        ladder = "/".join(map(str, entry.manifest.get("ladder", []))) or entry.kind
+        rungs = entry.manifest.get("ladder")
+        ladder = ("/".join(map(str, rungs)) if isinstance(rungs, list) else "") or entry.kind
         retired = f"  retired: {entry.retired}" if entry.retired else ""
-        print(f"{entry.ref!s:{widest}}  {ladder:>16}  {entry.digest[7:19]}  {entry.summary}{retired}")
+        print(printable(f"{entry.ref!s:{widest}}  {ladder:>16}  {entry.digest[7:19]}  {entry.summary}{retired}"))
 
 
 @module.command()
@@ -144,7 +147,7 @@ def verify(
     """
     report = _registry(ctx).verify(ref)
     for problem in report.problems:
-        print(f"damaged: {problem}")
+        print(printable(f"damaged: {problem}"))
     print(f"read {report.files} files, {report.bytes:,} bytes: {len(report.problems)} problems")
     if not report.ok:
         raise LabError(f"{len(report.problems)} problems; publish the damaged artifacts again, or restore their files")
@@ -157,13 +160,9 @@ def lineage(ctx: typer.Context, ref: Ref) -> None:
     Example:
       moe-lab module lineage snakes/python-mini
     """
-    _print_node(_registry(ctx).lineage(ref), "", "")
+    for line in tree_lines(_registry(ctx).lineage(ref)):
+        print(line)
 
 
-def _print_node(node: Any, first: str, rest: str) -> None:
-    relation = f"{node.relation}: " if node.relation else ""
-    about = node.problem or f"{node.kind}. {node.summary}"
-    print(f"{first}{relation}{node.ref}  {node.digest[7:19]}  {about}")
-    for index, above in enumerate(node.parents):
-        last = index == len(node.parents) - 1
-        _print_node(above, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
+module.command()(interchange.export)
+module.command("import")(interchange.import_)
