@@ -100,10 +100,13 @@ def open_plain(path: Path) -> Iterator[BinaryIO]:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise not_plain(path) from None
         raise LabError(f"{path} cannot be read: {error.strerror}; check the path and its permissions.") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise not_plain(path)
-        yield file
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
 
 
 def not_plain(path: Path) -> LabError:
