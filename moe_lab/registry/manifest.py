@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ KINDS = ("module", "trunk", "router")
 SECTIONS = ("ladder", "cost", "lineage", "licence", "data", "claims", "summary", "config")
 MAX_BYTES = 64 << 20
 # Parsed JSON takes up to 30 times its bytes, so the number of values has a limit of its own.
-MAX_VALUES = 4 << 20
+MAX_VALUES = 2 << 20
 MAX_CHUNK_BYTES = 1 << 30
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63
@@ -284,6 +283,10 @@ def _integer(text: str) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        seen: set[str] = set()
+        for twice, _ in pairs:
+            if twice in seen:
+                break
+            seen.add(twice)
         raise ManifestProblem(f"the key {_shown(twice)} is there twice")
     return value

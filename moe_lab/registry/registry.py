@@ -162,12 +162,15 @@ class Registry:
                 f"registry {self.store.where('')} cannot be read: {error.strerror}; check its permissions."
             ) from error
 
-    def _entry(self, ref: ArtifactRef, tombstone: bool) -> Entry:
+    def _entry(self, ref: ArtifactRef, tombstone: bool) -> Entry | None:
+        """None where somebody removed the reference since the folder was listed."""
         digest, retired = "", None
         try:
             digest = read_ref(self.store, ref)
             retired = retired_reason(self.store, ref) if tombstone else None
             manifest = read_manifest(self.store, digest, str(ref))
+        except FileNotFoundError:
+            return None
         except LabError as error:
             return Entry(ref, digest, retired=retired, problem=str(error))
         return Entry(ref, digest, manifest["kind"], summary_of(manifest), retired, None, manifest)
@@ -182,4 +185,4 @@ class Registry:
             tombstones = {ref for ref, tombstone in found if tombstone}
             refs = [ref for ref, tombstone in found if not tombstone]
             refs.sort(key=lambda ref: (ref.title, version_order(ref.version or "0")))
-            return [self._entry(ref, ref in tombstones) for ref in refs]
+            return [entry for ref in refs if (entry := self._entry(ref, ref in tombstones))]
