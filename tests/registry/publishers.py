@@ -1,12 +1,14 @@
 """A process that forks publishers: one JSON command a line in, one JSON answer a line out.
 
-`{"registry", "jobs": [{"seed", "version", "blocks", "kill_at", "kill_after"}]}`: every job is a process; all
-start at once. `kill_at` is the number of a disk operation, `kill_after` is in seconds. Answers come in the
-order of the jobs; that of a job that was killed is null.
+`{"registry", "jobs": [{"seed", "version", "blocks", "kill_at", "kill_after", "no_locks"}]}`: every job is a
+process; all start at once. `kill_at` is the number of a disk operation, `kill_after` is in seconds; with
+`no_locks` file locks do nothing, as on several cluster file systems. Answers come in the order of the jobs;
+that of a job that was killed is null.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -27,6 +29,8 @@ from tests.registry.scenario import BLOCKS, ShakyOs, dies, fields, tensors  # no
 def publish(registry: str, job: dict[str, Any]) -> dict[str, Any]:
     shaky = ShakyOs(job.get("kill_at", -1), dies)
     store_module.os = shaky  # type: ignore[assignment]
+    if job.get("no_locks"):
+        fcntl.flock = fcntl.lockf = lambda *_: None  # type: ignore[assignment]
     content = tensors(job["seed"], job.get("blocks", 4))
     try:
         done = Registry(registry).publish("team", "part", job["version"], fields(), content, BLOCKS)
