@@ -17,7 +17,15 @@ class PeerLostError(LabError):
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Returns ` Did you mean "x"? Available: a, b.`, leaving out what does not apply."""
     available = sorted(choices)
-    close = difflib.get_close_matches(name, available, n=1, cutoff=0.6)
+    # A stranger's name may be megabytes long, and comparing takes long then.
+    close = difflib.get_close_matches(name[:200], available, n=1, cutoff=0.6)
     guess = f' Did you mean "{close[0]}"?' if close else ""
     listed = ", ".join(available[:20]) + (", ..." if len(available) > 20 else "")
     return f"{guess} Available: {listed or 'none'}."
+
+
+def printable(text: str) -> str:
+    """A stranger's text on one line: what could steer a terminal or reorder a line shows as `\\x1b` and the like."""
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from moe_lab import __version__
 from moe_lab.cli.commands import COMMANDS
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from moe_lab.lab import Lab
@@ -164,7 +164,7 @@ def _leave(code: int) -> None:
 def _explain(error: Exception) -> str | None:
     """Returns the line to print for a mistake or a full disk, or None for what is our own fault."""
     if isinstance(error, LabError):
-        return " ".join(str(error).splitlines())
+        return printable(" ".join(str(error).splitlines()))
     if isinstance(error, typer.TyperException):
         usage = getattr(error, "ctx", None)
         help_hint = f" See: {usage.command_path} --help" if usage else ""

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_lab.cli import registry_care
+from moe_lab.cli import interchange, registry_care
 from moe_lab.cli.app import CommandGroup, current_lab
 from moe_lab.cli.fetch import fetch
+from moe_lab.cli.lineage_tree import tree_lines
 from moe_lab.cli.session import open_workspace
 from moe_lab.cli.signing import KeyOption, print_signatures, read_key, sign
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, printable
 
 if TYPE_CHECKING:
     from moe_lab.registry import Registry
@@ -119,11 +120,11 @@ def list_(
     for entry in entries:
         if entry.problem:
             unreadable = "" if entry.problem.startswith("untrusted: ") else "unreadable: "
-            print(f"{entry.ref!s:{widest}}  {unreadable}{entry.problem}")
+            print(printable(f"{entry.ref!s:{widest}}  {unreadable}{entry.problem}"))
             continue
         ladder = "/".join(map(str, entry.ladder)) or entry.kind
         retired = f"  retired: {entry.retired}" if entry.retired else ""
-        print(f"{entry.ref!s:{widest}}  {ladder:>16}  {entry.digest[7:19]}  {entry.summary}{retired}")
+        print(printable(f"{entry.ref!s:{widest}}  {ladder:>16}  {entry.digest[7:19]}  {entry.summary}{retired}"))
 
 
 @module.command()
@@ -158,7 +159,7 @@ def verify(
     """
     report = _registry(ctx).verify(ref)
     for problem in report.problems:
-        print(problem if problem.startswith("untrusted: ") else f"damaged: {problem}")
+        print(printable(problem if problem.startswith("untrusted: ") else f"damaged: {problem}"))
     print(f"read {report.files} files, {report.bytes:,} bytes: {len(report.problems)} problems")
     if not report.ok:
         raise LabError(
@@ -179,19 +180,13 @@ def lineage(
       moe-lab module lineage snakes/python-mini --picture lineage.svg
     """
     root = _registry(ctx).lineage(ref)
-    _print_node(root, "", "")
+    for line in tree_lines(root):
+        print(line)
     if picture is not None:
         registry_care.draw_lineage(root, picture)
 
 
-def _print_node(node: Any, first: str, rest: str) -> None:
-    relation = f"{node.relation}: " if node.relation else ""
-    about = node.problem or f"{node.kind}. {node.summary}"
-    print(f"{first}{relation}{node.ref}  {node.digest[7:19]}  {about}")
-    for index, above in enumerate(node.parents):
-        last = index == len(node.parents) - 1
-        _print_node(above, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
-
-
 module.command()(sign)
+module.command()(interchange.export)
+module.command("import")(interchange.import_)
 registry_care.register(module)

@@ -6,7 +6,7 @@ Each check is made on the candidate as it would be published, and against the tr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.nn.pool import PROJECTIONS
 
+DTYPE = "float32"
+Check = tuple[str, Callable[[], str]]
+"""What is checked, and a function that returns the figures or raises a `LabError`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -37,8 +41,13 @@ def check_module(
     workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path
 ) -> list[Finding]:
     """Runs the admission test. Checks after a broken manifest or tensor are left out, for they would mean nothing."""
+    return run_checks(_checks(workspace, candidate, spec, base))
+
+
+def run_checks(checks: Iterable[Check]) -> list[Finding]:
+    """Runs checks up to the first that fails."""
     findings = []
-    for name, check in _checks(workspace, candidate, spec, base):
+    for name, check in checks:
         try:
             findings.append(Finding(name, True, check()))
         except LabError as error:
@@ -54,18 +63,34 @@ def require_admission(findings: list[Finding], name: str) -> None:
             raise LabError(f"{name} is not admitted: {finding.check}: {finding.detail}")
 
 
-def _checks(
-    workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path
-) -> Iterator[tuple[str, Callable[[], str]]]:
-    manifest = candidate.manifest
+def _checks(workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path) -> Iterator[Check]:
+    manifest, tensors = candidate.manifest, candidate.tensors()
+    yield from checks_of_weights(workspace, candidate.name, manifest, tensors)
+    yield check_of_claims(workspace, manifest, tensors, spec, base)
+
+
+def checks_of_weights(
+    workspace: Workspace, name: str, manifest: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> Iterator[Check]:
+    """What can be checked without any text."""
     interface = Interface.from_json(manifest["interface"])
     trunk = workspace.trunk(trunk_of(manifest))
-    yield "trunk, tokenizer, routed layers", lambda: _fits(trunk, interface, candidate.name)
+    yield "trunk, tokenizer, routed layers", lambda: _fits(trunk, interface, name)
     yield "shapes", lambda: _shapes(manifest, interface)
-    tensors = candidate.tensors()
     yield "finite values", lambda: _finite(tensors)
     yield "declared cost", lambda: _cost(manifest, interface)
-    yield "claims", lambda: _claims(workspace, trunk, manifest, tensors, spec, base)
+
+
+def check_of_claims(
+    workspace: Workspace,
+    manifest: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    spec: ModuleSpec | DistillRun,
+    base: Path,
+) -> Check:
+    """Measures the claims again on the text that a config names."""
+    trunk = workspace.trunk(trunk_of(manifest))
+    return "claims", lambda: _claims(workspace, trunk, manifest, tensors, spec, base)
 
 
 def _fits(trunk: LoadedTrunk, interface: Interface, name: str) -> str:
@@ -79,6 +104,9 @@ def _shapes(manifest: Mapping[str, Any], interface: Interface) -> str:
     if set(tensors) != expected:
         odd = ", ".join(sorted(set(tensors) ^ expected)[:4])
         raise LabError(f"tensors missing or unknown: {odd}; a module has gate, up and down for each routed layer")
+    for name, record in tensors.items():
+        if record["dtype"] != DTYPE or not record["shape"]:
+            raise LabError(f"{name} is {record['dtype']}{record['shape']}; a module's tensors are blocks of {DTYPE}")
     for layer, count in layer_blocks(tensors).items():
         for name in PROJECTIONS:
             inner = [interface.d_model, interface.block]
@@ -103,8 +131,9 @@ def _cost(manifest: Mapping[str, Any], interface: Interface) -> str:
     widest = ladder[-1] if ladder else 0
     require_ladder(ladder, widest, interface.block, "the manifest")
     counted = declared_cost(interface, blocks, ladder)
-    if max(blocks.values()) != -(-widest // interface.block):
-        raise LabError(f"the ladder ends at {widest}, but the widest layer has {max(blocks.values())} blocks")
+    most = max(blocks.values(), default=0)
+    if most != -(-widest // interface.block):
+        raise LabError(f"the ladder ends at {widest}, but the widest layer has {most} blocks")
     if manifest["cost"] != counted:
         raise LabError(f"declared {dict(manifest['cost'])}, counted {counted} multiply-adds per token")
     return f"{counted[str(widest)]:,} multiply-adds per token at full width, as declared"
@@ -134,7 +163,7 @@ def _claims(
     if set(claimed) != set(measured):
         raise LabError(f"claims are made for widths {sorted(claimed)}, the ladder is {manifest['ladder']}")
     for width, value in claimed.items():
-        if abs(measured[width] / value - 1) > spec.claim_tolerance:
+        if abs(measured[width] - value) > spec.claim_tolerance * value:
             raise LabError(
                 f"width {width} claims {value:.4f} bits per byte, measured {measured[width]:.4f}; "
                 f"the difference may be {spec.claim_tolerance:.1%}"

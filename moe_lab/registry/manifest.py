@@ -15,6 +15,8 @@ FORMAT = 1
 KINDS = ("module", "trunk", "router")
 SECTIONS = ("ladder", "cost", "lineage", "licence", "data", "claims", "summary", "config")
 MAX_BYTES = 64 << 20
+# Parsed JSON takes up to 30 times its bytes, so the number of values has a limit of its own.
+MAX_VALUES = 2 << 20
 MAX_CHUNK_BYTES = 1 << 30
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63
@@ -80,18 +82,18 @@ class TensorRecord:
         """Checks one record of a manifest, so that no later arithmetic can go wrong."""
         if not (isinstance(value, dict) and value.keys() == cls.__dataclass_fields__.keys()):
             raise ManifestProblem(
-                f"tensor {name!a}: a record has exactly {', '.join(cls.__dataclass_fields__)}"
+                f"tensor {_shown(name)}: a record has exactly {', '.join(cls.__dataclass_fields__)}"
             )
         problem = _record_problem(**value)
         if problem or not (1 <= len(name) <= 256 and name.isprintable()):
             problem = problem or "a name is 1 to 256 printable characters"
-            raise ManifestProblem(f"tensor {name!a}: {problem}")
+            raise ManifestProblem(f"tensor {_shown(name)}: {problem}")
         return cls(**{**value, "shape": tuple(value["shape"]), "chunks": tuple(value["chunks"])})
 
 
 def _record_problem(dtype: Any, shape: Any, chunk_bytes: Any, chunks: Any, blocks: Any) -> str | None:
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        return f"unknown dtype {_shown(dtype)};{did_you_mean(str(dtype), ITEM_BYTES)}"
+        return f"unknown dtype {_shown(dtype)};{did_you_mean(_shown(dtype), ITEM_BYTES)}"
     if not isinstance(shape, list) or len(shape) > 32 or not all(_is_count(size) for size in shape):
         return f"shape {_shown(shape)} is not a list of at most 32 integers from 0 up"
     if not (_is_count(chunk_bytes) and 1 <= chunk_bytes <= MAX_CHUNK_BYTES):
@@ -100,6 +102,9 @@ def _record_problem(dtype: Any, shape: Any, chunk_bytes: Any, chunks: Any, block
     expected = -(-total // chunk_bytes)
     if not isinstance(chunks, list) or len(chunks) != expected:
         return f"shape {shape} of {dtype} is {total:,} bytes, so {expected:,} chunks of up to {chunk_bytes:,}"
+    # Beside a zero any size would be 0 bytes, but array libraries multiply the others first.
+    if math.prod(size or 1 for size in shape) * ITEM_BYTES[dtype] >= MAX_INTEGER:
+        return f"shape {shape} of {dtype} has sizes whose product does not fit 64 bits"
     for chunk in chunks:
         if not is_digest(chunk):
             return f"{_shown(chunk)} is not a digest: sha256- and 64 lowercase hex digits"
@@ -170,24 +175,38 @@ def build(fields: Mapping[str, Any], tensors: Mapping[str, TensorRecord]) -> tup
 
 def parse(data: bytes, digest: str, label: str | None = None) -> Manifest:
     """Decodes and checks canonical bytes. Everything that a second reader could read otherwise is refused."""
+    value, spelled = exact_json(data)
+    if spelled != data:
+        raise ManifestProblem("it is not canonical JSON: keys sorted, no spaces, no escapes without need")
+    _check_sections(value)
+    return Manifest(value, digest, len(data), label)
+
+
+def exact_json(data: bytes) -> tuple[Any, bytes]:
+    """Decodes JSON of strangers in bounded time and memory: integers of 64 bits, no other number, no key twice.
+
+    Returns:
+        The value and its canonical form.
+    """
     if len(data) > MAX_BYTES:
         raise ManifestProblem(f"it has {len(data):,} bytes, and at most {MAX_BYTES:,} are read")
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise ManifestProblem(f"it holds more than {MAX_VALUES:,} values")
     try:
         value = json.loads(
-            data.decode("utf-8"), parse_float=_refuse_float, parse_constant=_refuse_float, parse_int=_integer
+            data.decode("utf-8"),
+            parse_float=_refuse_float,
+            parse_constant=_refuse_float,
+            parse_int=_integer,
+            object_pairs_hook=_unique,
         )
-        spelled = canonical(value)
+        return value, canonical(value)
     except RecursionError:
         raise ManifestProblem(f"it is nested deeper than {MAX_DEPTH} levels") from None
     except UnicodeError as error:
         raise ManifestProblem(f"it is not UTF-8 text: {error}") from None
     except json.JSONDecodeError as error:
         raise ManifestProblem(f"it is not JSON: {error}") from None
-    if spelled != data:
-        _refuse_duplicates(data)
-        raise ManifestProblem("it is not canonical JSON: keys sorted, no spaces, no escapes without need")
-    _check_sections(value)
-    return Manifest(value, digest, len(data), label)
 
 
 def _check_sections(value: Any) -> None:
@@ -200,7 +219,7 @@ def _check_sections(value: Any) -> None:
         )
     if value.get("kind") not in KINDS:
         raise ManifestProblem(
-            f"its kind is {_shown(value.get('kind'))}.{did_you_mean(str(value.get('kind')), KINDS)}"
+            f"its kind is {_shown(value.get('kind'))}.{did_you_mean(_shown(value.get('kind')), KINDS)}"
         )
     for section in ("tensors", "interface"):
         if not isinstance(value.get(section), dict):
@@ -261,12 +280,13 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _refuse_duplicates(data: bytes) -> None:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-            raise ManifestProblem(f"the key {twice!a} is there twice")
-        return value
-
-    json.loads(data, object_pairs_hook=unique)
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for twice, _ in pairs:
+            if twice in seen:
+                break
+            seen.add(twice)
+        raise ManifestProblem(f"the key {_shown(twice)} is there twice")
+    return value

@@ -310,7 +310,8 @@ class Registry:
                 f"{getattr(error, 'advice', 'check its permissions')}."
             ) from error
 
-    def _entry(self, ref: ArtifactRef, last: Mark | None) -> Entry:
+    def _entry(self, ref: ArtifactRef, last: Mark | None) -> Entry | None:
+        """None where somebody removed the reference since the folder was listed."""
         digest, retired = "", None
         try:
             digest = read_ref(self.store, ref)
@@ -318,6 +319,8 @@ class Registry:
             manifest = read_manifest(self.store, digest, str(ref))
             if self.trust is not None and (reason := self.trust.problem(Resolved(ref, digest))):
                 return Entry(ref, digest, retired=retired, problem=f"untrusted: {reason}")
+        except FileNotFoundError:
+            return None
         except LabError as error:
             return Entry(ref, digest, retired=retired, problem=str(error))
         return Entry(ref, digest, manifest["kind"], summary_of(manifest), retired, None, manifest)
@@ -345,7 +348,7 @@ class Registry:
         One that is damaged is listed with its problem instead of hiding the others.
         """
         with self._reading():
-            return [self._entry(ref, last) for ref, last in published(self.store)]
+            return [entry for ref, last in published(self.store) if (entry := self._entry(ref, last))]
 
 
 def _as_ref(ref: str | ArtifactRef) -> ArtifactRef:

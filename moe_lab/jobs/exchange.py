@@ -1,0 +1,205 @@
+"""Takes a module from a folder into the registry, after the same admission test as a trained one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from moe_lab.compose.lockfile import LockedPart
+from moe_lab.config import decode
+from moe_lab.config.spec import Spec
+from moe_lab.errors import LabError, printable
+from moe_lab.jobs.admission import Check, Finding, check_of_claims, checks_of_weights, require_admission, run_checks
+from moe_lab.jobs.module import trunk_of
+from moe_lab.jobs.spec import DistillRun, ModuleSpec
+from moe_lab.jobs.workspace import Workspace
+from moe_lab.registry import ArtifactRef, Manifest, Registry
+from moe_lab.registry.chunks import describe
+from moe_lab.registry.interchange import CARD, Card, read_folder
+from moe_lab.registry.manifest import ManifestProblem, build
+from moe_lab.registry.references import manifest_key
+from moe_lab.training.processes import first_goes_first
+
+Evidence = tuple[ModuleSpec | DistillRun, Path]
+"""A config that names the text of the claims, and the folder that its paths are relative to."""
+NAME = "import"
+
+
+class _Interface(Spec):
+    trunk: str
+    tokenizer: str
+    d_model: int
+    block: Annotated[int, Field(gt=0)]
+    activation: str
+    routed_layers: tuple[int, ...]
+
+
+class _Parent(Spec):
+    ref: str
+    digest: str
+    relation: str
+
+
+class _Lineage(Spec):
+    model_config = ConfigDict(extra="allow")
+    parents: tuple[_Parent, ...]
+
+
+class _Claim(Spec):
+    metric: str
+    domain: str
+    data: str
+    split: str
+    rows: Annotated[int, Field(gt=0, le=1_000_000)]
+    seq_len: Annotated[int, Field(gt=0, le=1_000_000)]
+    width: Annotated[int, Field(ge=0)]
+    value: Annotated[str, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,18})?$")]
+    stated_by: str | None = None
+
+
+class ModuleSections(Spec):
+    """What the sections of a module's manifest must look like before anything is computed from them."""
+
+    kind: Literal["module"]
+    summary: str = ""
+    licence: str
+    interface: _Interface
+    ladder: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    cost: dict[str, int]
+    lineage: _Lineage
+    data: dict[str, Any] = {}
+    claims: tuple[_Claim, ...]
+    config: dict[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What an import did.
+
+    Attributes:
+        created: False where this very content was published under this name before.
+        measured: whether the claims were measured here, rather than taken over as the card states them.
+    """
+
+    part: LockedPart
+    created: bool
+    measured: bool
+    findings: list[Finding]
+
+
+def import_folder(
+    workspace: Workspace, folder: Path, name: str | None = None, evidence: Evidence | None = None
+) -> Imported:
+    """Publishes the module in a folder under the next version of its name.
+
+    The same content under the same name keeps its digest. Anything else is content of its own: it gets the artifact
+    that it came from as a parent, and claims that are not measured here are marked `stated_by`.
+
+    Args:
+        name: `owner/name` to publish it as; by default the one on the card.
+        evidence: measures the claims again.
+    """
+    card, tensors = read_folder(folder)
+    target = _target(card, folder, name)
+    _check_sections(card, folder / CARD)
+    fields = dict(card.sections)
+    manifest = _manifest(fields, tensors, card, folder)
+    if manifest.digest != card.digest or card.ref is None or target != _title(card.ref):
+        fields = _derived(fields, card, measured=evidence is not None)
+        manifest = _manifest(fields, tensors, card, folder)
+    with first_goes_first(f"imported {target}"):
+        known = _published(workspace.registry, target, manifest.digest)
+        if known is not None and evidence is None:
+            return Imported(known, created=False, measured=False, findings=[])
+        findings = run_checks(_checks(workspace, target, manifest, tensors, evidence))
+        require_admission(findings, target)
+        if known is not None:
+            return Imported(known, created=False, measured=True, findings=findings)
+        owner, short = target.split("/")
+        done = workspace.registry.publish(owner, short, None, fields, tensors, card.blocks)
+        assert done.digest == manifest.digest
+    return Imported(LockedPart(ref=str(done.ref), digest=done.digest), done.created, evidence is not None, findings)
+
+
+def _target(card: Card, folder: Path, name: str | None) -> str:
+    if name is not None:
+        ref = ArtifactRef.parse(name)
+        if ref.version is not None or ref.width is not None:
+            raise LabError(
+                f"--as {name} names a version or a width; write owner/name, the version is the next free one"
+            )
+        return ref.title
+    if card.ref is None or ArtifactRef.parse(card.ref).width is not None:
+        what = "was exported by its digest" if card.ref is None else f"holds one rung, {card.ref}"
+        raise LabError(f"{folder} {what}; say what to publish it as: --as owner/name")
+    return ArtifactRef.parse(card.ref).title
+
+
+def _title(ref: str) -> str | None:
+    """`owner/name` of a whole artifact; a rung has no name of its own."""
+    parsed = ArtifactRef.parse(ref)
+    return parsed.title if parsed.width is None else None
+
+
+def _check_sections(card: Card, path: Path) -> None:
+    kind = card.sections.get("kind")
+    if kind in ("trunk", "router"):
+        raise LabError(
+            f"{path}: a {kind} has no admission test, so only modules are imported; copy the registry instead"
+        )
+    decode(ModuleSections, card.sections, str(path))
+
+
+def _manifest(fields: Mapping[str, Any], tensors: Mapping[str, Any], card: Card, folder: Path) -> Manifest:
+    try:
+        return build(fields, describe(tensors, card.blocks)[0])[0]
+    except ManifestProblem as problem:
+        raise LabError(f"{folder / CARD}: {problem}.") from None
+
+
+def _derived(fields: dict[str, Any], card: Card, measured: bool) -> dict[str, Any]:
+    """The sections of content that is not what the card's artifact is, or is published under another name."""
+    source = {"ref": card.ref or card.digest, "digest": card.digest, "relation": NAME}
+    parents = list(fields["lineage"]["parents"])
+    if all(parent["digest"] != card.digest for parent in parents):
+        parents.append(source)
+    claims = fields["claims"]
+    if not measured:
+        claims = [{"stated_by": source["ref"], **claim} for claim in claims]
+    else:
+        claims = [{key: value for key, value in claim.items() if key != "stated_by"} for claim in claims]
+    return {**fields, "lineage": {**fields["lineage"], "parents": parents}, "claims": claims}
+
+
+def _published(registry: Registry, title: str, digest: str) -> LockedPart | None:
+    """The highest version in use that has this content."""
+    for entry in reversed(registry.list()):
+        if entry.ref.title == title and entry.digest == digest and entry.retired is None and entry.problem is None:
+            return LockedPart(ref=str(entry.ref), digest=digest)
+    return None
+
+
+def _checks(
+    workspace: Workspace, name: str, manifest: Manifest, tensors: Mapping[str, Any], evidence: Evidence | None
+) -> Iterator[Check]:
+    yield "trunk", lambda: _has_trunk(workspace.registry, manifest)
+    yield from checks_of_weights(workspace, name, manifest, tensors)
+    if evidence is not None:
+        yield check_of_claims(workspace, manifest, tensors, *evidence)
+
+
+def _has_trunk(registry: Registry, manifest: Manifest) -> str:
+    trunk = trunk_of(manifest)
+    label = printable(trunk.ref)
+    if not registry.store.exists(manifest_key(trunk.digest)):
+        raise LabError(
+            f"it was made for trunk {label} ({trunk.digest}), which this registry does not have; copy it here"
+        )
+    kind = registry.manifest(trunk.digest)["kind"]
+    if kind != "trunk":
+        raise LabError(f"its lineage names {label} as its trunk, which is a {kind}")
+    return f"{label} is here"

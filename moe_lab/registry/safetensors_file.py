@@ -1,0 +1,216 @@
+"""One safetensors file: written with the same bytes every time, and read only where nothing in it is ambiguous.
+
+The library checks offsets, sizes and overlaps. It lets pass what other readers may see otherwise (a key twice, keys it
+does not know) and headers of 100 MB, so those are refused before it sees the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from moe_lab.errors import LabError, did_you_mean
+from moe_lab.registry.chunks import flat_bytes, numpy_dtype
+from moe_lab.registry.manifest import ITEM_BYTES, MAX_INTEGER, ManifestProblem, TensorRecord, canonical, exact_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+DTYPES = {
+    "BOOL": "bool",
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    "BF16": "bfloat16",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+"""Names of dtypes in the file and here. What packs several numbers into a byte has no counterpart."""
+MAX_HEADER_BYTES = 16 << 20
+_NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
+_RECORD = {"dtype", "shape", "data_offsets"}
+_METADATA = "__metadata__"
+_OTHER_FORMATS = {
+    b"PK": "a zip archive, such as torch.save writes, with a pickle inside",
+    b"\x80": "a pickle",
+    b"\x93NUMPY": "a NumPy file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip archive",
+    b"GGUF": "a GGUF file",
+}
+
+
+def write_safetensors(file: BinaryIO, records: Mapping[str, TensorRecord], read: Callable[[str], Array]) -> None:
+    """Writes tensors one by one, largest elements first, then by name, as the library does, so that each is aligned.
+
+    There is no metadata: the library writes its keys in random order. `read` returns a tensor by its name.
+    """
+    names = sorted(records, key=lambda name: (-ITEM_BYTES[records[name].dtype], name))
+    header, start = {}, 0
+    for name in names:
+        record = records[name]
+        end = start + record.total_bytes
+        header[name] = {"dtype": _name_of(name, record.dtype), "shape": list(record.shape), "data_offsets": [start, end]}
+        start = end
+    text = canonical(header)
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in names:
+        dtype, shape, data = flat_bytes(name, read(name))
+        assert (dtype, shape) == (records[name].dtype, records[name].shape)
+        file.write(data)
+
+
+def read_safetensors(path: Path) -> dict[str, Array]:
+    """All tensors of a file, in memory of their own. Nothing is executed and nothing is guessed.
+
+    Raises:
+        LabError: it is another format, damaged, ambiguous, or too large for this machine.
+    """
+    try:
+        with open_plain(path) as file:
+            data = _checked_bytes(file, path)
+        return dict(_arrays(data, path))
+    except ManifestProblem as problem:
+        raise LabError(f"{path}: this is no safetensors file that can be read: {problem}. Export it again.") from None
+    except MemoryError:
+        raise LabError(f"{path}: too large for the memory of this machine; import it on a larger one.") from None
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[BinaryIO]:
+    """Opens a plain file; a link, or something that would wait or never end, is a `LabError`."""
+    try:
+        # Without O_NONBLOCK, opening a FIFO would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise not_plain(path) from None
+        raise LabError(f"{path} cannot be read: {error.strerror}; check the path and its permissions.") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise not_plain(path)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def not_plain(path: Path) -> LabError:
+    return LabError(f"{str(path)!a} is a link or not a plain file, and only plain files are read; put a copy there.")
+
+
+def _name_of(name: str, dtype: str) -> str:
+    if dtype not in _NAMES:
+        raise LabError(
+            f"tensor {name!a} has dtype {dtype}, which safetensors cannot hold.{did_you_mean(dtype, _NAMES)} "
+            "Copy the artifact from registry to registry instead."
+        )
+    return _NAMES[dtype]
+
+
+def _checked_bytes(file: BinaryIO, path: Path) -> bytes:
+    """The whole file, read once the header has been found to describe exactly its size."""
+    size, start = os.fstat(file.fileno()).st_size, file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        _refuse_other_formats(start, path)
+        limit = f"the file has {size:,} bytes, and of a header at most {MAX_HEADER_BYTES:,} are read"
+        raise ManifestProblem(f"its header would have {length:,} bytes; {limit}")
+    header = file.read(length)
+    body = _check_header(header)
+    if size != 8 + length + body:
+        raise ManifestProblem(f"its header describes {8 + length + body:,} bytes and it has {size:,}")
+    data = start + header + file.read(body)
+    if len(data) != size:
+        raise ManifestProblem("it changed while it was read")
+    return data
+
+
+def _refuse_other_formats(start: bytes, path: Path) -> None:
+    for magic, what in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise LabError(
+                f"{path} is {what}, whatever its name says, and is never read: such files can run code or be read in "
+                "several ways. Convert it to safetensors where you trust it."
+            )
+
+
+def _check_header(header: bytes) -> int:
+    """Checks that tensors follow one another without gap or overlap; returns the bytes they take."""
+    if not header.startswith(b"{"):
+        raise ManifestProblem("its header does not begin with {")
+    records, _ = exact_json(header)
+    _check_metadata(records.pop(_METADATA, {}))
+    end = 0
+    for name, record in sorted(records.items(), key=lambda item: _begin(*item)):
+        end = _check_record(name, record, end)
+    return end
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Notes of other programs; they are checked, since the library reads them, and otherwise ignored."""
+    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        raise ManifestProblem(f"{_METADATA} is not an object of texts")
+
+
+def _begin(name: str, record: Any) -> tuple[int, int, str]:
+    """Where a tensor lies, and a check of its form."""
+    if not (1 <= len(name) <= 256 and name.isprintable()):
+        raise ManifestProblem(f"tensor {ascii(name)[:60]}: a name is 1 to 256 printable characters")
+    if not (isinstance(record, dict) and record.keys() == _RECORD):
+        raise ManifestProblem(f"tensor {name!a}: a record has exactly {', '.join(sorted(_RECORD))}")
+    if not (_are_counts(record["shape"], 32) and _are_counts(record["data_offsets"], 2)):
+        raise ManifestProblem(f"tensor {name!a}: shape and data_offsets are lists of integers from 0 up")
+    if len(record["data_offsets"]) != 2:
+        raise ManifestProblem(f"tensor {name!a}: data_offsets are two integers")
+    begin, end = record["data_offsets"]
+    return begin, end, name
+
+
+def _check_record(name: str, record: Mapping[str, Any], begin: int) -> int:
+    dtype, (start, end) = record["dtype"], record["data_offsets"]
+    if not (isinstance(dtype, str) and dtype in DTYPES):
+        raise ManifestProblem(f"tensor {name!a}: unknown dtype.{did_you_mean(str(dtype)[:60], DTYPES)}")
+    item = ITEM_BYTES[DTYPES[dtype]]
+    if math.prod(size or 1 for size in record["shape"]) * item >= MAX_INTEGER:
+        raise ManifestProblem(f"tensor {name!a}: its shape has more numbers than 64 bits can count")
+    if start != begin or end - start != math.prod(record["shape"]) * item:
+        raise ManifestProblem(
+            f"tensor {name!a}: shape {record['shape']} of {dtype} does not fill bytes {start:,} to {end:,}, "
+            f"or they do not begin where the tensor before it ends, at {begin:,}"
+        )
+    return int(end)
+
+
+def _are_counts(value: Any, most: int) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(type(item) is int and item >= 0 for item in value)
+
+
+def _arrays(data: bytes, path: Path) -> Iterator[tuple[str, Array]]:
+    import numpy as np
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        found = deserialize(data)
+    except SafetensorError as error:
+        raise ManifestProblem(str(error)) from None
+    for name, record in found:
+        dtype = numpy_dtype(DTYPES[record["dtype"]])
+        flat = np.frombuffer(record["data"], np.uint8)
+        if dtype == np.bool_ and flat.max(initial=0) > 1:
+            raise ManifestProblem(f"tensor {name!a}: a bool is neither 0 nor 1")
+        yield name, flat.view(dtype).reshape(record["shape"])
