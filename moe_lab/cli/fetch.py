@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moe_lab.cli.app import current_lab
+from moe_lab.cli.session import open_registry
 
 
 def fetch(
@@ -19,9 +19,6 @@ def fetch(
       moe-lab module fetch snakes/python@1
       MOE_LAB_OFFLINE=1 moe-lab module show snakes/python@1
     """
-    from moe_lab.registry import Registry
-
-    lab = current_lab(ctx)
-    done = Registry(lab.registry_path, create=False, trust=lab.trust_path).fetch(ref)
+    done = open_registry(ctx).fetch(ref)
     print(f"fetched {done.name}  {done.digest}\n  {done.blobs} chunks, {done.bytes:,} bytes in {done.folder}")
     print(f"next: MOE_LAB_OFFLINE=1 moe-lab module show {done.name}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import open_workspace
+from moe_lab.cli.session import open_registry, open_workspace
 from moe_lab.errors import LabError, printable
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ def export(
       moe-lab module export snakes/python ./python-module
     """
     from moe_lab.jobs.export import export_artifact
-    from moe_lab.registry import Registry
 
-    card = export_artifact(Registry(current_lab(ctx).registry_path, create=False), ref, folder)
+    card = export_artifact(open_registry(ctx), ref, folder)
     print(f"exported {card.ref or card.digest} to {folder}\n  {card.digest}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -10,27 +10,15 @@ from moe_lab.cli import interchange, registry_care
 from moe_lab.cli.app import CommandGroup, current_lab
 from moe_lab.cli.fetch import fetch
 from moe_lab.cli.lineage_tree import tree_lines
-from moe_lab.cli.session import open_workspace
+from moe_lab.cli.session import open_registry, open_workspace
 from moe_lab.cli.signing import KeyOption, print_signatures, read_key, sign
 from moe_lab.errors import LabError, printable
-
-if TYPE_CHECKING:
-    from moe_lab.registry import Registry
 
 module = typer.Typer(cls=CommandGroup, help="Contribute a module, and look into the registry.")
 
 Config = Annotated[str, typer.Argument(help="A trained config: a YAML file, or a name in modules/ or configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="owner/name[@version], or a digest.")]
-
-module.command()(fetch)
-
-
-def _registry(ctx: typer.Context) -> Registry:
-    from moe_lab.registry import Registry
-
-    lab = current_lab(ctx)
-    return Registry(lab.registry_path, create=False, trust=lab.trust_path)
 
 
 @module.command()
@@ -112,7 +100,7 @@ def list_(
     Example:
       moe-lab module list --all
     """
-    entries = [entry for entry in _registry(ctx).catalogue() if everything or entry.kind in ("module", "")]
+    entries = [entry for entry in open_registry(ctx).list() if everything or entry.kind in ("module", "")]
     if not entries:
         print("no modules are published here yet\nnext: moe-lab module publish CONFIG, or moe-lab run quickstart")
         return
@@ -136,7 +124,7 @@ def show(ctx: typer.Context, ref: Ref) -> None:
     """
     import json
 
-    registry = _registry(ctx)
+    registry = open_registry(ctx)
     manifest = registry.manifest(ref)
     shown = {key: value for key, value in manifest.items() if key != "tensors"}
     shown["tensors"] = {
@@ -157,7 +145,7 @@ def verify(
     Example:
       moe-lab module verify
     """
-    report = _registry(ctx).verify(ref)
+    report = open_registry(ctx).verify(ref)
     for problem in report.problems:
         print(printable(problem if problem.startswith("untrusted: ") else f"damaged: {problem}"))
     print(f"read {report.files} files, {report.bytes:,} bytes: {len(report.problems)} problems")
@@ -179,7 +167,7 @@ def lineage(
     Example:
       moe-lab module lineage snakes/python-mini --picture lineage.svg
     """
-    root = _registry(ctx).lineage(ref)
+    root = open_registry(ctx).lineage(ref)
     for line in tree_lines(root):
         print(line)
     if picture is not None:
@@ -187,6 +175,7 @@ def lineage(
 
 
 module.command()(sign)
+module.command()(fetch)
 module.command()(interchange.export)
 module.command("import")(interchange.import_)
 registry_care.register(module)

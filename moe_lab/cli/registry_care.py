@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_lab.cli.app import current_lab
+from moe_lab.cli.session import open_registry
 from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from moe_lab.registry import LineageNode, Registry
+    from moe_lab.registry import LineageNode
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="owner/name[@version], or a digest.")]
 Version = Annotated[str, typer.Argument(metavar="REF", help="owner/name@version.")]
@@ -21,12 +21,6 @@ def register(app: typer.Typer) -> None:
     """Adds these commands to the group."""
     for command in (retire, unretire, gc, mirror, diff):
         app.command()(command)
-
-
-def open_registry(ctx: typer.Context) -> Registry:
-    from moe_lab.registry import Registry
-
-    return Registry(current_lab(ctx).registry_path, create=False)
 
 
 def retire(

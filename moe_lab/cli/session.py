@@ -16,6 +16,7 @@ from moe_lab.errors import LabError
 if TYPE_CHECKING:
     from moe_lab.jobs.workspace import Workspace
     from moe_lab.parallel.spec import MeshSpec
+    from moe_lab.registry import Registry
 
 MeshOption = Annotated[
     str | None,
@@ -62,6 +63,14 @@ def open_workspace(
         shard_trunk=spec is not None and spec.trunk == "sharded",
         transport="ring" if spec is None else spec.transport,
     )
+
+
+def open_registry(ctx: typer.Context) -> Registry:
+    """The registry of this call's lab, to look into it: no array library is imported."""
+    from moe_lab.registry import Registry
+
+    lab = current_lab(ctx)
+    return Registry(lab.registry_path, create=False, trust=lab.trust_path)
 
 
 def _join(coordinator: str | None, process: str | None) -> None:

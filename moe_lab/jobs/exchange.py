@@ -149,7 +149,7 @@ def _check_sections(card: Card, path: Path) -> None:
     kind = card.sections.get("kind")
     if kind in ("trunk", "router"):
         raise LabError(
-            f"{path}: a {kind} has no admission test, so only modules are imported; copy the registry instead"
+            f"{path}: a {kind} has no admission test, so only modules are imported; copy it with moe-lab module mirror"
         )
     decode(ModuleSections, card.sections, str(path))
 
@@ -177,10 +177,8 @@ def _derived(fields: dict[str, Any], card: Card, measured: bool) -> dict[str, An
 
 def _published(registry: Registry, title: str, digest: str) -> LockedPart | None:
     """The highest version in use that has this content."""
-    for entry in reversed(registry.list()):
-        if entry.ref.title == title and entry.digest == digest and entry.retired is None and entry.problem is None:
-            return LockedPart(ref=str(entry.ref), digest=digest)
-    return None
+    found = (LockedPart(ref=str(one.ref), digest=digest) for one in registry.in_use(title) if one.digest == digest)
+    return next(found, None)
 
 
 def _checks(

@@ -27,7 +27,5 @@ def publish_checked(workspace: Workspace, candidate: Candidate, spec: Published,
 
 def _latest(workspace: Workspace, name: str) -> LockedPart | None:
     """The newest version that is not retired, trusted or not: whoever mends a version comes through here."""
-    entries = [entry for entry in workspace.registry.list() if entry.ref.title == name and not entry.retired]
-    if not entries or not entries[-1].digest:
-        return None
-    return LockedPart(ref=str(entries[-1].ref), digest=entries[-1].digest)
+    latest = next(workspace.registry.in_use(name), None)
+    return None if latest is None else LockedPart(ref=str(latest.ref), digest=latest.digest)

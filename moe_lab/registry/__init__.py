@@ -3,6 +3,7 @@
 May import `errors` and `config` only. Needs no jax, and loads numpy only where tensors are touched.
 """
 
+from moe_lab.registry.catalogue import Entry
 from moe_lab.registry.collect import Collected
 from moe_lab.registry.diff import ArtifactDiff
 from moe_lab.registry.keys import OwnerKey
@@ -13,7 +14,7 @@ from moe_lab.registry.picture import lineage_svg
 from moe_lab.registry.publish import Published
 from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.refs import Resolved, RetiredWarning
-from moe_lab.registry.registry import Entry, Registry
+from moe_lab.registry.registry import Registry
 from moe_lab.registry.retire import Retirement
 from moe_lab.registry.signatures import Signature
 from moe_lab.registry.stores import LocalStore, Store

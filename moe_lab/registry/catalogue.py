@@ -30,7 +30,7 @@ _WORTH_KEEPING = 100
 
 
 @dataclass(frozen=True)
-class Row:
+class Entry:
     """What a list shows of one published version.
 
     Attributes:
@@ -48,8 +48,8 @@ class Row:
     problem: str | None = None
 
 
-def catalogue(store: Store, cache: Path | None) -> list[Row]:
-    """See `Registry.catalogue`."""
+def catalogue(store: Store, cache: Path | None) -> list[Entry]:
+    """See `Registry.list`."""
     references = _references(store)
     found = [(ref, last, *_digest(store, ref, references)) for ref, last in published_of(references)]
     wanted = {digest: ref for ref, _, digest, _ in found if digest}
@@ -61,7 +61,7 @@ def catalogue(store: Store, cache: Path | None) -> list[Row]:
     shown = {**known, **_read(store, new)}
     if cache and len(new) >= _WORTH_KEEPING:
         _save(cache, {digest: about for digest, about in shown.items() if isinstance(about, dict)})
-    return [_row(store, ref, last, digest, problem or shown[digest]) for ref, last, digest, problem in found]
+    return [_entry(store, ref, last, digest, problem or shown[digest]) for ref, last, digest, problem in found]
 
 
 def cache_file(store: Store) -> Path | None:
@@ -96,14 +96,14 @@ def _digest(store: Store, ref: ArtifactRef, references: Mapping[str, bytes | Non
         return "", str(error)
 
 
-def _row(store: Store, ref: ArtifactRef, last: Mark | None, digest: str, about: Mapping[str, Any] | str) -> Row:
+def _entry(store: Store, ref: ArtifactRef, last: Mark | None, digest: str, about: Mapping[str, Any] | str) -> Entry:
     try:
         retired = retired_reason(store, last) if last else None
     except LabError as error:
-        return Row(ref, digest, problem=str(error))
+        return Entry(ref, digest, problem=str(error))
     if isinstance(about, str):
-        return Row(ref, digest, retired=retired, problem=about)
-    return Row(ref, digest, about["kind"], about["summary"], tuple(about["ladder"]), retired)
+        return Entry(ref, digest, retired=retired, problem=about)
+    return Entry(ref, digest, about["kind"], about["summary"], tuple(about["ladder"]), retired)
 
 
 def _read(store: Store, new: Mapping[str, ArtifactRef]) -> dict[str, dict[str, Any] | str]:

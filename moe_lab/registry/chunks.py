@@ -30,9 +30,7 @@ def flat_bytes(name: str, array: Any) -> tuple[str, tuple[int, ...], memoryview]
     array = np.asarray(array)
     dtype = array.dtype.name
     if dtype not in ITEM_BYTES:
-        raise LabError(
-            f"tensor {name!a} has dtype {dtype}, which cannot be stored.{did_you_mean(dtype, ITEM_BYTES)}"
-        )
+        raise LabError(f"tensor {name!a} has dtype {dtype}, which cannot be stored.{did_you_mean(dtype, ITEM_BYTES)}")
     # Not ascontiguousarray, which makes a 0-d array 1-d. The named dtype turns big-endian input around.
     native = np.asarray(array, dtype=numpy_dtype(dtype), order="C")
     return dtype, native.shape, native.reshape(-1).view(np.uint8).data
@@ -65,9 +63,7 @@ def describe(
     """
     unknown = sorted(block_tensors - tensors.keys())
     if unknown:
-        raise LabError(
-            f"block tensor {unknown[0]!a} is not among the tensors.{did_you_mean(unknown[0], tensors)}"
-        )
+        raise LabError(f"block tensor {unknown[0]!a} is not among the tensors.{did_you_mean(unknown[0], tensors)}")
     records: dict[str, TensorRecord] = {}
     chunks: dict[str, memoryview] = {}
     for name, array in tensors.items():

@@ -83,7 +83,9 @@ class _Used:
                 continue
             found = split_key(key)
             if found is None:
-                raise LabError(f"{self.folder.where(key)!a} is neither a reference nor a mark of retirement; remove it.")
+                raise LabError(
+                    f"{self.folder.where(key)!a} is neither a reference nor a mark of retirement; remove it."
+                )
             ref, mark = found
             if mark is not None:
                 read_mark(self.folder, mark)

@@ -81,9 +81,7 @@ class TensorRecord:
     def from_json(cls, name: str, value: Any) -> TensorRecord:
         """Checks one record of a manifest, so that no later arithmetic can go wrong."""
         if not (isinstance(value, dict) and value.keys() == cls.__dataclass_fields__.keys()):
-            raise ManifestProblem(
-                f"tensor {_shown(name)}: a record has exactly {', '.join(cls.__dataclass_fields__)}"
-            )
+            raise ManifestProblem(f"tensor {_shown(name)}: a record has exactly {', '.join(cls.__dataclass_fields__)}")
         problem = _record_problem(**value)
         if problem or not (1 <= len(name) <= 256 and name.isprintable()):
             problem = problem or "a name is 1 to 256 printable characters"
@@ -139,9 +137,7 @@ class Manifest(dict[str, Any]):
         self.digest = digest
         self.size = size
         self.label = label or digest
-        self.records = {
-            name: TensorRecord.from_json(name, record) for name, record in self["tensors"].items()
-        }
+        self.records = {name: TensorRecord.from_json(name, record) for name, record in self["tensors"].items()}
 
     def record(self, name: str) -> TensorRecord:
         if name not in self.records:
@@ -268,9 +264,7 @@ def _exact(value: Any, where: str, depth: int) -> Any:
 
 
 def _refuse_float(text: str) -> NoReturn:
-    raise ManifestProblem(
-        f"it holds the number {text[:40]}: only integers are exact; others are written as text"
-    )
+    raise ManifestProblem(f"it holds the number {text[:40]}: only integers are exact; others are written as text")
 
 
 def _integer(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -90,7 +91,7 @@ def _line(parent: _Spot, child: _Spot, relation: str, layers: list[list[_Spot]])
     spots = (parent, *bends, child)
     for bend in bends:
         layers[bend.layer].append(bend)
-    for upper, lower in zip(spots, spots[1:], strict=False):
+    for upper, lower in itertools.pairwise(spots):
         upper.below.append(lower)
         lower.above.append(upper)
     return _Line(spots, relation)
@@ -159,7 +160,7 @@ def _ports(lines: list[_Line], end: Callable[[_Line], _Spot], other_x: Callable[
 
 def _curve(points: list[tuple[float, float]]) -> str:
     path = f"M{points[0][0]:.1f},{points[0][1]:.1f}"
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         middle = (y0 + y1) / 2
         path += f" C{x0:.1f},{middle:.1f} {x1:.1f},{middle:.1f} {x1:.1f},{y1:.1f}"
     return f'<path class="arrow" d="{path}" marker-end="url(#head)"/>'

@@ -100,9 +100,7 @@ def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
             ) from None
         return
     if taken != digest:
-        raise LabError(
-            f"{ref} is already published with other content, and versions never change. {_bump(store, ref)}"
-        )
+        raise LabError(f"{ref} is already published with other content, and versions never change. {_bump(store, ref)}")
 
 
 def _bump(store: Store, ref: ArtifactRef) -> str:

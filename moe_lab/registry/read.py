@@ -21,15 +21,11 @@ def read_manifest(store: Store, digest: str, label: str | None = None) -> Manife
     key = manifest_key(digest)
     data = _read(store, key, MAX_BYTES, f"{label or digest}: its manifest")
     if digest_of(data) != digest:
-        raise LabError(
-            f"{label or digest}: its manifest {store.where(key)} is damaged: other bytes. {_RESTORE}"
-        )
+        raise LabError(f"{label or digest}: its manifest {store.where(key)} is damaged: other bytes. {_RESTORE}")
     try:
         return parse(data, digest, label)
     except ManifestProblem as problem:
-        raise LabError(
-            f"{label or digest}: its manifest {store.where(key)} is not usable: {problem}."
-        ) from None
+        raise LabError(f"{label or digest}: its manifest {store.where(key)} is not usable: {problem}.") from None
 
 
 def read_chunk(store: Store, digest: str, size: int, what: str) -> bytes:
@@ -37,9 +33,7 @@ def read_chunk(store: Store, digest: str, size: int, what: str) -> bytes:
     key = blob_key(digest)
     data = _read(store, key, size, what)
     if digest_of(data) != digest:
-        raise LabError(
-            f"{what} {store.where(key)} is damaged: its bytes are not what its name says. {_RESTORE}"
-        )
+        raise LabError(f"{what} {store.where(key)} is damaged: its bytes are not what its name says. {_RESTORE}")
     if len(data) != size:
         raise LabError(f"{what} {store.where(key)} has {len(data):,} bytes and the manifest says {size:,}.")
     return data
@@ -52,9 +46,7 @@ def read_tensor(store: Store, manifest: Manifest, name: str, rows: slice | None)
     record = manifest.record(name)
     dtype = numpy_dtype(record.dtype)
     first, last = _rows(record, rows, f"{manifest.label}: tensor {name!r}")
-    begin, end = (
-        (0, record.total_bytes) if rows is None else (first * record.row_bytes, last * record.row_bytes)
-    )
+    begin, end = (0, record.total_bytes) if rows is None else (first * record.row_bytes, last * record.row_bytes)
     try:
         buffer = np.empty(end - begin, np.uint8)
     except MemoryError:
@@ -69,9 +61,7 @@ def read_tensor(store: Store, manifest: Manifest, name: str, rows: slice | None)
     return buffer.view(dtype).reshape(shape)
 
 
-def _filler(
-    store: Store, manifest: Manifest, name: str, buffer: memoryview, begin: int
-) -> Callable[[int], None]:
+def _filler(store: Store, manifest: Manifest, name: str, buffer: memoryview, begin: int) -> Callable[[int], None]:
     """A function that reads one chunk and copies what `buffer`, which starts at byte `begin`, needs of it."""
     record = manifest.record(name)
 
@@ -100,9 +90,7 @@ def _read(store: Store, key: str, limit: int, what: str) -> bytes:
     try:
         return store.get(key, limit)
     except FileNotFoundError:
-        raise LabError(
-            f"{what} is missing: {store.where(key)}. {_RESTORE.replace('or delete it and', 'or')}"
-        ) from None
+        raise LabError(f"{what} is missing: {store.where(key)}. {_RESTORE.replace('or delete it and', 'or')}") from None
     except OSError as error:
         raise LabError(f"{what} cannot be read: {store.where(key)}: {error.strerror or error}.") from error
     except LabError as error:

@@ -66,9 +66,7 @@ class ArtifactRef:
     def __post_init__(self) -> None:
         for role, value in (("owner", self.owner), ("name", self.name)):
             if not isinstance(value, str) or _NAME.fullmatch(value) is None:
-                raise LabError(
-                    f"{_shown(value)} cannot be the {role} of an artifact: it must be {_NAME_RULE}."
-                )
+                raise LabError(f"{_shown(value)} cannot be the {role} of an artifact: it must be {_NAME_RULE}.")
         if self.version is not None and not is_version(self.version):
             raise LabError(f"{_shown(self.version)} is not a version: it must be {_VERSION_RULE}.")
         if self.width is not None and _WIDTH.fullmatch(str(self.width)) is None:
@@ -86,9 +84,7 @@ class ArtifactRef:
                 "or owner/name@version:width."
             )
         if colon and _WIDTH.fullmatch(width) is None:
-            raise LabError(
-                f"{_shown(width)} in {_shown(text)} is not a width: it must be a positive integer."
-            )
+            raise LabError(f"{_shown(width)} in {_shown(text)} is not a width: it must be a positive integer.")
         return cls(owner, name, version if at else None, int(width) if colon else None)
 
     @property

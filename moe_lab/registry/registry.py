@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
-from moe_lab.registry.catalogue import Row, cache_file, catalogue
+from moe_lab.registry.catalogue import Entry, cache_file, catalogue
 from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
 from moe_lab.registry.diff import ArtifactDiff, diff
 from moe_lab.registry.fetch import Fetched, fetch
 from moe_lab.registry.keys import OwnerKey, find_key, load_key
-from moe_lab.registry.lineage import LineageNode, lineage, summary_of
+from moe_lab.registry.lineage import LineageNode, lineage
 from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
-from moe_lab.registry.marks import Mark
 from moe_lab.registry.mirror import Mirrored, mirror
 from moe_lab.registry.mirror import Progress as MirrorProgress
 from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
 from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key
-from moe_lab.registry.refs import Resolved, published, read_ref, resolve_ref, retired_reason, warn_if_retired
+from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, versions, warn_if_retired
 from moe_lab.registry.retire import Retirement, retire, unretire
 from moe_lab.registry.signatures import Signature, problem_with, sign, signatures, signatures_of_digest
 from moe_lab.registry.stores import Store, open_store, origin
@@ -38,26 +37,6 @@ if TYPE_CHECKING:
 
 Source = str | ArtifactRef | Mapping[str, Any]
 """An artifact to read: a reference, a digest, or (cheapest for many tensors) its manifest."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One published version in a listing.
-
-    Attributes:
-        digest: "" where the reference itself cannot be read.
-        retired: the reason for its withdrawal, or None.
-        problem: why its manifest cannot be read, or "untrusted: " and why the trust policy refuses it, or None;
-            where there is one, `kind` is "" and `manifest` is empty.
-    """
-
-    ref: ArtifactRef
-    digest: str
-    kind: str = ""
-    summary: str = ""
-    retired: str | None = None
-    problem: str | None = None
-    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Registry:
@@ -201,6 +180,14 @@ class Registry:
         with self._reading():
             return fetch(self.store, resolved)
 
+    def in_use(self, title: str) -> Iterator[Resolved]:
+        """The versions of `owner/name` that are not retired, highest first, trusted or not, but for damaged ones."""
+        name = ArtifactRef.parse(title)
+        with self._reading():
+            for version in reversed(versions(self.store, name).in_use):
+                with suppress(LabError, FileNotFoundError):
+                    yield Resolved(name.at(version), read_ref(self.store, name.at(version)))
+
     def lineage(self, ref: str | ArtifactRef) -> LineageNode:
         """The tree of ancestors that the manifests name, as far as this registry holds them."""
         resolved = self._trusted(ref)
@@ -310,30 +297,16 @@ class Registry:
                 f"{getattr(error, 'advice', 'check its permissions')}."
             ) from error
 
-    def _entry(self, ref: ArtifactRef, last: Mark | None) -> Entry | None:
-        """None where somebody removed the reference since the folder was listed."""
-        digest, retired = "", None
-        try:
-            digest = read_ref(self.store, ref)
-            retired = retired_reason(self.store, last)
-            manifest = read_manifest(self.store, digest, str(ref))
-            if self.trust is not None and (reason := self.trust.problem(Resolved(ref, digest))):
-                return Entry(ref, digest, retired=retired, problem=f"untrusted: {reason}")
-        except FileNotFoundError:
-            return None
-        except LabError as error:
-            return Entry(ref, digest, retired=retired, problem=str(error))
-        return Entry(ref, digest, manifest["kind"], summary_of(manifest), retired, None, manifest)
-
-    def _believed(self, row: Row) -> Row:
+    def _believed(self, row: Entry) -> Entry:
         if self.trust is None or row.problem or not (reason := self.trust.problem(Resolved(row.ref, row.digest))):
             return row
-        return Row(row.ref, row.digest, retired=row.retired, problem=f"untrusted: {reason}")
+        return Entry(row.ref, row.digest, retired=row.retired, problem=f"untrusted: {reason}")
 
-    def catalogue(self, cached: bool = True) -> list[Row]:
-        """As `list`, with what a list shows and no more: fast where there are thousands.
+    def list(self, cached: bool = True) -> list[Entry]:
+        """Every published version, retired ones included, by owner, name and version.
 
-        A missing manifest is noticed, a damaged one only when it is first read; `verify` reads everything.
+        One that is damaged is listed with its problem instead of hiding the others. A missing manifest is noticed, a
+        changed one only when it is first read; `verify` reads everything.
 
         Args:
             cached: keep what was read in the user's cache folder, if it is much, and use what is there.
@@ -341,14 +314,6 @@ class Registry:
         with self._reading():
             rows = catalogue(origin(self.store), cache_file(self.store) if cached else None)
             return [self._believed(row) for row in rows]
-
-    def list(self) -> list[Entry]:
-        """Every published version, retired ones included, by owner, name and version.
-
-        One that is damaged is listed with its problem instead of hiding the others.
-        """
-        with self._reading():
-            return [entry for ref, last in published(self.store) if (entry := self._entry(ref, last))]
 
 
 def _as_ref(ref: str | ArtifactRef) -> ArtifactRef:

@@ -63,7 +63,11 @@ def write_safetensors(file: BinaryIO, records: Mapping[str, TensorRecord], read:
     for name in names:
         record = records[name]
         end = start + record.total_bytes
-        header[name] = {"dtype": _name_of(name, record.dtype), "shape": list(record.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _name_of(name, record.dtype),
+            "shape": list(record.shape),
+            "data_offsets": [start, end],
+        }
         start = end
     text = canonical(header)
     text += b" " * (-len(text) % 8)

@@ -107,9 +107,7 @@ class _Check:
 
     def unused_files(self) -> Iterator[Job]:
         """Files that no sound artifact uses. Harmless, but a damaged one stops who publishes that content."""
-        used = {manifest_key(digest) for digest in self.artifacts} | {
-            blob_key(digest) for digest, _ in self.uses
-        }
+        used = {manifest_key(digest) for digest in self.artifacts} | {blob_key(digest) for digest, _ in self.uses}
         for folder, ending in (("manifests", ".json"), ("blobs", "")):
             for key in self.store.list(folder):
                 digest = key.removeprefix(f"{folder}/").removesuffix(ending)

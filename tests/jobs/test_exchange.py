@@ -186,7 +186,10 @@ def test_a_rung_is_the_prefix_that_its_width_says(lab: Path, run: Run) -> None:
     # Blocks of equal content are stored once, so the rung took no space.
     blobs = set(os.listdir(lab / "registry" / "blobs"))  # noqa: PTH208
     assert blobs == {
-        chunk for entry in registry.list() for r in entry.manifest["tensors"].values() for chunk in r["chunks"]
+        chunk
+        for entry in registry.list()
+        for record in registry.manifest(entry.digest).records.values()
+        for chunk in record.chunks
     }
     assert "has no rung of width 9. Its ladder: 8, 16, 24" in run("export", "north/verse:9", str(lab / "no"), code=2)
 

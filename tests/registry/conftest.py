@@ -24,6 +24,12 @@ def quick() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Long listings are kept in the user's cache folder; tests have their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user's cache"))
+
+
 @pytest.fixture
 def root(quick: Path) -> Path:
     return quick / "registry"
@@ -98,7 +104,9 @@ def proxy(request: pytest.FixtureRequest, isolated: pytest.MonkeyPatch) -> serve
     """What s3:// and gs:// lead to: a proxy before a real server; `url` in it is a registry of this test's own."""
     scheme: str = request.param
     proxy: servers.Proxy = request.getfixturevalue(f"{scheme}_proxy")
-    proxy.start_over(f"{scheme}://bucket/{secrets.token_hex(4)}", servers.Corrected() if scheme == "gs" else servers.honest)
+    proxy.start_over(
+        f"{scheme}://bucket/{secrets.token_hex(4)}", servers.Corrected() if scheme == "gs" else servers.honest
+    )
     for variable, value in servers.environment_for(proxy.address).items():
         isolated.setenv(variable, value)
     return proxy

@@ -76,7 +76,9 @@ def publish_often(registry: str, job: dict[str, Any]) -> dict[str, Any]:
         opened = Registry(registry)
         done = opened.publish("team", f"part{job['seed']}", str(number + 1), fields(), content, BLOCKS)
         require_same_soon(opened, done.digest, content)
-        garbage = opened.publish("team", f"gone{job['seed']}", str(number + 1), fields(), tensors(number + 9, 6), BLOCKS)
+        garbage = opened.publish(
+            "team", f"gone{job['seed']}", str(number + 1), fields(), tensors(number + 9, 6), BLOCKS
+        )
         (Path(registry) / "refs/team" / garbage.ref.name / str(number + 1)).unlink()
     return {}
 

@@ -199,7 +199,7 @@ def without_conditions(request: Request, forward: Forward) -> Answer | None:
 
 
 class Corrected:
-    """Adds to gcp-storage-emulator what it lacks: ranges of listings, 416 past the end, errors as JSON, `ifGenerationMatch=0`."""
+    """What gcp-storage-emulator lacks: ranges of listings, 416 past the end, JSON errors, `ifGenerationMatch=0`."""
 
     def __init__(self, conditions: bool = True) -> None:
         self._conditions = conditions

@@ -236,7 +236,9 @@ def test_a_reader_that_is_killed_leaves_nothing_wrong(far, isolated):
         stop = threading.Event()
         folder = cached(far)[0]
         eraser = threading.Thread(
-            target=lambda folder=folder, stop=stop: [shutil.rmtree(folder, True) for _ in iter(lambda: stop.wait(0.01), True)]
+            target=lambda folder=folder, stop=stop: [
+                shutil.rmtree(folder, True) for _ in iter(lambda: stop.wait(0.01), True)
+            ]
         )
         eraser.start()
         time.sleep(delay)

@@ -65,7 +65,9 @@ def test_gc_lists_then_deletes_the_same_files(root, say):
     assert files(root) == before
     listed = set(lines[:-1])
     assert lines[-1].startswith(f"would delete {len(listed)} files, freeing ")
-    assert say("gc", "--grace", "11d")[1][-1] == f"deleted 0 files, freed 0 bytes; {len(listed)} younger unused files stay"
+    assert (
+        say("gc", "--grace", "11d")[1][-1] == f"deleted 0 files, freed 0 bytes; {len(listed)} younger unused files stay"
+    )
     code, (line,), _ = say("gc")
     assert line == lines[-1].replace("would delete", "deleted").replace("freeing", "freed")
     assert before.keys() - files(root).keys() == listed

@@ -302,9 +302,9 @@ def test_an_upload_that_has_found_its_parts_finds_them_later(quick, shaky):
     for at, (operation, *_) in list(enumerate(counting.trace))[after_clock:]:
         root = quick / str(at)
         shutil.copytree(old, root)
-        found = []
+        found, here = [], LocalStore(root)
 
-        def look(name, arguments, store=LocalStore(root), found=found):
+        def look(name, arguments, store=here, found=found):
             found += [key for key, data in parts.items() if not store.put_if_absent(key, data)]
 
         shaky(at, look)
@@ -396,7 +396,9 @@ def test_publishers_and_readers_beside_collectors_without_any_grace(publishers, 
 
 
 published = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(1, 3), st.sampled_from(["keep", "retire", "remove"])),
+    st.tuples(
+        st.sampled_from("abc"), st.integers(0, 3), st.integers(1, 3), st.sampled_from(["keep", "retire", "remove"])
+    ),
     max_size=5,
 )
 

@@ -18,7 +18,9 @@ def publish(registry, content, **sections):
 
 def test_sections_are_told_by_path_with_old_and_new(registry):
     first = publish(registry, {}, claims={"bits": 1.25, "heldout": [1, 2]}, config={"a": None, "b": [True]})
-    second = publish(registry, {}, claims={"bits": 1.5, "heldout": [1, 3, 4]}, config={"b": [1], "c": {}}, summary="new")
+    second = publish(
+        registry, {}, claims={"bits": 1.5, "heldout": [1, 3, 4]}, config={"b": [1], "c": {}}, summary="new"
+    )
     found = registry.diff(first, second)
     assert [(change.path, change.old, change.new) for change in found.sections] == [
         ("claims.bits", "1.25", "1.5"),
@@ -41,7 +43,9 @@ def test_tensors_are_told_with_the_chunks_and_bytes_that_differ(registry):
     del new["scale"]
     new["bias"] = np.zeros(3, np.float16)
     found = registry.diff(publish(registry, old), publish(registry, new))
-    assert [(tensor.name, tensor.change, tensor.chunks, tensor.of_chunks, tensor.bytes) for tensor in found.tensors] == [
+    assert [
+        (tensor.name, tensor.change, tensor.chunks, tensor.of_chunks, tensor.bytes) for tensor in found.tensors
+    ] == [
         ("bias", "added", 1, 1, 6),
         ("ids", "reshaped", 1, 1, 40),
         ("layers.0.down", "reshaped", 2, 6, 2 * 96),

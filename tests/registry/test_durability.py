@@ -106,9 +106,7 @@ def test_an_error_at_any_operation_leaves_the_old_state_and_a_repeat_completes(q
         publish(root)
         assert Registry(root).verify().ok
         for version, seed in (("1", 1), ("2", 2)):
-            assert (
-                Registry(root).tensor(f"team/part@{version}", "ids").tolist() == tensors(seed)["ids"].tolist()
-            )
+            assert Registry(root).tensor(f"team/part@{version}", "ids").tolist() == tensors(seed)["ids"].tolist()
     assert len(counting.trace) > 30
 
 
@@ -122,9 +120,7 @@ def assert_failed_cleanly(root, before, reason):
     assert {path: after[path] for path in before} == before
     # Only the very last fsync can fail when the reference is in place.
     published = "refs/team/part/2" in after
-    assert (
-        "Whether team/part@2 is published is not certain" if published else "Nothing was published"
-    ) in told
+    assert ("Whether team/part@2 is published is not certain" if published else "Nothing was published") in told
     assert list((root / "tmp").iterdir()) == []
 
 

@@ -1,7 +1,7 @@
 """Any bytes at all: a parser accepts them, and then gives them back, or refuses them in its own words.
 
-`MOE_LAB_FUZZ=N` raises the number of examples per test to N; tests/registry/fuzz_manifest.py looks for new paths through
-the code instead, with atheris.
+`MOE_LAB_FUZZ=N` raises the number of examples per test to N; tests/registry/fuzz_manifest.py looks for new paths
+through the code instead, with atheris.
 """
 
 import json
@@ -154,7 +154,9 @@ sound_headers = st.builds(
 @st.composite
 def safetensors_files(draw):
     header = draw(texts(headers) | texts(sound_headers))
-    length = draw(st.just(len(header)) | st.integers(0, 2**64 - 1) | st.integers(-2, 2).map(lambda by: len(header) + by))
+    length = draw(
+        st.just(len(header)) | st.integers(0, 2**64 - 1) | st.integers(-2, 2).map(lambda by: len(header) + by)
+    )
     return struct.pack("<Q", max(0, length) % 2**64) + header + bytes(draw(st.integers(0, 40) | st.just(0)))
 
 
@@ -174,8 +176,19 @@ def test_safetensors_files(data):
 
 
 @settings(max_examples=max(1, BUDGET // 3))
-@given(texts(st.builds(lambda **card: card, format=st.just(1), ref=values, digest=st.just(CHUNK), manifest=manifests,
-                       tensors=st.dictionaries(st.text(max_size=3), values, max_size=2))) | texts(values))
+@given(
+    texts(
+        st.builds(
+            lambda **card: card,
+            format=st.just(1),
+            ref=values,
+            digest=st.just(CHUNK),
+            manifest=manifests,
+            tensors=st.dictionaries(st.text(max_size=3), values, max_size=2),
+        )
+    )
+    | texts(values)
+)
 def test_cards(data):
     with tempfile.TemporaryDirectory(dir=memory()) as folder:
         Path(folder, CARD).write_bytes(data)

@@ -50,10 +50,7 @@ def assert_detected(root, *paths):
 
 def sorts(paths):
     """One file of each sort."""
-    return [
-        next(path for path in sorted(paths) if path.startswith(sort))
-        for sort in ("blobs", "manifests", "refs")
-    ]
+    return [next(path for path in sorted(paths) if path.startswith(sort)) for sort in ("blobs", "manifests", "refs")]
 
 
 def test_a_sound_registry_verifies_and_every_byte_is_read(registry, root, published):
@@ -97,9 +94,7 @@ def test_every_file_is_missed_or_found_changed(root, published, harm):
         if harm == "delete":
             (root / path).unlink()
         else:
-            changed = {"truncate": data[:-1], "empty": b"", "extend": data + b"\0", "zero": bytes(len(data))}[
-                harm
-            ]
+            changed = {"truncate": data[:-1], "empty": b"", "extend": data + b"\0", "zero": bytes(len(data))}[harm]
             assert changed != data
             (root / path).write_bytes(changed)
         if harm == "delete" and path.startswith("refs"):
@@ -121,9 +116,7 @@ def test_no_missing_chunk_reads_as_zeros(registry, root):
 def test_damage_names_artifact_tensor_and_file(registry, root, published):
     chunk = registry.manifest("team/wide").record("layers.0.down").chunks[3]
     (root / "blobs" / chunk).write_bytes(b"x" * 96)
-    with pytest.raises(
-        LabError, match=rf"team/wide@1: tensor 'layers\.0\.down': chunk 3 .*{chunk} is damaged"
-    ):
+    with pytest.raises(LabError, match=rf"team/wide@1: tensor 'layers\.0\.down': chunk 3 .*{chunk} is damaged"):
         registry.tensors("team/wide")
     registry.tensors("team/cut")
     (problem,) = registry.verify().problems
@@ -149,9 +142,7 @@ def test_a_chunk_of_another_length_than_the_manifest_says_is_refused(registry, r
     chunk = digest_of(b"12345678")
     registry.store.put_if_absent(f"blobs/{chunk}", b"12345678")
     for shape, reason in (((1,), "more than 4"), ((3,), "8 bytes and the manifest says 12")):
-        manifest, data = build(
-            {"kind": "module"}, {"x": TensorRecord("float32", shape, 4096, (chunk,), False)}
-        )
+        manifest, data = build({"kind": "module"}, {"x": TensorRecord("float32", shape, 4096, (chunk,), False)})
         registry.store.put_if_absent(f"manifests/{manifest.digest}.json", data)
         with pytest.raises(LabError, match=reason):
             registry.tensor(manifest.digest, "x")
@@ -236,7 +227,13 @@ def test_stray_files_are_reported_and_never_used(registry, root, published):
         "refs/team/wide/latest",
         "refs/team/wide/1.0.json",
     ]
-    strays += ["refs/team/wide/deep/1", "refs/Team/wide/1", "blobs/sha256-" + "0" * 64, "manifests/sha256-" + "0" * 64, "blobs/bad\udcff"]
+    strays += [
+        "refs/team/wide/deep/1",
+        "refs/Team/wide/1",
+        "blobs/sha256-" + "0" * 64,
+        "manifests/sha256-" + "0" * 64,
+        "blobs/bad\udcff",
+    ]
     for stray in strays:
         path = root / stray
         path.parent.mkdir(parents=True, exist_ok=True)

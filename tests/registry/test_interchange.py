@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_everything_is_on_disk_before_the_folder_has_its_name(quick, monkeypatch
 
         @staticmethod
         def fsync(descriptor):
-            synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
             renamed.append((quick / "out").exists())
             os.fsync(descriptor)
 

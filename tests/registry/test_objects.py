@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -66,7 +67,12 @@ def test_the_store_does_what_a_folder_does(proxy, root):
             root.mkdir()
         assert place.list("refs") == []
         empty = b"" if place.where("").startswith("s3") else b"-"  # gcp-storage-emulator breaks off at empty objects
-        for key, data in (("refs/a/b/2", b"two"), ("refs/a/b/1", b"one"), ("refs/a-b/c/1", empty), ("blobs/x", b"x" * 9)):
+        for key, data in (
+            ("refs/a/b/2", b"two"),
+            ("refs/a/b/1", b"one"),
+            ("refs/a-b/c/1", empty),
+            ("blobs/x", b"x" * 9),
+        ):
             assert not place.exists(key)
             assert place.put_if_absent(key, memoryview(data))
             assert not place.put_if_absent(key, b"other")
@@ -79,7 +85,7 @@ def test_the_store_does_what_a_folder_does(proxy, root):
         assert place.list("refs/a") == ["refs/a/b/1", "refs/a/b/2"]
         assert place.where("refs/a/b/1").endswith("/refs/a/b/1")
         for key in ("../x", "blobs/../../x", "/x", "", "blobs//x", "blobs/a\0"):
-            for use in (lambda key=key: place.get(key, 9), lambda key=key: place.put_if_absent(key, b"")):
+            for use in (partial(place.get, key, 9), partial(place.put_if_absent, key, b"")):
                 with pytest.raises(LabError, match="is not a name that this registry gives"):
                     use()
         with pytest.raises(FileNotFoundError):
@@ -175,7 +181,12 @@ def test_who_may_only_read_can_read(proxy):
 def failing(url):
     """What a person is told by everything that needs the place."""
     messages = []
-    for use in (lambda: publish(url), Registry(url).list, lambda: Registry(url).resolve("team/part"), Registry(url).verify):
+    for use in (
+        lambda: publish(url),
+        Registry(url).list,
+        lambda: Registry(url).resolve("team/part"),
+        Registry(url).verify,
+    ):
         with pytest.raises(LabError) as caught:
             use()
         assert "\n" not in str(caught.value)
@@ -233,7 +244,6 @@ def test_missing_credentials_are_said(proxy, isolated):
 @pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken"])
 def test_a_refusal_is_never_taken_for_an_empty_registry(proxy, code):
     publish(proxy.url)
-    usual = proxy.rule
     proxy.rule = lambda request, forward: refusal(proxy.url, code)
     for message in failing(proxy.url):
         assert "access denied" in message or "no usable credentials" in message
@@ -366,7 +376,7 @@ def test_a_service_that_dies_at_any_write_and_comes_back(proxy, isolated):
     publish(proxy.url, 1)
     before = content(proxy)
     appeared = []
-    for lives in range(12):
+    for lives in range(12):  # noqa: B007  `dying` looks at it
         writes.clear()
         proxy.rule = dying
         with pytest.raises(LabError, match="cannot publish team/part"):
@@ -436,7 +446,8 @@ def test_more_rounds_of_publishers_against_each_other(proxy, fresh_publishers):
 def test_threads_share_one_store(proxy):
     wins, shared = [], store(proxy)
     threads = [
-        threading.Thread(target=lambda n=n: wins.append(shared.put_if_absent("refs/a/b/1", b"%d" % n))) for n in range(8)
+        threading.Thread(target=lambda n=n: wins.append(shared.put_if_absent("refs/a/b/1", b"%d" % n)))
+        for n in range(8)
     ]
     for thread in threads:
         thread.start()

@@ -1,5 +1,6 @@
 """The drawing is well-formed whatever people write, shows every artifact once, and nothing lies over a box."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -34,12 +35,14 @@ def points(path):
 
 
 graphs = st.integers(1, 9).flatmap(
-    lambda count: st.lists(
-        st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)).filter(lambda pair: pair[0] < pair[1]),
-        max_size=16,
+    lambda count: (
+        st.lists(
+            st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)).filter(lambda pair: pair[0] < pair[1]),
+            max_size=16,
+        )
+        if count > 1
+        else st.just([])
     )
-    if count > 1
-    else st.just([])
 )
 
 
@@ -97,7 +100,7 @@ def test_hostile_text_stays_text(hostile):
 def test_the_same_lineage_gives_the_same_bytes_and_a_long_one_is_no_trouble():
     def chain():
         nodes = [node(number) for number in range(3000)]
-        for child, parent in zip(nodes, nodes[1:], strict=False):
+        for child, parent in itertools.pairwise(nodes):
             child.parents.append(parent)
         return nodes[0]
 

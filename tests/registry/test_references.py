@@ -1,6 +1,5 @@
 import re
 import string
-
 from pathlib import Path
 
 import pytest
@@ -114,9 +113,7 @@ def test_a_reference_has_four_parts():
 
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}(\.[a-z0-9]{1,5})?", fullmatch=True)
-version_texts = st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=4).map(
-    lambda v: ".".join(map(str, v))
-)
+version_texts = st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=4).map(lambda v: ".".join(map(str, v)))
 
 
 @given(names, names, st.none() | version_texts, st.none() | st.integers(1, 10**9 - 1))
@@ -177,8 +174,19 @@ def test_the_store_refuses_keys_of_its_own_accord(registry, key):
 
 @pytest.mark.parametrize(
     "path",
-    ["https://host/registry", "s3://", "s3:///registry", "gs://A/b", "s3://b/c", "s3://bucket/../x", "s3://bucket/a//b"]
-    + ["s3://bucket/a?b", "file:///tmp/registry", "s3://bucket/é", "s3://bucket/a b"],
+    [
+        "https://host/registry",
+        "s3://",
+        "s3:///registry",
+        "gs://A/b",
+        "s3://b/c",
+        "s3://bucket/../x",
+        "s3://bucket/a//b",
+        "s3://bucket/a?b",
+        "file:///tmp/registry",
+        "s3://bucket/é",
+        "s3://bucket/a b",
+    ],
 )
 def test_a_url_that_names_no_place_in_a_bucket_is_refused(path):
     with pytest.raises(LabError, match=r"write a folder, s3://bucket/prefix or gs://bucket/prefix"):

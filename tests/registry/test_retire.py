@@ -96,8 +96,10 @@ def test_every_bit_of_the_mark_that_decides_is_seen_by_readers_and_of_any_mark_b
     for name in marks(root):
         path = root / "refs/team/part" / name
         data = path.read_bytes()
-        damages = [data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :] for bit in
-                   range(0, 8 * len(data), 3)]
+        damages = [
+            data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
+            for bit in range(0, 8 * len(data), 3)
+        ]
         for damaged in [*damages, data[:-1], b"", data + b"\n", bytes(len(data))]:
             path.write_bytes(damaged)
             (problem,) = two.verify().problems
@@ -110,7 +112,9 @@ def test_every_bit_of_the_mark_that_decides_is_seen_by_readers_and_of_any_mark_b
     assert two.verify().ok
 
 
-@pytest.mark.parametrize("stray", ["1.retired", "1.retired-0", "1.retired-01", "1.restored-", "x.retired-1", "1.gone-1"])
+@pytest.mark.parametrize(
+    "stray", ["1.retired", "1.retired-0", "1.retired-01", "1.restored-", "x.retired-1", "1.gone-1"]
+)
 def test_files_that_only_look_like_marks_are_reported_and_ignored(two, root, stray):
     (root / "refs/team/part" / stray).write_text("x")
     (problem,) = two.verify().problems
@@ -118,8 +122,10 @@ def test_files_that_only_look_like_marks_are_reported_and_ignored(two, root, str
     assert in_use(root) == ["1", "2"]
 
 
-STEPS = {"retire": lambda registry: registry.retire("team/part@1", "wrong").changed,
-         "unretire": lambda registry: registry.unretire("team/part@1").changed}
+STEPS = {
+    "retire": lambda registry: registry.retire("team/part@1", "wrong").changed,
+    "unretire": lambda registry: registry.unretire("team/part@1").changed,
+}
 
 
 class Turns:

@@ -1,7 +1,7 @@
 """Rot at full count: a thousand flipped bits over every kind of file, none of them silent.
 
-The kinds are taken from the folder, so whatever a registry comes to store is in the count without a change here: add what
-writes it to `WRITERS`.
+The kinds are taken from the folder, so whatever a registry comes to store is in the count without a change here: add
+what writes it to `WRITERS`.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import pytest
 
 from moe_lab.errors import LabError
 from moe_lab.registry import Registry
-from tests.registry.scenario import BLOCKS, fields, files, tensors
+from tests.registry.scenario import BLOCKS, fields, files, owner_key, tensors
 
 REPOSITORY = str(Path(__file__).parents[2])
 FLIPS = 1000
@@ -37,7 +37,16 @@ def publish_odd_ones(registry):
     registry.publish("other", "zeros", "1.2", fields(), {"x": np.zeros((4, 4), np.float32)})
 
 
-WRITERS = [publish_two, publish_odd_ones]
+def retire_and_sign(registry):
+    """Two versions, of which one is retired and the other was; both are signed."""
+    for version in ("1", "2"):
+        done = registry.publish("team", "marked", version, fields(summary=version), tensors(3, blocks=1), BLOCKS)
+        registry.sign(done.ref, owner_key(1))
+        registry.retire(done.ref, "wrong data")
+    registry.unretire("team/marked@2", "it was right")
+
+
+WRITERS = [publish_two, publish_odd_ones, retire_and_sign]
 
 
 @pytest.fixture
@@ -219,7 +228,8 @@ PUBLISH_IN_FIVE_ORDERS = """if True:
     from moe_lab.registry import Registry
     from moe_lab.registry.manifest import ITEM_BYTES
     from tests.registry.scenario import BLOCKS, fields, tensors
-    content = {**tensors(3), "nan": np.array([0x7FC00001, 0xFFC12345], np.uint32).view(np.float32), "-0": np.array(-0.0)}
+    nan = np.array([0x7FC00001, 0xFFC12345], np.uint32).view(np.float32)
+    content = {**tensors(3), "nan": nan, "-0": np.array(-0.0)}
     for name in ITEM_BYTES:
         content[name] = np.zeros(3, getattr(ml_dtypes, name, None) or name)
     registry, chance = Registry(sys.argv[1]), random.Random(sys.argv[2])

@@ -24,7 +24,9 @@ def open_store(path: str | os.PathLike[str], create: bool) -> Store:
         bucket = ObjectStore(text)
         return _cached(bucket, bucket.bucket.identity, offline_asked())
     if text.startswith(("s3:/", "gs:/")):
-        raise LabError(f"registry {text!r}: a URL has two slashes, {text[:3]}//bucket/prefix; a Path drops one, so use text.")
+        raise LabError(
+            f"registry {text!r}: a URL has two slashes, {text[:3]}//bucket/prefix; a Path drops one, so use text."
+        )
     folder = Path(text).expanduser()
     if cache_folder("", by_default=False) is None:
         return open_folder(path, create)
@@ -45,6 +47,7 @@ def _cached(remote: Store, identity: str, offline: bool) -> Store:
         return CachedStore(remote, folder, offline)
     if offline:
         raise LabError(
-            f"MOE_LAB_OFFLINE=1 reads {remote.where('')} from its cache, and MOE_LAB_CACHE=off forbids one; unset either."
+            f"MOE_LAB_OFFLINE=1 reads {remote.where('')} from its cache, and MOE_LAB_CACHE=off forbids one; "
+            "unset either."
         )
     return remote

@@ -37,7 +37,7 @@ def offline_asked() -> bool:
     """Whether `MOE_LAB_OFFLINE` forbids asking the registry itself."""
     text = os.environ.get("MOE_LAB_OFFLINE", "0")
     if text not in ("", "0", "1"):
-        raise LabError(f"MOE_LAB_OFFLINE is {ascii(text)}: it must be 1 for the cache alone, or 0.")
+        raise LabError(f"MOE_LAB_OFFLINE is {text!a}: it must be 1 for the cache alone, or 0.")
     return text == "1"
 
 

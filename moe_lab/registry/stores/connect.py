@@ -54,7 +54,7 @@ def parse_url(url: str) -> Bucket:
     parts = (found[3] or "").strip("/").split("/") if found else []
     if found is None or any(part in (".", "..") or (not part and len(parts) > 1) for part in parts):
         raise LabError(
-            f"registry {ascii(url)} cannot be read as a place: write a folder, s3://bucket/prefix or "
+            f"registry {url!a} cannot be read as a place: write a folder, s3://bucket/prefix or "
             "gs://bucket/prefix; a bucket has lowercase letters, digits, '.', '-' and '_'."
         )
     prefix = "/".join(parts)
@@ -78,7 +78,7 @@ def _endpoint(scheme: str, environment: Mapping[str, str]) -> str | None:
     if name == "STORAGE_EMULATOR_HOST" and "://" not in address:
         address = f"http://{address}"
     if not address.startswith(("http://", "https://")):
-        raise LabError(f"{name} is {ascii(environment[name])}: it must begin with http:// or https://.")
+        raise LabError(f"{name} is {environment[name]!a}: it must begin with http:// or https://.")
     return address
 
 
@@ -121,7 +121,11 @@ def _credentials(bucket: Bucket, environment: Mapping[str, str]) -> str:
     file = environment.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
     if environment.get("AWS_PROFILE") or Path(file).expanduser().is_file():
         return "profile"
-    roles = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
+    roles = (
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    )
     if bucket.endpoint and not any(environment.get(name) for name in roles):
         return "anonymous"
     return "default"

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moe_lab.errors import LabError
-from moe_lab.registry.stores.protocol import Keys
-from moe_lab.registry.stores.protocol import key_parts
+from moe_lab.registry.stores.protocol import Keys, key_parts
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that somebody put in place of a blob must not wait for its writer.
@@ -32,16 +31,12 @@ def open_folder(path: str | os.PathLike[str], create: bool) -> LocalStore:
             _make_folders(root)
         os.close(os.open(root, _FOLDER))
     except FileNotFoundError:
-        raise LabError(
-            f"there is no registry at {root}: publish a module to make one, or name its folder."
-        ) from None
+        raise LabError(f"there is no registry at {root}: publish a module to make one, or name its folder.") from None
     except (FileExistsError, NotADirectoryError):
         raise LabError(f"registry {root}: a file is in the way; name a folder.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise LabError(
-            f"registry {text!r} cannot be opened: {reason}; check the path and its permissions."
-        ) from None
+        raise LabError(f"registry {text!r} cannot be opened: {reason}; check the path and its permissions.") from None
     return LocalStore(root)
 
 
@@ -93,9 +88,7 @@ class LocalStore:
             if not stat.S_ISREG(status.st_mode):
                 raise self._not_plain(key)
             if status.st_size > limit:
-                raise LabError(
-                    f"{self.where(key)} is damaged: it has {status.st_size:,} bytes, more than {limit:,}."
-                )
+                raise LabError(f"{self.where(key)} is damaged: it has {status.st_size:,} bytes, more than {limit:,}.")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 return file.read(limit)
         finally:

@@ -40,7 +40,7 @@ def patience() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= 86400:
-        raise LabError(f"MOE_LAB_STORE_PATIENCE is {ascii(text)}: it must be seconds, from 0 to 86400.")
+        raise LabError(f"MOE_LAB_STORE_PATIENCE is {text!a}: it must be seconds, from 0 to 86400.")
     return seconds
 
 

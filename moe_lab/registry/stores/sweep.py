@@ -84,7 +84,11 @@ class SweepFolder(LocalStore):
         place = f"tmp/aside.{self.token}.{folder}.{name}"
         # Noted first: whatever goes wrong, putting back what was never moved does nothing.
         self.aside[key] = place
-        with self._folder(["tmp"], create=True) as scratch, self._folder([folder]) as source, suppress(FileNotFoundError):
+        with (
+            self._folder(["tmp"], create=True) as scratch,
+            self._folder([folder]) as source,
+            suppress(FileNotFoundError),
+        ):
             os.rename(name, place.removeprefix("tmp/"), src_dir_fd=source, dst_dir_fd=scratch)
 
     def put_back(self, key: str, place: str | None = None) -> None:
