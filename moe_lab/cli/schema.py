@@ -53,7 +53,7 @@ _MANIFEST_KINDS = {"router-manifest": "routers", "strategy-manifest": "distill"}
 
 def _text(kind: str) -> str:
     from moe_lab.config import json_schema
-    from moe_lab.lab import MANIFESTS
+    from moe_lab.lab.manifest import MANIFESTS
 
     if kind in _MANIFEST_KINDS:
         document = MANIFESTS[_MANIFEST_KINDS[kind]].model_json_schema()

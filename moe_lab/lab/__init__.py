@@ -4,17 +4,13 @@ May import: errors, config. Finding and listing read manifests only; code is imp
 from moe_lab.lab.contributions import CATEGORIES, Category, Contribution
 from moe_lab.lab.folder import FOLDERS, init_lab, is_lab
 from moe_lab.lab.lab import Lab, find_lab
-from moe_lab.lab.manifest import MANIFESTS, RouterManifest, StrategyManifest
 
 __all__ = [
     "CATEGORIES",
     "FOLDERS",
-    "MANIFESTS",
     "Category",
     "Contribution",
     "Lab",
-    "RouterManifest",
-    "StrategyManifest",
     "find_lab",
     "init_lab",
     "is_lab",

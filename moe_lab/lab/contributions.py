@@ -6,16 +6,13 @@ that names it under an entry point. The same name in two places is an error, nev
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_lab.config import decode, load_yaml
 from moe_lab.errors import LabError
-from moe_lab.lab.manifest import MANIFESTS
 
 Category = Literal["modules", "routers", "distill"]
 # Each category with the file name of its manifest.
@@ -82,7 +79,9 @@ def places_in(lab: Path, category: Category, origin: str) -> Iterator[Place]:
 
 def places_in_packages(category: Category) -> Iterator[Place]:
     """Yields the contributions that installed packages declare under `moe_lab.<category>`."""
-    for point in importlib.metadata.entry_points(group=f"moe_lab.{category}"):
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=f"moe_lab.{category}"):
         owner = point.dist.name if point.dist else "?"
         where = f'package {owner}: entry point "{point.name} = {point.value}" in moe_lab.{category}'
         if not _is_name(point.name):
@@ -110,6 +109,10 @@ def by_name(places: Iterator[Place]) -> dict[str, Place]:
 
 def read(place: Place) -> Contribution:
     """Reads and checks the manifest of one place."""
+    # Many commands only need to know where the lab is, and start faster without pydantic.
+    from moe_lab.config import decode, load_yaml
+    from moe_lab.lab.manifest import MANIFESTS
+
     path = place.manifest_path
     manifest = load_yaml(path)
     if place.category in MANIFESTS:

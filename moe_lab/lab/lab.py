@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moe_lab.config import decode
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.lab.contributions import (
     CATEGORIES,
@@ -104,6 +103,8 @@ class Lab:
         Raises:
             LabError: no `type:`, no such contribution, its class is no subclass of `base`, or a setting is off.
         """
+        from moe_lab.config import decode
+
         settings, role = dict(choice), singular(category)
         name = settings.pop("type", None)
         if not isinstance(name, str):

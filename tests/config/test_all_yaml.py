@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from moe_lab.config import decode, load_config, load_yaml, to_yaml
-from moe_lab.lab import CATEGORIES, FOLDERS, MANIFESTS
+from moe_lab.lab import CATEGORIES, FOLDERS
+from moe_lab.lab.manifest import MANIFESTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted(
