@@ -7,7 +7,8 @@ import pytest
 
 from moe_lab.config import decode, parse_yaml
 from moe_lab.errors import LabError
-from moe_lab.lab import CATEGORIES, FOLDERS, MANIFESTS, Lab, init_lab
+from moe_lab.lab import CATEGORIES, FOLDERS, Lab, init_lab
+from moe_lab.lab.manifest import MANIFESTS
 from tests.lab.conftest import manifest
 
 AddRouter = Callable[..., Path]
