@@ -43,6 +43,7 @@ def test_importance_is_what_a_unit_adds_to_the_residual_stream() -> None:
     assert order_by_importance(scores)[1].tolist() == [1, 2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_student_that_is_its_teacher_learns_nothing_from_it(temperature: float) -> None:
     only_teacher, targets = strategy(teacher_share=1.0, temperature=temperature), jnp.zeros((2, 3), jnp.int32)

@@ -15,11 +15,13 @@ lab = find_lab()
 FixedRouter = lab.load(lab.get("routers", "fixed"))
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract() -> None:
     check_router(FixedRouter)
     check_router(FixedRouter, candidate="south/three:32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidate", SPACE.names)
 def test_every_token_runs_the_candidate(candidate: str) -> None:
     routing = make_example_router(FixedRouter, candidate=candidate).route(draw_example(0).features)

@@ -20,6 +20,7 @@ def test_it_keeps_the_contract() -> None:
     check_router(OracleRouter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("price", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("available", [(True, True, True), (True, False, True), (False, False, False)])
 def test_no_candidate_has_a_smaller_bill(price: float, available: tuple[bool, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from moe_lab.lab import find_lab
 from moe_lab.nn.pool import Routing
@@ -22,10 +23,12 @@ def shares(routing: Routing) -> np.ndarray:
     return drawn.mean(axis=(0, 1))
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract() -> None:
     check_router(RandomRouter)
 
 
+@pytest.mark.slow
 def test_it_draws_evenly_among_the_trunk_and_what_is_available() -> None:
     router, features = make_example_router(RandomRouter), draw_example(0, rows=64, length=64).features
     np.testing.assert_allclose(shares(router.route(features)), 1 / 7, atol=0.03)

@@ -169,6 +169,7 @@ def test_a_module_is_replaced_by_its_next_version(own: Published, batch: Tokens)
     np.testing.assert_allclose(after, losses(own.model(newer), batch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exchanged_is_refused(own: Published) -> None:
     lock = own.lock("lab/gain")
     with pytest.raises(LabError, match="in a model on a mesh"):

@@ -218,6 +218,7 @@ RUNS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(RUNS)
 def test_a_resolved_spec_reads_back_equal_and_keeps_its_fingerprint(run: Run) -> None:
     again = decode(Run, parse_yaml(to_yaml(run), "x.yaml"), "x.yaml")
@@ -225,6 +226,7 @@ def test_a_resolved_spec_reads_back_equal_and_keeps_its_fingerprint(run: Run) ->
     assert fingerprint(again) == fingerprint(run)
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
 def test_any_wrong_data_is_refused_in_one_line(data: Any) -> None:
     with pytest.raises(LabError) as error:

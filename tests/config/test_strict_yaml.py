@@ -57,6 +57,7 @@ def test_quotes_make_text() -> None:
     assert parse_yaml("""["1", '1e-4', "null"]""", "test") == ["1", "1e-4", "null"]
 
 
+@pytest.mark.slow
 @given(PLAIN)
 def test_what_is_written_reads_back_the_same(data: Any) -> None:
     written = to_yaml({"data": data})
@@ -87,6 +88,7 @@ def test_an_invalid_text_names_file_line_and_reason(tmp_path: Path, text: str, l
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -155,6 +155,7 @@ def digests():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_every_process_makes_the_same_batches(python: Callable[..., CompletedProcess[str]], hash_seed: str) -> None:
     namespace: dict[str, Callable[[], list[str]]] = {}

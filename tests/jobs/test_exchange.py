@@ -248,6 +248,7 @@ CARDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", CARDS)
 def test_a_card_that_is_not_true_is_refused(lab: Path, run: Run, label: str) -> None:
     change, reason = CARDS[label]

@@ -137,6 +137,7 @@ def test_changes_that_are_enough_come_first(config: Path) -> None:
     assert saved["the 2 widest modules cut from 1024 to 256"] == pytest.approx(16 * 12 / 28)
 
 
+@pytest.mark.slow
 def test_a_composition_is_planned_from_its_manifests(tmp_path: Path) -> None:
     published = publish_all(tmp_path / "lab")
     lock = published.lock("lab/gain")
@@ -160,6 +161,7 @@ def test_the_command_refuses_in_one_line(moe_lab: MoeLab, config: Path, argument
     assert reason in done.stderr
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     ("arguments", "reason"),

@@ -109,6 +109,7 @@ def test_linear_is_a_matrix_and_a_bias(bias: bool) -> None:
     assert layer(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_query_heads_share_the_key_value_heads_of_their_group(kv_heads: int) -> None:
     rng = np.random.default_rng(4)

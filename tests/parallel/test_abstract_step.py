@@ -135,6 +135,7 @@ def test_the_loss_is_that_of_the_layers_on_one_device() -> None:
     assert left_out == 0
 
 
+@pytest.mark.slow
 def test_a_training_step_gives_back_the_state_it_took() -> None:
     step = step_of(train=True)
     pools, adam, loss, _ = jax.eval_shape(step.function, **step.arguments)

@@ -95,6 +95,7 @@ def compare(layer: ShardedLayer, placement: Placement, slots: int | None = None)
     return int(found.left_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "place", "backend"), CASES)
 def test_values_and_gradients_are_those_of_one_device(shape: tuple[int, int], place: Any, backend: str) -> None:
     assert compare(ShardedLayer(mesh=mesh_of(*shape), backend=backend), place(shape[1], COUNTS)) == 0
@@ -161,6 +162,7 @@ def test_a_step_over_its_budget_runs_whole() -> None:
     assert int(found.left_out) == sum(max(0, rows[expert == e].sum() - 512) for e in range(2)) > 0
 
 
+@pytest.mark.slow
 def test_the_same_bits_every_time_and_no_second_compilation_when_modules_move() -> None:
     layer = ShardedLayer(mesh=mesh_of(2, 4))
     h, modules, routing, goal = drawn()

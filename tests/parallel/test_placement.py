@@ -291,6 +291,7 @@ def check(placement: Placement, layer: Layer, *, split: bool, replicate: float, 
     np.testing.assert_allclose(placement.load_P(layer.block_load).sum(), sum(x.sum() for x in layer.block_load))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(layer=layers(), devices=st.integers(1, 9), freedom=FREEDOM)
 def test_a_placement_is_complete_and_the_same_every_time(layer: Layer, devices: int, freedom: dict) -> None:

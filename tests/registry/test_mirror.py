@@ -216,6 +216,7 @@ def test_a_wrong_reference_is_refused_before_anything_is_copied(source, target, 
     assert files(target) == {}
 
 
+@pytest.mark.slow
 def test_killed_at_any_operation_it_is_whole_or_not_there_and_goes_on(publishers, quick):
     source = quick / "small"
     done = publish(source, "small", blocks=1)
@@ -239,6 +240,7 @@ def test_killed_at_any_operation_it_is_whole_or_not_there_and_goes_on(publishers
     assert set(states) == {False, True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=errno.errorcode.get)
 def test_an_error_at_any_operation_is_one_line_and_a_repeat_completes(source, quick, monkeypatch, code):
     refs = ["team/part@2"]

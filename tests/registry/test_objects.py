@@ -15,6 +15,7 @@ from moe_lab.registry.stores.failures import StoreFailure
 from tests.registry import servers
 from tests.registry.scenario import BLOCKS, fields, files, tensors
 
+pytestmark = pytest.mark.slow  # real servers
 s3_only = pytest.mark.parametrize("proxy", ["s3"], indirect=True)
 
 

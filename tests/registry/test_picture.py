@@ -46,6 +46,7 @@ graphs = st.integers(1, 9).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(graphs)
 def test_every_artifact_is_drawn_once_below_its_parents_and_nothing_overlaps(edges):

@@ -32,6 +32,7 @@ def test_of_many_publishers_of_one_version_exactly_one_wins(publishers, tmp_path
         assert Registry(root).verify().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1", None], ids=["explicit", "next"])
 def test_publishers_of_the_same_bytes_all_succeed(publishers, tmp_path, version):
     for round_ in range(5):
@@ -73,6 +74,7 @@ def test_a_publisher_that_comes_between_listing_and_claiming(root, seed, version
     assert_whole(root, version, seed)
 
 
+@pytest.mark.slow
 def test_killed_at_any_operation_and_repeated(publishers, quick):
     old, new = ({"seed": seed, "version": str(seed), "blocks": 1} for seed in (1, 2))
     publishers(quick / "old", old)

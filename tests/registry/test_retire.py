@@ -88,6 +88,7 @@ def test_what_cannot_be_retired_is_refused_and_nothing_written(two, root, ref, r
     assert files(root) == before
 
 
+@pytest.mark.slow
 def test_every_bit_of_the_mark_that_decides_is_seen_by_readers_and_of_any_mark_by_verify(two, root):
     two.retire("team/part@2", "wrong")
     two.unretire("team/part@2", "right")
@@ -170,6 +171,7 @@ class TurnStore(LocalStore):
         return super().put_if_absent(key, data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", list(itertools.product(STEPS, STEPS)), ids="-".join)
 @pytest.mark.parametrize("retired_before", [False, True], ids=["in use", "retired"])
 def test_every_interleaving_of_two_callers_is_one_after_the_other(quick, pair, retired_before):

@@ -336,6 +336,7 @@ def test_a_long_and_braided_lineage_is_not_walked_twice(registry):
     assert (node.ref, generations) == ("team/part@1", 59)
 
 
+@pytest.mark.slow
 def test_the_digest_does_not_depend_on_order_or_hash_seed(tmp_path):
     program = """if True:
         import sys, random

@@ -254,6 +254,7 @@ def bombs():
     }
 
 
+@pytest.mark.slow
 def test_bombs_take_little_memory_and_time(tmp_path):
     paths = []
     for label, (data, size, _) in bombs().items():

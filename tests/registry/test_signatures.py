@@ -104,6 +104,7 @@ def test_the_other_scalar_of_the_same_signature_is_refused(lab, signature):
     assert main(["module", "verify"]) == 2
 
 
+@pytest.mark.slow
 def test_any_changed_byte_of_anything_fails_the_real_command(lab, signature, moe_lab):
     """Sampled bytes of blobs, manifest and reference; the last of each file in a process of its own."""
     chance, registry = random.Random(0), lab / "registry"
@@ -124,6 +125,7 @@ def test_any_changed_byte_of_anything_fails_the_real_command(lab, signature, moe
     assert moe_lab("module", "verify", cwd=lab).returncode == 0
 
 
+@pytest.mark.slow
 def test_any_changed_digit_of_the_file_name_fails(lab, signature, capsys):
     """The name holds the manifest's digest and the public key: neither can be exchanged."""
     name = signature.name

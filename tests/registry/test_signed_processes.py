@@ -56,6 +56,7 @@ def test_signers_without_a_version_each_get_their_own(publishers, tmp_path):
         assert trusting(root).verify().ok
 
 
+@pytest.mark.slow
 def test_killed_at_any_operation_and_repeated(publishers, quick):
     old, new = ({"seed": seed, "version": str(seed), "blocks": 1, "key": 1} for seed in (1, 2))
     publishers(quick / "old", old)

@@ -248,6 +248,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", BROKEN)
 def test_a_policy_that_cannot_be_understood_stops_everything(lab_folder, monkeypatch, capsys, text):
     put(lab_folder / "registry", "snakes/python")

@@ -190,10 +190,12 @@ class LearnsFromPadding(Sound):
         return super().outcome_loss(features._replace(segment_ids_BS=jnp.ones_like(features.segment_ids_BS)))
 
 
+@pytest.mark.slow
 def test_a_sound_router_passes() -> None:
     check_router(Sound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("router", "message"),
     [

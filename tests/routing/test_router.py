@@ -36,6 +36,7 @@ def test_evidence_is_the_fading_mean_of_the_document_so_far(seed: int, half_life
         np.testing.assert_allclose(got[row, place], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_surroundings_are_the_document_so_far_and_the_document_to_come() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(1, 7, 2)).astype(np.float32)

@@ -60,6 +60,7 @@ def random_bits(dtype: str, shape: tuple[int, ...]) -> jax.Array:
     return jnp.asarray(np.frombuffer(np.random.default_rng(0).bytes(size), np.dtype(dtype)).reshape(shape))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(
     names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=1, max_size=4, unique=True),

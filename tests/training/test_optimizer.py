@@ -38,6 +38,7 @@ def closed_form(spec: TrainSpec, step: int) -> float:
     return peak
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     schedule=st.sampled_from(["cosine", "wsd", "constant"]),
@@ -82,6 +83,7 @@ def adamw(spec: TrainSpec, params: dict, gradients: list[dict]) -> dict:
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad_clip", [None, 0.5])
 def test_updates_equal_adamw_with_decay_on_matrices_only(grad_clip: float | None) -> None:
     rng = np.random.default_rng(0)
