@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "module": "moe_lab.cli.module:module",
     "compose": "moe_lab.cli.compose:compose",
     "eval": "moe_lab.cli.evaluate:evaluate",
+    "route-report": "moe_lab.cli.route_report:route_report",
     "plan": "moe_lab.cli.plan:plan",
     "bench": "moe_lab.cli.bench:bench",
     "runs": "moe_lab.cli.runs:runs",

@@ -24,6 +24,8 @@ KINDS: dict[str, str] = {
     "evaluation": "moe_lab.jobs.spec:EvaluationSpec",
     "plan": "moe_lab.jobs.spec:PlanSpec",
     "data": "moe_lab.data.spec:DataSpec",
+    "outcomes": "moe_lab.questions.spec:OutcomesSpec",
+    "question_router": "moe_lab.jobs.spec:QuestionRouterRun",
 }
 
 
