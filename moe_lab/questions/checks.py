@@ -33,6 +33,7 @@ def check_items(table: ItemTable, *, refuse_duplicates: bool = False) -> list[st
         *_misaligned(table),
         *_duplicates(table, refuse_duplicates),
         *_groups(table),
+        *_collapsed(table),
     ]
 
 
@@ -126,3 +127,22 @@ def _groups(table: ItemTable) -> list[str]:
     if len(table.groups) == 1 and table.groups != ("all",):
         return [f"only one group, {table.groups[0]}: the group table is the best fixed candidate"]
     return []
+
+
+def _collapsed(table: ItemTable) -> list[str]:
+    """A candidate that is hardly ever right in a group where another one is: answers that were not parsed look so."""
+    if not table.is_probability:
+        return []
+    overall_C = table.outcome_NC.mean(axis=0)
+    found = []
+    for g, group in enumerate(table.groups):
+        inside = table.group_N == g
+        if inside.sum() < _ITEMS_TO_JUDGE:
+            continue
+        means_C = table.outcome_NC[inside].mean(axis=0)
+        for c in np.flatnonzero((means_C < overall_C / 10) & (means_C < means_C.max() / 3)):
+            found.append(
+                f"{table.names[c]}: {means_C[c]:.2f} on {group}, far below its {overall_C[c]:.2f} overall while "
+                f"another candidate has {means_C.max():.2f} there; were its answers parsed?"
+            )
+    return found

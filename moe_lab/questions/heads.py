@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Link = Literal["logistic", "identity"]
 _CERTAIN = 1e-4
+_PULL = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +42,13 @@ def fit_heads(
     penalty: float,
     own_penalty: float,
     iterations: int,
+    start: Heads | None = None,
 ) -> Heads:
     """Minimises the summed loss plus `penalty / 2 * (C |mean_c W|^2 + own_penalty * |W - mean_c W|^2)`.
 
     The loss is the cross-entropy of a quality in [0, 1] (`logistic`), or half the squared error in units of each
-    candidate's spread (`identity`). L-BFGS from the candidates' means; the intercept is not penalised.
+    candidate's spread (`identity`). L-BFGS from `start`, or from the candidates' means; the intercept is not
+    penalised.
     """
     from scipy.optimize import minimize
 
@@ -64,9 +67,11 @@ def fit_heads(
         gradient_DC = transposed @ slope_NC.astype(np.float32) + penalty * (shared_D1 + own_penalty * own_DC)
         return loss, np.concatenate([gradient_DC.reshape(-1), slope_NC.sum(axis=0)])
 
-    start = np.concatenate([np.zeros(width * candidates), inverse(target_NC.mean(axis=0), link)])
+    first = np.concatenate([np.zeros(width * candidates), inverse(target_NC.mean(axis=0), link)])
+    if start is not None:
+        first = np.concatenate([(start.weight_DC / scale_C).reshape(-1), start.bias_C / scale_C]).astype(np.float64)
     settings: Any = {"maxiter": iterations, "maxcor": 6}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=settings).x
+    found = minimize(objective, first, jac=True, method="L-BFGS-B", options=settings).x
     return Heads(
         link,
         (found[:-candidates].reshape(width, candidates) * scale_C).astype(np.float32),
@@ -98,45 +103,50 @@ def inverse(quality: np.ndarray, link: Link) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Corrects predictions of one candidate: `link(a_C * inverse(heads) + b_C * inverse(group mean) + c_C)`."""
+    """Blends and corrects the predictions for each candidate, on the linear scale of the link.
+
+    link(a_C * heads + b_C * neighbours + c_C * group mean + d_C)
+    """
 
     link: Link
-    weight_3C: np.ndarray
+    weight_4C: np.ndarray
 
-    def __call__(self, predicted_NC: np.ndarray, group_mean_NC: np.ndarray) -> np.ndarray:
+    def __call__(self, heads_NC: np.ndarray, neighbours_NC: np.ndarray, group_mean_NC: np.ndarray) -> np.ndarray:
         """Calibrated qualities [N, C]."""
-        a_C, b_C, c_C = self.weight_3C
-        return expected(
-            a_C * inverse(predicted_NC, self.link) + b_C * inverse(group_mean_NC, self.link) + c_C, self.link
-        )
+        a_C, b_C, c_C, d_C = self.weight_4C
+        parts = (inverse(quality_NC, self.link) for quality_NC in (heads_NC, neighbours_NC, group_mean_NC))
+        heads, neighbours, groups = parts
+        return expected(a_C * heads + b_C * neighbours + c_C * groups + d_C, self.link)
 
 
-def plain_calibration(candidates: int, link: Link) -> Calibration:
-    """Leaves predictions as they are."""
-    return Calibration(link, np.stack([np.ones(candidates), np.zeros(candidates), np.zeros(candidates)]))
+def plain_calibration(candidates: int, link: Link, neighbours: float) -> Calibration:
+    """A fixed blend of heads and neighbours, corrected by nothing."""
+    weight_4 = np.array([1 - neighbours, neighbours, 0.0, 0.0])
+    return Calibration(link, np.tile(weight_4[:, None], candidates))
 
 
 def fit_calibration(
-    predicted_NC: np.ndarray, group_mean_NC: np.ndarray, quality_NC: np.ndarray, link: Link
+    heads_NC: np.ndarray,
+    neighbours_NC: np.ndarray,
+    group_mean_NC: np.ndarray,
+    quality_NC: np.ndarray,
+    plain: Calibration,
 ) -> Calibration:
-    """Fits the correction on items that the heads have not seen, drawn a little towards leaving them as they are."""
+    """Fits the blend on items that neither heads nor neighbours have seen, drawn a little towards `plain`."""
     from scipy.optimize import minimize
 
-    candidates = predicted_NC.shape[1]
-    plain = plain_calibration(candidates, link).weight_3C
-    found = np.empty_like(plain)
-    for c in range(candidates):
-        columns = np.stack(
-            [inverse(predicted_NC[:, c], link), inverse(group_mean_NC[:, c], link), np.ones(len(quality_NC))], axis=1
-        )
+    link, found = plain.link, np.empty_like(plain.weight_4C)
+    for c in range(quality_NC.shape[1]):
+        seen = [inverse(values_NC[:, c], link) for values_NC in (heads_NC, neighbours_NC, group_mean_NC)]
+        columns = np.stack([*seen, np.ones(len(quality_NC))], axis=1)
         scale = 1.0 if link == "logistic" else max(float(quality_NC[:, c].std()), 1e-12)
 
         def objective(weight: np.ndarray, c: int = c, x: np.ndarray = columns, s: float = scale) -> tuple[float, Any]:
             loss, slope = _loss((x @ weight)[:, None] / s, quality_NC[:, c : c + 1] / s, link)
-            away = weight - plain[:, c]
-            return loss + float(away @ away) / 2, x.T @ slope[:, 0] / s + away
+            away = weight - plain.weight_4C[:, c]
+            return loss + float(away @ away) * _PULL / 2, x.T @ slope[:, 0] / s + _PULL * away
 
-        found[:, c] = minimize(objective, plain[:, c], jac=True, method="L-BFGS-B").x
+        found[:, c] = minimize(objective, plain.weight_4C[:, c], jac=True, method="L-BFGS-B").x
     return Calibration(link, found)
 
 

@@ -37,7 +37,7 @@ class Band(Spec):
 
 
 class Figure(Spec):
-    """One metric of one router; `model_config` allows an infinite CPT, written as null."""
+    """One metric of one router; an infinite one, such as a CPT that is never reached, is null."""
 
     metric: str
     role: CurveRole
@@ -122,5 +122,5 @@ class RouteResults(Spec):
     oracle_free_cost: float
 
     def figure(self, metric: str, role: CurveRole = "routed") -> float | None:
-        """The value of one metric."""
-        return next(f.value for f in self.figures if f.metric == metric and f.role == role)
+        """The value of one metric; None where it was not measured or is infinite."""
+        return next((f.value for f in self.figures if f.metric == metric and f.role == role), None)

@@ -6,7 +6,6 @@ Legend: N items, C candidates, G groups, F numbers, D features.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from moe_lab.errors import LabError, did_you_mean
 from moe_lab.metrics.choices import Choice, choose
 from moe_lab.questions.features import FeatureMap, RawFeatures, raw_features
 from moe_lab.questions.heads import Calibration, Heads, rising
+from moe_lab.questions.neighbours import Neighbours, make_embedding
 from moe_lab.questions.spec import QuestionFeatures
 from moe_lab.questions.table import ItemTable
 
@@ -36,6 +36,7 @@ class QuestionRouter:
     group_mean_GC: np.ndarray
     features: FeatureMap
     heads: Heads
+    neighbours: Neighbours | None
     calibration: Calibration
     ladders: tuple[tuple[int, ...], ...]
 
@@ -47,13 +48,18 @@ class QuestionRouter:
     @property
     def parameters(self) -> int:
         """Numbers that a prediction may read."""
-        arrays = (self.heads.weight_DC, self.heads.bias_C, self.group_mean_GC, *self.features.idf)
-        return sum(array.size for array in arrays)
+        arrays = self.tensors()
+        return sum(array.size for name, array in arrays.items() if not name.startswith("kept/"))
 
     def learned(self, raw: RawFeatures) -> np.ndarray:
         """Quality [N, C] as the heads see it, calibrated, whatever the mode."""
-        predicted = self.calibration(self.heads(self.features(raw)), self.by_group(raw.group_N))
+        predicted = self.calibration(*self.parts(raw))
         return rising(predicted, [list(ladder) for ladder in self.ladders])
+
+    def parts(self, raw: RawFeatures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the calibration blends: heads, neighbours (the group means, where there are none) and group means."""
+        x_ND, means_NC = self.features(raw), self.by_group(raw.group_N)
+        return self.heads(x_ND), means_NC if self.neighbours is None else self.neighbours(x_ND), means_NC
 
     def by_group(self, group_N: np.ndarray) -> np.ndarray:
         """The mean quality of each item's group [N, C]; of all items, where the group is unknown."""
@@ -111,7 +117,7 @@ class QuestionRouter:
         arrays = {
             "weight": self.heads.weight_DC,
             "bias": self.heads.bias_C,
-            "calibration": self.calibration.weight_3C,
+            "calibration": self.calibration.weight_4C,
             "cost": self.cost_C,
             "mean": self.mean_C,
             "group_mean": self.group_mean_GC,
@@ -120,6 +126,8 @@ class QuestionRouter:
         }
         for block, (kept, idf) in enumerate(zip(self.features.kept, self.features.idf, strict=True)):
             arrays |= {f"kept/{block}": kept, f"idf/{block}": idf}
+        if (near := self.neighbours) is not None:
+            arrays |= {"direction": near.embedding.direction_TE, "point": near.points_ME, "quality": near.quality_MC}
         return arrays
 
     def describe(self) -> dict[str, Any]:
@@ -131,30 +139,37 @@ class QuestionRouter:
             "mode": self.mode,
             "link": self.heads.link,
             "ladders": [list(ladder) for ladder in self.ladders],
-            "features": json.loads(canonical_json(self.features.settings)),
+            # As text: a manifest holds no floats.
+            "features": canonical_json(self.features.settings),
         }
 
     @staticmethod
     def rebuild(described: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> QuestionRouter:
         """The inverse of `describe` and `tensors`."""
         blocks = range(sum(name.startswith("kept/") for name in tensors))
+        settings, groups = QuestionFeatures.model_validate_json(described["features"]), tuple(described["groups"])
+        near = None
+        if "point" in tensors:
+            embedding = make_embedding(tensors["direction"], len(groups), settings)
+            near = Neighbours(embedding, tensors["point"], tensors["quality"])
         return QuestionRouter(
             names=tuple(described["names"]),
-            groups=tuple(described["groups"]),
+            groups=groups,
             number_names=tuple(described["number_names"]),
             mode=described["mode"],
             cost_C=tensors["cost"],
             mean_C=tensors["mean"],
             group_mean_GC=tensors["group_mean"],
             features=FeatureMap(
-                settings=QuestionFeatures(**described["features"]),
-                num_groups=len(described["groups"]),
+                settings=settings,
+                num_groups=len(groups),
                 kept=tuple(tensors[f"kept/{block}"] for block in blocks),
                 idf=tuple(tensors[f"idf/{block}"] for block in blocks),
                 mean_F=tensors["number_mean"],
                 spread_F=tensors["number_spread"],
             ),
             heads=Heads(described["link"], tensors["weight"], tensors["bias"]),
+            neighbours=near,
             calibration=Calibration(described["link"], tensors["calibration"]),
             ladders=tuple(map(tuple, described["ladders"])),
         )

@@ -108,8 +108,8 @@ class QuestionFeatures(Spec):
     words: NonNegativeInt = 2
     characters: Annotated[int, Field(ge=0, le=8)] = 0
     buckets: PositiveInt = 1 << 17
-    group_weight: Annotated[float, Field(ge=0)] = 2.0
-    number_weight: Annotated[float, Field(ge=0)] = 0.2
+    group_weight: Annotated[float, Field(ge=0)] = 1.0
+    number_weight: Annotated[float, Field(ge=0)] = 0.1
 
 
 class QuestionRouterSettings(Spec):
@@ -118,6 +118,8 @@ class QuestionRouterSettings(Spec):
     Attributes:
         head: `gain` predicts every candidate's outcome; `difficulty` knows only the cheapest one's, and sends what it
             may fail at to the dearest. Difficulty is the baseline to beat.
+        neighbours: directions of the text in which alike training items are found, whose outcomes are blended with the
+            heads'; 0 looks for none.
         penalty: L2 penalty of the weights that all candidates share.
         own_penalty: L2 penalty of what one candidate's weights differ by, relative to `penalty`.
         monotone: within a family a larger size is never predicted to be worse: `auto` where every group of the
@@ -130,11 +132,12 @@ class QuestionRouterSettings(Spec):
 
     head: Literal["gain", "difficulty"] = "gain"
     features: QuestionFeatures = QuestionFeatures()
-    penalty: Positive = 6.0
-    own_penalty: Positive = 1.0
+    neighbours: NonNegativeInt = 100
+    penalty: Positive = 4.0
+    own_penalty: Positive = 1.2
     monotone: Literal["auto", "never"] = "auto"
     group_shrinkage: Annotated[float, Field(ge=0)] = 10.0
-    iterations: PositiveInt = 30
+    iterations: PositiveInt = 20
     folds: Annotated[int, Field(ge=2)] = 5
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     prices: Annotated[int, Field(ge=2)] = 64

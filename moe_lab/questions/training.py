@@ -6,19 +6,22 @@ Legend: N items, C candidates, G groups.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from moe_lab.metrics.areas import CostRange, deferral_area, policy_points
 from moe_lab.metrics.choices import choose, group_means
-from moe_lab.questions.features import RawFeatures, fit_features
+from moe_lab.questions.features import FeatureMap, RawFeatures, fit_features
 from moe_lab.questions.folds import deal_folds
-from moe_lab.questions.heads import Calibration, Heads, Link, fit_calibration, fit_heads, plain_calibration
+from moe_lab.questions.heads import Calibration, Heads, Link, fit_calibration, fit_heads, inverse, plain_calibration
+from moe_lab.questions.neighbours import Embedding, Neighbours, fit_embedding
 from moe_lab.questions.router import Mode, QuestionRouter, price_grid, relative_cost
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.table import ItemTable
 
 _ITEMS_TO_COMPARE = 30
+_NEIGHBOURS = 1 / 3  # of the blend, where nothing says otherwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,14 +44,30 @@ def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: Qu
     if held.all() or not held.any():
         held = np.arange(len(index)) % 2 == 0
     seen, unseen = index[~held], index[held]
-    trial = _fit(table, raw, seen, spec, None)
-    predicted = trial.heads(trial.features(raw.rows(unseen)))
-    means_NC = trial.by_group(raw.group_N[unseen])
-    calibration = fit_calibration(predicted, means_NC, table.quality_NC[unseen], trial.heads.link)
+    # Frequencies and directions look at no outcome, so both routers may have those of all items.
+    features = fit_features(raw.rows(index), spec.features, len(table.groups))
+    embedding = _embedding(raw, index, features, spec)
+    plain = plain_calibration(len(table.names), _link(table), _NEIGHBOURS if embedding else 0.0)
+    trial = _fit(table, raw, seen, spec, features, embedding, plain)
     # The areas are compared before the calibration: it has seen these outcomes.
     areas = _areas(table, trial, raw, unseen)
-    router = dataclasses.replace(_fit(table, raw, index, spec, calibration), mode=_mode(areas))
-    return Trained(router=router, validation=areas)
+    calibration = plain
+    if spec.head == "gain":
+        calibration = fit_calibration(*trial.parts(raw.rows(unseen)), table.quality_NC[unseen], plain)
+    final = _fit(table, raw, index, spec, features, embedding, calibration, start=trial.heads)
+    return Trained(router=dataclasses.replace(final, mode=_mode(areas)), validation=areas)
+
+
+def _link(table: ItemTable) -> Link:
+    return "logistic" if table.is_probability else "identity"
+
+
+def _embedding(
+    raw: RawFeatures, index: np.ndarray, features: FeatureMap, spec: QuestionRouterSettings
+) -> Embedding | None:
+    if not spec.neighbours or spec.head == "difficulty":
+        return None
+    return fit_embedding(features(raw.rows(index)), features, spec.neighbours, spec.seed)
 
 
 def _mode(areas: dict[str, float]) -> Mode:
@@ -59,20 +78,30 @@ def _mode(areas: dict[str, float]) -> Mode:
 
 
 def _fit(
-    table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: QuestionRouterSettings, calibration: Calibration | None
+    table: ItemTable,
+    raw: RawFeatures,
+    index: np.ndarray,
+    spec: QuestionRouterSettings,
+    features: FeatureMap,
+    embedding: Embedding | None,
+    calibration: Calibration,
+    start: Heads | None = None,
 ) -> QuestionRouter:
-    quality_NC, part = table.quality_NC[index], raw.rows(index)
-    link: Link = "logistic" if table.is_probability else "identity"
-    features = fit_features(part, spec.features, len(table.groups))
+    quality_NC, part, link = table.quality_NC[index], raw.rows(index), _link(table)
     cost_C, mean_C = table.cost_NC[index].mean(axis=0), quality_NC.mean(axis=0)
-    settings = {"penalty": spec.penalty, "own_penalty": spec.own_penalty, "iterations": spec.iterations}
+    settings: dict[str, Any] = {
+        "penalty": spec.penalty,
+        "own_penalty": spec.own_penalty,
+        # From heads that know three quarters of the items, half of the way is left.
+        "iterations": spec.iterations if start is None else max(1, spec.iterations // 2),
+    }
     x_ND = features(part)
     if spec.head == "difficulty":
         cheapest = int(np.argmin(cost_C))
-        one = fit_heads(x_ND, quality_NC[:, [cheapest]], link, **settings)  # type: ignore[arg-type]
+        one = fit_heads(x_ND, quality_NC[:, [cheapest]], link, **settings)
         heads = _only_knows(one, cheapest, mean_C)
     else:
-        heads = fit_heads(x_ND, quality_NC, link, **settings)  # type: ignore[arg-type]
+        heads = fit_heads(x_ND, quality_NC, link, start=start, **settings)
     return QuestionRouter(
         names=table.names,
         groups=table.groups,
@@ -83,15 +112,14 @@ def _fit(
         group_mean_GC=group_means(quality_NC, raw.group_N[index], len(table.groups), shrink=spec.group_shrinkage),
         features=features,
         heads=heads,
-        calibration=calibration or plain_calibration(len(table.names), link),
+        neighbours=None if embedding is None else Neighbours(embedding, embedding(x_ND), quality_NC.astype(np.float32)),
+        calibration=calibration,
         ladders=_ladders(table, index) if spec.monotone == "auto" else (),
     )
 
 
 def _only_knows(one: Heads, candidate: int, mean_C: np.ndarray) -> Heads:
     """Heads for all candidates of which only one looks at the item; the others say their mean."""
-    from moe_lab.questions.heads import inverse
-
     weight = np.zeros((len(one.weight_DC), len(mean_C)), np.float32)
     weight[:, candidate] = one.weight_DC[:, 0]
     bias = np.asarray(inverse(mean_C, one.link), np.float64).copy()
