@@ -29,10 +29,10 @@ def quality_svg(results: RouteResults) -> str:
         figure = new_figure(10.4, 6.6)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.15])
         figure.subplots_adjust(left=0.058, right=0.985, top=0.955, bottom=0.08, hspace=0.19)
+        dearest = max(candidate.cost for candidate in results.candidates)
         for curve in results.curves:
-            if curve.role != "oracle":
-                _draw_curve(upper, curve)
-        _draw_oracle(upper, results)
+            _draw_curve(upper, curve, dearest)
+        _limit_height(upper, results)
         band, colour = results.band, PLACEHOLDERS["learned"]
         for axes, intervals in ((upper, band.quality), (lower, band.difference_to_zero)):
             low, high = [i.low for i in intervals], [i.high for i in intervals]
@@ -75,14 +75,23 @@ def _measure(results: RouteResults) -> str:
     return "score" if results.outcome == "score" else "loss, with its sign turned"
 
 
-def _draw_curve(axes: Axes, curve: RouteCurve) -> None:
+def _draw_curve(axes: Axes, curve: RouteCurve, dearest: float) -> None:
     style = STYLES[curve.role]
     colour = PLACEHOLDERS[style.colour]
     cost, quality = [p.cost for p in curve.points], [p.quality for p in curve.points]
     if curve.role == "fixed":
         axes.plot(cost, quality, "o", ms=5.5, mfc=PLACEHOLDERS["page"], mec=colour, mew=1.4, zorder=5)
+        # At the right edge a name would be cut off, so it stands on the other side of its dot.
+        beside, anchor = ((-7, -3), "right") if cost[0] > 0.8 * dearest else ((7, -3), "left")
         axes.annotate(
-            curve.label, (cost[0], quality[0]), (6, -3), textcoords="offset points", va="top", fontsize=9, zorder=6
+            curve.label,
+            (cost[0], quality[0]),
+            beside,
+            textcoords="offset points",
+            va="top",
+            ha=anchor,
+            fontsize=9,
+            zorder=6,
         )
         return
     (line,) = axes.plot(cost, quality, color=colour, lw=style.weight, zorder=4 if curve.role == "routed" else 3)
@@ -90,13 +99,9 @@ def _draw_curve(axes: Axes, curve: RouteCurve) -> None:
         line.set_dashes(style.dash)
 
 
-def _draw_oracle(axes: Axes, results: RouteResults) -> None:
-    """The oracle, as far as it does not flatten all the rest: what lies far above is cut off at the top."""
+def _limit_height(axes: Axes, results: RouteResults) -> None:
+    """Cuts the oracle off at the top: it lies far above and would flatten all the rest."""
     others = [p.quality for curve in results.curves if curve.role != "oracle" for p in curve.points]
     room = max(others) - min(others)
-    low, high = min(others) - 0.06 * room, max(others) + 0.35 * room
-    for curve in results.curves:
-        if curve.role == "oracle":
-            _draw_curve(axes, curve)
     if room > 0:
-        axes.set_ylim(low, high)
+        axes.set_ylim(min(others) - 0.08 * room, max(others) + 0.35 * room)

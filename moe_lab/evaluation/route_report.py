@@ -141,7 +141,9 @@ def _figures(results: RouteResults) -> Markup:
     )
     roles: list[CurveRole] = ["routed", "group_table", "difficulty", "zero_router", "oracle"]
     metrics = list(dict.fromkeys(figure.metric for figure in results.figures))
-    metrics.sort(key=lambda metric: not metric.startswith(("APGR", "AIQ", "CPT")))
+    metrics.sort(
+        key=lambda metric: (metric.split(" ")[0] not in ("APGR", "AIQ"), "code" in metric, metric.startswith("cost"))
+    )
     rows = []
     for metric in metrics:
         cells: list[Content] = [element("span", metric, class_="name")]

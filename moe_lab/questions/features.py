@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SYMBOLS = frozenset("=+-*/^\\$<>_(){}[]|")
 _CLIP = 3.0
+_LARGE = 5000
 # Words, single digits and single signs: in `3x^2 - 1 = 0` what matters is not the number.
 _TOKEN = r"[^\W\d_]+|\d|[^\w\s]"
 SHAPE = (
@@ -100,7 +101,7 @@ class FeatureMap:
 
     settings: QuestionFeatures
     num_groups: int
-    kept: tuple[np.ndarray, ...]  # hashed features that at least two training items have
+    kept: tuple[np.ndarray, ...]  # hashed features of at least two training items, three in large tables
     idf: tuple[np.ndarray, ...]
     mean_F: np.ndarray
     spread_F: np.ndarray
@@ -114,7 +115,7 @@ class FeatureMap:
         from scipy import sparse
 
         blocks = [
-            _tf_idf(counts, kept, idf) / np.sqrt(len(self.kept))
+            _tf_idf(counts, kept, idf) * np.float32(len(self.kept) ** -0.5)
             for counts, kept, idf in zip(raw.counts, self.kept, self.idf, strict=True)
         ]
         items = len(raw.group_N)
@@ -134,7 +135,7 @@ def fit_features(raw: RawFeatures, settings: QuestionFeatures, num_groups: int) 
     items = len(raw.group_N)
     for counts in raw.counts:
         frequency = np.bincount(counts.indices, minlength=counts.shape[1])
-        frequent = np.flatnonzero(frequency > 1)
+        frequent = np.flatnonzero(frequency >= (3 if items >= _LARGE else 2))
         kept.append(frequent.astype(np.int32))
         idf.append((np.log((1 + items) / (1 + frequency[frequent])) + 1).astype(np.float32))
     spread = raw.number_NF.std(axis=0)

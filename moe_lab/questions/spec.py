@@ -132,7 +132,7 @@ class QuestionRouterSettings(Spec):
 
     head: Literal["gain", "difficulty"] = "gain"
     features: QuestionFeatures = QuestionFeatures()
-    neighbours: NonNegativeInt = 100
+    neighbours: NonNegativeInt = 60
     penalty: Positive = 4.0
     own_penalty: Positive = 1.2
     monotone: Literal["auto", "never"] = "auto"

@@ -97,20 +97,22 @@ def _figures(
     found = []
     for role, curve in points.items():
         found += [
-            Figure(metric="AIQ (paper)", role=role, value=aiq(curve, over)),
-            Figure(metric="AIQ (RouterBench code)", role=role, value=plain(_routerbench(curve))),
+            Figure(metric="AIQ (RouterBench code)", role=role, value=plain(_routerbench(curve, over))),
             Figure(metric="deferral area", role=role, value=deferral_area(curve, over)),
             Figure(metric="cost at the dearest's quality", role=role, value=plain(_iso_cost(curve, table))),
         ]
         if over.high > over.low:
             value = area_cascade_routing_code(curve, _alone(table))
             found.append(Figure(metric="AUC (cascade-routing code)", role=role, value=value))
+        if _pair(table) is not None:  # elsewhere it has an interval, see _intervals
+            found.append(Figure(metric="AIQ", role=role, value=aiq(curve, over)))
     found += _pair_figures(scored)
     return found + _intervals(scored, swept, spec)
 
 
-def _routerbench(curve: np.ndarray) -> float:
-    return aiq_routerbench_code(curve) if curve[:, 0].max() > 0 else float("nan")
+def _routerbench(curve: np.ndarray, over: CostRange) -> float:
+    # Its code takes the greatest cost of all routers that are compared: the dearest candidate's.
+    return aiq_routerbench_code(curve, over.high) if over.high > 0 else float("nan")
 
 
 def _iso_cost(curve: np.ndarray, table: ItemTable) -> float:
