@@ -103,51 +103,47 @@ def inverse(quality: np.ndarray, link: Link) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Blends and corrects the predictions for each candidate, on the linear scale of the link.
+    """Blends heads and neighbours and makes them as sure as they may be, on the linear scale of the link.
 
-    link(a_C * heads + b_C * neighbours + c_C * group mean + d_C)
+        link(m_C + a * (heads - m_C) + b * (neighbours - m_C)),  m_C the candidate's mean
+
+    `a` and `b` are shared by all candidates: weights of their own fit each candidate's outcome better and the
+    differences between candidates, which is what a choice rests on, worse.
     """
 
     link: Link
-    weight_4C: np.ndarray
+    weight_2: np.ndarray
+    middle_C: np.ndarray
 
-    def __call__(self, heads_NC: np.ndarray, neighbours_NC: np.ndarray, group_mean_NC: np.ndarray) -> np.ndarray:
+    def __call__(self, heads_NC: np.ndarray, neighbours_NC: np.ndarray) -> np.ndarray:
         """Calibrated qualities [N, C]."""
-        a_C, b_C, c_C, d_C = self.weight_4C
-        parts = (inverse(quality_NC, self.link) for quality_NC in (heads_NC, neighbours_NC, group_mean_NC))
-        heads, neighbours, groups = parts
-        return expected(a_C * heads + b_C * neighbours + c_C * groups + d_C, self.link)
+        away = [inverse(quality_NC, self.link) - self.middle_C for quality_NC in (heads_NC, neighbours_NC)]
+        return expected(self.middle_C + self.weight_2[0] * away[0] + self.weight_2[1] * away[1], self.link)
 
 
-def plain_calibration(candidates: int, link: Link, neighbours: float) -> Calibration:
+def plain_calibration(mean_C: np.ndarray, link: Link, neighbours: float) -> Calibration:
     """A fixed blend of heads and neighbours, corrected by nothing."""
-    weight_4 = np.array([1 - neighbours, neighbours, 0.0, 0.0])
-    return Calibration(link, np.tile(weight_4[:, None], candidates))
+    return Calibration(link, np.array([1 - neighbours, neighbours]), inverse(mean_C, link))
 
 
 def fit_calibration(
-    heads_NC: np.ndarray,
-    neighbours_NC: np.ndarray,
-    group_mean_NC: np.ndarray,
-    quality_NC: np.ndarray,
-    plain: Calibration,
+    heads_NC: np.ndarray, neighbours_NC: np.ndarray, quality_NC: np.ndarray, plain: Calibration
 ) -> Calibration:
     """Fits the blend on items that neither heads nor neighbours have seen, drawn a little towards `plain`."""
     from scipy.optimize import minimize
 
-    link, found = plain.link, np.empty_like(plain.weight_4C)
-    for c in range(quality_NC.shape[1]):
-        seen = [inverse(values_NC[:, c], link) for values_NC in (heads_NC, neighbours_NC, group_mean_NC)]
-        columns = np.stack([*seen, np.ones(len(quality_NC))], axis=1)
-        scale = 1.0 if link == "logistic" else max(float(quality_NC[:, c].std()), 1e-12)
+    link, middle_C = plain.link, plain.middle_C
+    away = [inverse(values_NC, link) - middle_C for values_NC in (heads_NC, neighbours_NC)]
+    scale_C = np.ones_like(middle_C) if link == "logistic" else np.maximum(quality_NC.std(axis=0), 1e-12)
+    parts_2NC = np.stack(away) / scale_C
 
-        def objective(weight: np.ndarray, c: int = c, x: np.ndarray = columns, s: float = scale) -> tuple[float, Any]:
-            loss, slope = _loss((x @ weight)[:, None] / s, quality_NC[:, c : c + 1] / s, link)
-            away = weight - plain.weight_4C[:, c]
-            return loss + float(away @ away) * _PULL / 2, x.T @ slope[:, 0] / s + _PULL * away
+    def objective(weight_2: np.ndarray) -> tuple[float, Any]:
+        z_NC = middle_C / scale_C + np.tensordot(weight_2, parts_2NC, axes=1)
+        loss, slope_NC = _loss(z_NC, quality_NC / scale_C, link)
+        pulled = weight_2 - plain.weight_2
+        return loss + _PULL / 2 * float(pulled @ pulled), (parts_2NC * slope_NC).sum(axis=(1, 2)) + _PULL * pulled
 
-        found[:, c] = minimize(objective, plain.weight_4C[:, c], jac=True, method="L-BFGS-B").x
-    return Calibration(link, found)
+    return Calibration(link, minimize(objective, plain.weight_2, jac=True, method="L-BFGS-B").x, middle_C)
 
 
 def rising(predicted_NC: np.ndarray, ladders: list[list[int]]) -> np.ndarray:

@@ -56,10 +56,11 @@ class QuestionRouter:
         predicted = self.calibration(*self.parts(raw))
         return rising(predicted, [list(ladder) for ladder in self.ladders])
 
-    def parts(self, raw: RawFeatures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the calibration blends: heads, neighbours (the group means, where there are none) and group means."""
-        x_ND, means_NC = self.features(raw), self.by_group(raw.group_N)
-        return self.heads(x_ND), means_NC if self.neighbours is None else self.neighbours(x_ND), means_NC
+    def parts(self, raw: RawFeatures) -> tuple[np.ndarray, np.ndarray]:
+        """What the calibration blends: heads and neighbours (the heads again, where there are none) [N, C] each."""
+        x_ND = self.features(raw)
+        heads_NC = self.heads(x_ND)
+        return heads_NC, heads_NC if self.neighbours is None else self.neighbours(x_ND)
 
     def by_group(self, group_N: np.ndarray) -> np.ndarray:
         """The mean quality of each item's group [N, C]; of all items, where the group is unknown."""
@@ -117,7 +118,8 @@ class QuestionRouter:
         arrays = {
             "weight": self.heads.weight_DC,
             "bias": self.heads.bias_C,
-            "calibration": self.calibration.weight_4C,
+            "calibration": self.calibration.weight_2,
+            "middle": self.calibration.middle_C,
             "cost": self.cost_C,
             "mean": self.mean_C,
             "group_mean": self.group_mean_GC,
@@ -170,7 +172,7 @@ class QuestionRouter:
             ),
             heads=Heads(described["link"], tensors["weight"], tensors["bias"]),
             neighbours=near,
-            calibration=Calibration(described["link"], tensors["calibration"]),
+            calibration=Calibration(described["link"], tensors["calibration"], tensors["middle"]),
             ladders=tuple(map(tuple, described["ladders"])),
         )
 

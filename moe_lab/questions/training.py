@@ -47,7 +47,7 @@ def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: Qu
     # Frequencies and directions look at no outcome, so both routers may have those of all items.
     features = fit_features(raw.rows(index), spec.features, len(table.groups))
     embedding = _embedding(raw, index, features, spec)
-    plain = plain_calibration(len(table.names), _link(table), _NEIGHBOURS if embedding else 0.0)
+    plain = plain_calibration(table.quality_NC[index].mean(axis=0), _link(table), _NEIGHBOURS if embedding else 0.0)
     trial = _fit(table, raw, seen, spec, features, embedding, plain)
     # The areas are compared before the calibration: it has seen these outcomes.
     areas = _areas(table, trial, raw, unseen)

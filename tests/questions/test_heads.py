@@ -65,12 +65,13 @@ def test_the_links_undo_each_other() -> None:
 
 def test_a_blend_finds_the_part_that_is_true() -> None:
     rng = np.random.default_rng(0)
-    truth = rng.uniform(0.05, 0.95, (4000, 2))
-    noise = rng.uniform(0.05, 0.95, (2, 4000, 2))
-    right_NC = (rng.random((4000, 2)) < truth).astype(float)
-    plain = plain_calibration(2, "logistic", 1 / 3)
-    found = fit_calibration(noise[0], truth, noise[1], right_NC, plain).weight_4C
-    np.testing.assert_allclose(found, [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]], atol=0.08)
+    truth, noise = rng.uniform(0.05, 0.95, (2, 20_000, 2))
+    right_NC = (rng.random((20_000, 2)) < truth).astype(float)
+    plain = plain_calibration(np.array([0.5, 0.5]), "logistic", 1 / 3)
+    np.testing.assert_allclose(fit_calibration(noise, truth, right_NC, plain).weight_2, [0.0, 1.0], atol=0.05)
+    losses_NC = -100 * truth + 5 * rng.normal(size=truth.shape)
+    plain = plain_calibration(losses_NC.mean(axis=0), "identity", 1 / 3)
+    np.testing.assert_allclose(fit_calibration(-100 * truth, noise, losses_NC, plain).weight_2, [1.0, 0.0], atol=0.05)
 
 
 def test_a_blend_mends_what_is_too_sure_of_itself() -> None:
@@ -78,8 +79,7 @@ def test_a_blend_mends_what_is_too_sure_of_itself() -> None:
     truth = rng.uniform(0.2, 0.8, (4000, 1))
     right_NC = (rng.random((4000, 1)) < truth).astype(float)
     too_sure = expected(3 * inverse(truth, "logistic"), "logistic")
-    calibrated = fit_calibration(
-        too_sure, too_sure, np.full((4000, 1), 0.5), right_NC, plain_calibration(1, "logistic", 0.0)
-    )
-    mended = calibrated(too_sure, too_sure, np.full((4000, 1), 0.5))
+    plain = plain_calibration(np.array([0.5]), "logistic", 0.0)
+    mended = fit_calibration(too_sure, too_sure, right_NC, plain)(too_sure, too_sure)
     assert np.abs(mended - truth).mean() < 0.03 < np.abs(too_sure - truth).mean()
+    np.testing.assert_allclose(plain(too_sure, truth), too_sure)
