@@ -21,7 +21,7 @@ from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.table import ItemTable
 
 _ITEMS_TO_COMPARE = 30
-_NEIGHBOURS = 1 / 3  # of the blend, where nothing says otherwise
+_NEIGHBOURS = 1 / 2  # of the blend
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

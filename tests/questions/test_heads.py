@@ -63,15 +63,25 @@ def test_the_links_undo_each_other() -> None:
     assert np.isfinite(inverse(np.array([0.0, 1.0]), "logistic")).all()
 
 
-def test_a_blend_finds_the_part_that_is_true() -> None:
+def test_a_blend_that_is_true_stays_as_it_is() -> None:
     rng = np.random.default_rng(0)
-    truth, noise = rng.uniform(0.05, 0.95, (2, 20_000, 2))
-    right_NC = (rng.random((20_000, 2)) < truth).astype(float)
-    plain = plain_calibration(np.array([0.5, 0.5]), "logistic", 1 / 3)
-    np.testing.assert_allclose(fit_calibration(noise, truth, right_NC, plain).weight_2, [0.0, 1.0], atol=0.05)
-    losses_NC = -100 * truth + 5 * rng.normal(size=truth.shape)
-    plain = plain_calibration(losses_NC.mean(axis=0), "identity", 1 / 3)
-    np.testing.assert_allclose(fit_calibration(-100 * truth, noise, losses_NC, plain).weight_2, [1.0, 0.0], atol=0.05)
+    truth = rng.uniform(0.05, 0.95, (20_000, 2))
+    right_NC = (rng.random(truth.shape) < truth).astype(float)
+    plain = plain_calibration(np.array([0.5, 0.5]), "logistic", 0.25)
+    np.testing.assert_allclose(fit_calibration(truth, truth, right_NC, plain).weight_2, [0.75, 0.25], atol=0.05)
+    noise = rng.uniform(0.05, 0.95, truth.shape)
+    assert fit_calibration(noise, noise, right_NC, plain).weight_2.max() < 0.05
+
+
+def test_the_scale_of_a_blend_of_losses_is_the_least_squares_one() -> None:
+    rng = np.random.default_rng(0)
+    heads, near, losses = rng.normal(size=(3, 5000, 1)) + 7.0
+    losses = losses + 3.0 * heads
+    plain = plain_calibration(losses.mean(axis=0), "identity", 0.5)
+    blend = (heads + near) / 2 - losses.mean()
+    expected_factor = float((blend * (losses - losses.mean())).sum() / (blend**2).sum())
+    found = fit_calibration(heads, near, losses, plain).weight_2
+    np.testing.assert_allclose(found, np.clip(expected_factor, 0, 5) / 2, atol=0.01)
 
 
 def test_a_blend_mends_what_is_too_sure_of_itself() -> None:
