@@ -127,6 +127,8 @@ class QuestionRouterSettings(Spec):
         group_shrinkage: items' worth of the overall mean that each group's mean is drawn by.
         folds: of the evaluation; no item is scored by a router that saw it.
         validation_share: of the training items, held back to calibrate and to decide whether to abstain.
+        abstain: answer as the group table or the zero router does where what was learnt is no better on the items held
+            back; false routes by what was learnt in any case.
         prices: how many points of the curve are measured.
     """
 
@@ -140,6 +142,7 @@ class QuestionRouterSettings(Spec):
     iterations: PositiveInt = 20
     folds: Annotated[int, Field(ge=2)] = 5
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    abstain: bool = True
     prices: Annotated[int, Field(ge=2)] = 64
     resamples: PositiveInt = 300
     seed: NonNegativeInt = 0

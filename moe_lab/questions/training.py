@@ -55,7 +55,9 @@ def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: Qu
     if spec.head == "gain":
         calibration = fit_calibration(*trial.parts(raw.rows(unseen)), table.quality_NC[unseen], plain)
     final = _fit(table, raw, index, spec, features, embedding, calibration, start=trial.heads)
-    return Trained(router=dataclasses.replace(final, mode=_mode(areas)), validation=areas)
+    return Trained(
+        router=dataclasses.replace(final, mode=_mode(areas) if spec.abstain else "learned"), validation=areas
+    )
 
 
 def _link(table: ItemTable) -> Link:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_lab.config import load_config
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.metrics.deferral import apgr, deferral_curve
@@ -35,9 +36,11 @@ def shipped(name: str) -> ItemTable:
     return read_table(REPOSITORY / "configs" / "outcomes" / f"{name}.yaml")[0]
 
 
-def scored(table: ItemTable) -> OutOfFold:
-    spec = QuestionRouterRun(kind="question_router", name="lab/test", licence="x", table="x")
-    return score_out_of_fold(table, spec)[0]
+def scored(name: str, table: ItemTable | None = None) -> OutOfFold:
+    """By the shipped config of that name, on its own table or another one."""
+    spec = load_config(REPOSITORY / "configs" / "questions" / f"{name}.yaml", kind="question_router")
+    assert isinstance(spec, QuestionRouterRun)
+    return score_out_of_fold(shipped(name) if table is None else table, spec)[0]
 
 
 def gain_apgr(found: OutOfFold, predicted_NC: np.ndarray) -> float:
@@ -60,20 +63,20 @@ def test_the_shipped_mappings_read_them(name: str, items: int, means: list[float
 
 
 def test_the_group_table_and_the_oracle_are_the_known_floors() -> None:
-    found = scored(shipped("routellm-mmlu"))
+    found = scored("routellm-mmlu")
     assert gain_apgr(found, found.group_NC) == pytest.approx(0.679, abs=0.006)
     assert gain_apgr(found, found.table.quality_NC) == pytest.approx(1.285, abs=0.001)
     assert gain_apgr(found, found.routed_NC) > 0.70
 
 
 def test_difficulty_alone_is_below_dice_on_llama_2() -> None:
-    found = scored(shipped("mmlu-pro-llama-2"))
+    found = scored("mmlu-pro-llama-2")
     assert gain_apgr(found, found.difficulty_NC) < 0.45
     assert gain_apgr(found, found.routed_NC) > 0.634
 
 
 def test_five_sizes_are_routed_above_the_zero_router_and_the_group_table() -> None:
-    found = scored(shipped("mmlu-pro-ladder"))
+    found = scored("mmlu-pro-ladder")
     table, over = found.table, CostRange.of(found.table.cost_C)
     area = {
         role: aiq(policy_points(found.choices(role, 64)[1], table.quality_NC, table.cost_NC), over)
@@ -88,7 +91,7 @@ def test_permuted_labels_fall_to_the_zero_router() -> None:
     table = shipped("mmlu-pro-llama-2")
     order = np.random.default_rng(0).permutation(len(table))
     permuted = ItemTable(**{**vars_of(table), "outcome_NC": table.outcome_NC[order]})
-    found = scored(permuted)
+    found = scored("mmlu-pro-llama-2", permuted)
     assert gain_apgr(found, found.learned_NC) == pytest.approx(0.5, abs=0.03)
 
 

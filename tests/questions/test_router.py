@@ -60,6 +60,13 @@ def test_a_router_that_finds_nothing_abstains_and_says_so(of_permuted: list[OutO
                 assert len(np.unique(scored.routed_NC[inside], axis=0)) == 1
 
 
+def test_it_may_be_told_never_to_abstain() -> None:
+    spec = QUICK.model_copy(update={"abstain": False})
+    scored, _ = score_out_of_fold(word_table(200, permuted=True), spec)
+    assert {verdict.mode for verdict in scored.verdicts} == {"learned"}
+    np.testing.assert_array_equal(scored.routed_NC, scored.learned_NC)
+
+
 def test_groups_alone_are_taken_where_text_says_nothing_more() -> None:
     rng = np.random.default_rng(0)
     topic = rng.integers(0, 2, 400)
