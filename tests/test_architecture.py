@@ -26,7 +26,20 @@ ARROWS: dict[str, set[str]] = {
     "routing": {"errors", "config", "nn", "experts", "registry"},
     "training": {"errors", "config"},
     "compose": {"errors", "config", "lab", "data", "nn", "parallel", "registry", "experts", "routing"},
-    "evaluation": {"errors", "config", "data", "nn", "parallel", "experts", "routing", "compose"},
+    "metrics": {"errors", "config"},
+    "questions": {"errors", "config", "metrics"},
+    "evaluation": {
+        "errors",
+        "config",
+        "data",
+        "nn",
+        "parallel",
+        "experts",
+        "routing",
+        "compose",
+        "metrics",
+        "questions",
+    },
 }
 ARROWS["jobs"] = set(ARROWS)
 ARROWS["bench"] = {"errors", "config", "nn"}
@@ -42,6 +55,8 @@ HEAVY = {
     "tensorstore",
     "pyarrow",
     "matplotlib",
+    "sklearn",
+    "scipy",
     "torch",
     "transformers",
 }

@@ -19,7 +19,7 @@ def train(
     coordinator: CoordinatorOption = None,
     process: ProcessOption = None,
 ) -> None:
-    """Train a trunk, a module, a router or a shrunk child, by the config's kind.
+    """Train a trunk, a module, a router of tokens or of questions, or a shrunk child, by the config's kind.
 
     Interrupted or killed, the same command goes on where it stopped.
 

@@ -196,6 +196,10 @@ def make_router(lab: Lab, choice: Mapping[str, Any], space: CandidateSpace, d_mo
 def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTrunk) -> Router:
     """Builds a published router: its class from the lab, its numbers from the registry."""
     manifest = registry.manifest(part.digest)
+    if "candidates" in manifest["interface"]:
+        raise LabError(
+            f"{part.ref} sends whole questions to models of an outcome table; a composition needs one of kind router"
+        )
     if manifest["interface"]["trunk"] != trunk.part.digest:
         raise LabError(f"{part.ref} was trained for another trunk than {trunk.part.ref}; train it for this one")
     space = CandidateSpace.from_json(manifest["interface"]["space"])

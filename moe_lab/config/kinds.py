@@ -25,6 +25,8 @@ KINDS: dict[str, str] = {
     "plan": "moe_lab.jobs.spec:PlanSpec",
     "data": "moe_lab.data.spec:DataSpec",
     "trust": "moe_lab.registry.trust:TrustPolicy",
+    "outcomes": "moe_lab.questions.spec:OutcomesSpec",
+    "question_router": "moe_lab.jobs.spec:QuestionRouterRun",
 }
 
 

@@ -15,18 +15,7 @@ import jax
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
-from moe_lab.evaluation.bootstrap import Interval, ratio_interval
-from moe_lab.evaluation.curves import (
-    TokenOutcomes,
-    choice_point,
-    curve_point,
-    fixed,
-    group_table,
-    oracle,
-    price_curve,
-    zero_curve,
-    zero_router,
-)
+from moe_lab.evaluation.curves import TokenOutcomes, choice_point, curve_point, price_curve, zero_curve
 from moe_lab.evaluation.passes import AnswerItems, HeldOut, Pass, enter_all, run_pass
 from moe_lab.evaluation.results import (
     Acceptance,
@@ -41,6 +30,9 @@ from moe_lab.evaluation.results import (
     RoutingShare,
     Sample,
 )
+from moe_lab.metrics.bootstrap import Interval, ratio_interval
+from moe_lab.metrics.choices import fixed, group_table, oracle
+from moe_lab.metrics.hull import zero_router
 from moe_lab.routing.outcomes import OutcomeTable
 
 

@@ -5,27 +5,20 @@ matplotlib is imported here and in the drawing functions only when something is 
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from io import StringIO
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_lab.errors import LabError
-from moe_lab.evaluation.colours import LIGHT, MODULE_HUES, LineStyle, Palette, Scale, line_styles
+from moe_lab.evaluation.canvas import PLACEHOLDERS, canvas_style, new_figure, svg_text
+from moe_lab.evaluation.colours import LIGHT, MODULE_HUES, LineStyle, Scale, line_styles
 from moe_lab.evaluation.draw_curve import draw_curve, draw_differences
 from moe_lab.evaluation.draw_matrix import draw_matrix
 from moe_lab.evaluation.results import ExactMatch, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Placeholder colours that are turned into the page's CSS variables once the SVG is written.
-_PLACEHOLDERS: Palette = {name: f"#00a1{number:02x}" for number, name in enumerate(LIGHT)}
-_FONTS = ("Inter", "Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans")
 _MOST_LINES = 8
 PICTURE_PIXELS = (1400, 560)
 
@@ -34,26 +27,26 @@ def curve_svg(results: Results) -> tuple[str, int] | None:
     """Quality against cost above the differences to the zero router, and how many dots lie above it."""
     if not results.curves:
         return None
-    with _style(_PLACEHOLDERS):
-        figure = _figure(10.4, 6.6)
+    with canvas_style(PLACEHOLDERS):
+        figure = new_figure(10.4, 6.6)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.15])
         figure.subplots_adjust(left=0.046, right=0.995, top=0.955, bottom=0.08, hspace=0.19)
-        above = draw_curve(upper, results, _PLACEHOLDERS)
+        above = draw_curve(upper, results, PLACEHOLDERS)
         upper.tick_params(labelbottom=False)
-        if not draw_differences(lower, results, _PLACEHOLDERS):
+        if not draw_differences(lower, results, PLACEHOLDERS):
             lower.remove()
             upper.tick_params(labelbottom=True)
             lower = upper
         lower.set_xlabel("multiply-adds per token in the routed layers")
-        return _svg(figure, "curve"), above
+        return svg_text(figure, "curve"), above
 
 
 def exact_match_svg(results: Results) -> str | None:
     """Share of right answers against the level, one line for each system."""
     if not results.exact_match:
         return None
-    with _style(_PLACEHOLDERS):
-        figure = _figure(10.4, 3.5)
+    with canvas_style(PLACEHOLDERS):
+        figure = new_figure(10.4, 3.5)
         axes = figure.subplots()
         figure.subplots_adjust(left=0.046, right=0.995, top=0.915, bottom=0.14)
         levels = sorted({entry.level for entry in results.exact_match})
@@ -67,7 +60,7 @@ def exact_match_svg(results: Results) -> str | None:
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
         axes.set_xlabel("level of the exercise")
         axes.set_title("share of exercises with the whole answer right", loc="left")
-        return _svg(figure, "exact-match")
+        return svg_text(figure, "exact-match")
 
 
 def exact_match_lines(results: Results) -> list[tuple[list[ExactMatch], LineStyle]]:
@@ -95,8 +88,8 @@ def write_picture(results: Results, path_png: str | Path) -> Path:
         raise LabError(f"{path}: the results hold neither a curve nor a matrix to draw; run the evaluation with one.")
     path.parent.mkdir(parents=True, exist_ok=True)
     wide, high = PICTURE_PIXELS
-    with _style(LIGHT):
-        figure = _figure(wide / 100, high / 100)
+    with canvas_style(LIGHT):
+        figure = new_figure(wide / 100, high / 100)
         figure.patch.set_facecolor(LIGHT["page"])
         axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.12, 1][-len(panels) :])[0]
         left = 0.035 if results.curves else 0.13
@@ -120,76 +113,6 @@ def _matrix_panel(axes: Axes, results: Results) -> None:
     _title(axes, "Bits per byte by domain", below)
 
 
-@contextmanager
-def _style(palette: Palette) -> Iterator[None]:
-    import matplotlib
-
-    settings: dict[Any, Any] = {
-        "font.family": ["sans-serif"],
-        "font.sans-serif": [*_installed_fonts(), "DejaVu Sans"],
-        "font.size": 10,
-        "text.parse_math": False,
-        "text.color": palette["ink"],
-        "axes.edgecolor": palette["rule"],
-        "axes.facecolor": "none",
-        "axes.labelcolor": palette["muted"],
-        "axes.titlecolor": palette["muted"],
-        "axes.titlesize": 10,
-        "axes.titlepad": 9,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "grid.color": palette["rule"],
-        "grid.linewidth": 0.8,
-        "xtick.color": palette["rule"],
-        "ytick.color": palette["rule"],
-        "xtick.labelcolor": palette["muted"],
-        "ytick.labelcolor": palette["muted"],
-        "ytick.major.size": 0,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "moe-lab",
-    }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A name in a script that the font lacks shows as boxes in the PNG; in the page the browser draws it.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
-        yield
-
-
-def _installed_fonts() -> list[str]:
-    from matplotlib import font_manager
-
-    installed = set(font_manager.get_font_names())
-    return [name for name in _FONTS if name in installed]
-
-
-def _figure(wide: float, high: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(wide, high), dpi=100, facecolor="none")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element without fixed colours, size or metadata, its ids led by the name."""
-    written = StringIO()
-    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = written.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return re.sub(r"#00a1[0-9a-f]{2}", _variable, text)
-
-
-def _variable(match: re.Match[str]) -> str:
-    names = list(_PLACEHOLDERS)
-    return f"var(--{names[int(match[0][-2:], 16)]})"
-
-
 def _exact_style(entry: ExactMatch, scale: Scale) -> LineStyle:
     if entry.system == "trunk":
         return LineStyle("zero", "trunk alone", dash=(6, 3), marker="o")
@@ -203,7 +126,7 @@ def _exact_style(entry: ExactMatch, scale: Scale) -> LineStyle:
 
 
 def _draw_levels(axes: Axes, entries: list[ExactMatch], style: LineStyle, nudge: float) -> None:
-    colour = _PLACEHOLDERS[style.colour]
+    colour = PLACEHOLDERS[style.colour]
     at = [entry.level + nudge for entry in entries]
     axes.vlines(at, [e.low for e in entries], [e.high for e in entries], color=colour, lw=1, alpha=0.55)
     (line,) = axes.plot(at, [e.mean for e in entries], color=colour, lw=style.weight, marker=style.marker, ms=5)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 
-from moe_lab.evaluation.colours import DARK, LIGHT, Palette, Scale, line_styles
+from moe_lab.evaluation.colours import Scale, line_styles
 from moe_lab.evaluation.findings import describe_size, findings
-from moe_lab.evaluation.markup import Content, Markup, element, join
+from moe_lab.evaluation.markup import Markup, element, join
+from moe_lab.evaluation.page import folded, note, render_page, section
 from moe_lab.evaluation.pictures import curve_svg, exact_match_lines, exact_match_svg
 from moe_lab.evaluation.report_figures import drawing, legend
 from moe_lab.evaluation.report_routing import routing_bars, sample_texts, scale_rules
@@ -21,9 +21,6 @@ from moe_lab.evaluation.report_tables import (
 )
 from moe_lab.evaluation.results import Results
 from moe_lab.evaluation.wording import counted, duration, moment
-
-# The page is text and styles only: even markup that slipped in could load and run nothing.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 _WORDS = (
     (
@@ -79,18 +76,8 @@ def render_report(results: Results) -> str:
         _artifacts(results),
         _words(),
     ]
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", results.name),
-        element("style", _styles(results)),
-    )
-    footer = element("footer", f"Made by moe-lab from results.json, format {results.format}.")
-    body = element("body", _header(results), element("main", sections), footer)
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    footer = f"Made by moe-lab from results.json, format {results.format}."
+    return render_page(results.name, _header(results), sections, footer, scale_rules(Scale(results)))
 
 
 def _header(results: Results) -> Markup:
@@ -120,7 +107,7 @@ def _headline(results: Results) -> Markup | None:
         "token of it. A gap near zero means that the composed model found the right module without being "
         "told the domain."
     )
-    return _section("Does composing work?", caption, headline_table(results))
+    return section("Does composing work?", caption, headline_table(results))
 
 
 def _curves(results: Results) -> Markup | None:
@@ -137,11 +124,11 @@ def _curves(results: Results) -> Markup | None:
     )
     left_out = f"{counted(above, 'candidate')} too far above to be shown: see the table." if above else None
     figure = drawing(svg, "Bits per byte against multiply-adds per token, one line for each router")
-    table = _folded("The same points as a table", curve_table(results))
+    table = folded("The same points as a table", curve_table(results))
     named = [(curve.label, style) for curve, style in line_styles(results) if curve.role != "fixed"]
     dots = next((style for curve, style in line_styles(results) if curve.role == "fixed"), None)
     lines = legend([*named, ("dots", dots)] if dots else named)
-    return _section("Quality against compute", caption, lines, figure, _note(left_out), table)
+    return section("Quality against compute", caption, lines, figure, note(left_out), table)
 
 
 def _matrix(results: Results) -> Markup | None:
@@ -153,7 +140,7 @@ def _matrix(results: Results) -> Markup | None:
         " is the best of its column. Rows with a module left out show what that module was worth to the "
         "composition."
     )
-    return _section("Every system on every domain", caption, matrix_table(results))
+    return section("Every system on every domain", caption, matrix_table(results))
 
 
 def _exact_match(results: Results) -> Markup | None:
@@ -170,8 +157,8 @@ def _exact_match(results: Results) -> Markup | None:
     hidden = len({(e.system, e.module, e.width) for e in results.exact_match}) - len(drawn)
     left_out = f"{counted(hidden, 'other system')} left out of the picture: see the table." if hidden else None
     figure = drawing(svg, "Share of right answers against the level of the exercise")
-    table = _folded("The same points as a table", exact_match_table(results))
-    return _section("Exercises by level", caption, lines, figure, _note(left_out), table)
+    table = folded("The same points as a table", exact_match_table(results))
+    return section("Exercises by level", caption, lines, figure, note(left_out), table)
 
 
 def _routing(results: Results) -> Markup | None:
@@ -181,7 +168,7 @@ def _routing(results: Results) -> Markup | None:
         "How the routing decisions of each domain are divided between modules (hue) and their widths "
         "(strength, and the figure in the bar). Point at a part for its share."
     )
-    return _section("Which module gets the tokens, and how much of it", caption, routing_bars(results))
+    return section("Which module gets the tokens, and how much of it", caption, routing_bars(results))
 
 
 def _samples(results: Results) -> Markup | None:
@@ -192,42 +179,16 @@ def _samples(results: Results) -> Markup | None:
         " was made: the stronger, the more hidden units were run to predict what follows. Point at a piece "
         "for module and width."
     )
-    return _section("Texts, piece by piece", caption, sample_texts(results))
+    return section("Texts, piece by piece", caption, sample_texts(results))
 
 
 def _artifacts(results: Results) -> Markup:
     caption = "What the composed model is made of. The digests name the exact bytes in the registry."
     lock = json.dumps(results.lockfile, indent=2, ensure_ascii=False)
-    folded = _folded("Lockfile", element("pre", lock, tabindex="0"))
-    return _section("Trunk, modules and routers", caption, modules_table(results), folded)
+    lockfile = folded("Lockfile", element("pre", lock, tabindex="0"))
+    return section("Trunk, modules and routers", caption, modules_table(results), lockfile)
 
 
 def _words() -> Markup:
     terms = [join(element("dt", word), element("dd", meaning)) for word, meaning in _WORDS]
     return element("section", element("h2", "Words"), element("dl", terms))
-
-
-def _section(title: str, caption: str, *contents: Content) -> Markup:
-    return element("section", element("h2", title), element("p", caption, class_="caption"), contents)
-
-
-def _folded(title: str, content: Markup) -> Markup:
-    return element("details", element("summary", title), content)
-
-
-def _note(text: str | None) -> Markup | None:
-    return element("p", text, class_="note") if text else None
-
-
-def _styles(results: Results) -> Markup:
-    sheet = resources.files("moe_lab.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    dark = f"@media (prefers-color-scheme: dark){{:root{{{_variables(DARK)}}}}}"
-    return Markup(f":root{{{_variables(LIGHT)}}}\n{dark}\n{sheet}\n{scale_rules(Scale(results))}")
-
-
-def _variables(palette: Palette) -> str:
-    lines = []
-    for name, colour in palette.items():
-        triple = " ".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
-        lines.append(f"--{name}:{colour};--{name}-rgb:{triple}")
-    return ";".join(lines)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from moe_lab.evaluation.bootstrap import Interval
 from moe_lab.evaluation.colours import line_styles
 from moe_lab.evaluation.markup import Content, Markup, element, join
 from moe_lab.evaluation.matrix_view import GROUPS, Matrix, Row
 from moe_lab.evaluation.results import Acceptance, CurvePoint, MatrixCell, Results
 from moe_lab.evaluation.wording import bits, change, count, percent, price, share, short_count, span
+from moe_lab.metrics.bootstrap import Interval
 
 DASH = "\N{EN DASH}"
 

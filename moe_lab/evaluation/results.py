@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_valida
 
 from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError, did_you_mean
-from moe_lab.evaluation.bootstrap import Interval
+from moe_lab.metrics.bootstrap import Interval
 
 FORMAT = 1
 

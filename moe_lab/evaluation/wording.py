@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from moe_lab.evaluation.bootstrap import Interval
+from moe_lab.metrics.bootstrap import Interval
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -11,6 +11,7 @@ from moe_lab.data.spec import ByteTokenizerSpec, DataSpec, TokenizerSpec
 from moe_lab.errors import LabError
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.spec import MeshSpec
+from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.registry import ArtifactRef
 from moe_lab.training.spec import TrainSpec
 
@@ -127,6 +128,18 @@ class RouterRun(Published):
     domains: tuple[DataRef, ...] = Field(min_length=1)
     rows: PositiveInt = 64
     train: TrainSpec
+
+
+class QuestionRouterRun(Published, QuestionRouterSettings):
+    """Trains a router that picks one candidate for each question of somebody's outcome table.
+
+    Attributes:
+        table: a config of kind `outcomes`, by its name in `configs/outcomes/` or by path; or the path of a saved item
+            table (`.parquet`).
+    """
+
+    kind: Literal["question_router"]
+    table: str
 
 
 class EvaluationSpec(Spec):

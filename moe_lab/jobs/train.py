@@ -10,6 +10,7 @@ from moe_lab.config import load_config
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate
 from moe_lab.jobs.module import train_module
+from moe_lab.jobs.questions import train_questions
 from moe_lab.jobs.router import train_router
 from moe_lab.jobs.shrink import train_child
 from moe_lab.jobs.trunk import train_trunk
@@ -20,6 +21,7 @@ TRAININGS: dict[str, Callable[[Workspace, Any, Path], Candidate]] = {
     "module": train_module,
     "distill": train_child,
     "router": train_router,
+    "question_router": train_questions,
 }
 
 

@@ -10,17 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_lab.evaluation.bootstrap import ratio_interval
-from moe_lab.evaluation.curves import (
-    TokenOutcomes,
-    choice_point,
-    fixed,
-    group_table,
-    oracle,
-    price_curve,
-    zero_curve,
-    zero_router,
-)
+from moe_lab.evaluation.curves import TokenOutcomes, choice_point, price_curve, zero_curve
 from moe_lab.evaluation.results import (
     Acceptance,
     BestSingle,
@@ -37,6 +27,9 @@ from moe_lab.evaluation.results import (
     Sample,
     Trunk,
 )
+from moe_lab.metrics.bootstrap import ratio_interval
+from moe_lab.metrics.choices import fixed, group_table, oracle
+from moe_lab.metrics.hull import zero_router
 
 DOMAINS = ("python", "english", "readmes", "arithmetic")
 LADDERS = {

@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lab.evaluation.curves import (
-    TokenOutcomes,
-    best_fixed,
-    choice_point,
-    fixed,
-    group_table,
-    oracle,
-    price_curve,
-    zero_curve,
-    zero_router,
-)
+from moe_lab.evaluation.curves import TokenOutcomes, choice_point, price_curve, zero_curve
+from moe_lab.metrics.choices import best_fixed, fixed, group_table, oracle
+from moe_lab.metrics.hull import zero_router
 
 COST = st.integers(0, 8).map(float)
 LOSS = st.integers(0, 40).map(lambda eighths: eighths / 8)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
-from moe_lab.evaluation.bootstrap import Interval
 from moe_lab.evaluation.colours import LIGHT
 from moe_lab.evaluation.draw_curve import draw_curve
 from moe_lab.evaluation.findings import cost_at_quality, findings
@@ -31,6 +30,7 @@ from moe_lab.evaluation.wording import (
     short_count,
     span,
 )
+from moe_lab.metrics.bootstrap import Interval
 
 
 def point(cost: float, quality: float, difference: tuple[float, float, float] | None = None) -> CurvePoint:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
-from moe_lab.evaluation.bootstrap import Interval, paired_difference_interval, ratio_interval
+from moe_lab.metrics.bootstrap import Interval, paired_difference_interval, ratio_interval
 
 POSITIVE = st.floats(0.1, 100)
 
@@ -110,7 +110,7 @@ def test_is_the_same_for_the_same_seed_however_it_is_cut(monkeypatch):
     whole = ratio_interval(bits, sizes, resamples=100, seed=9)
     assert ratio_interval(bits, sizes, resamples=100, seed=9) == whole
     assert ratio_interval(bits, sizes, resamples=100, seed=10) != whole
-    monkeypatch.setattr("moe_lab.evaluation.bootstrap._DRAWS_PER_CHUNK", 370)
+    monkeypatch.setattr("moe_lab.metrics.bootstrap._DRAWS_PER_CHUNK", 370)
     assert ratio_interval(bits, sizes, resamples=100, seed=9) == whole
 
 

@@ -5,6 +5,7 @@ Tokens of one row are not independent, so the row is the unit. Legend: U units, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import numpy as np
@@ -113,3 +114,42 @@ def _resampled_sums(values_2U: NDArray[np.float64], resamples: int, rng: np.rand
         for done in range(0, resamples, per_chunk)
     ]
     return np.concatenate(sums, axis=1)
+
+
+def statistic_intervals(
+    statistic: Callable[[NDArray[np.float64]], ArrayLike],
+    units: int,
+    *,
+    strata: ArrayLike | None = None,
+    resamples: int = 500,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Percentile bootstrap intervals of any statistics of weighted units, such as the area under a curve.
+
+    Args:
+        statistic: from how often each unit counts [U] to one or several numbers; it is called with ones for the
+            estimate and once for each resample. Give a difference as a number of its own: both of its sides then
+            see the same resamples, so it is paired.
+        units, strata, resamples, seed, level: as in `ratio_interval`.
+
+    Returns:
+        One interval for each number, widened where needed to hold the estimate. A resample on which a number is not
+        finite does not count for it.
+    """
+    estimate = np.atleast_1d(np.asarray(statistic(np.ones(units)), np.float64))
+    rng = np.random.default_rng(seed)
+    members = _members(strata, units)
+    drawn = np.empty((resamples, len(estimate)))
+    for resample in range(resamples):
+        weight_U = np.zeros(units)
+        for inside in members:
+            weight_U[inside] = np.bincount(rng.integers(len(inside), size=len(inside)), minlength=len(inside))
+        drawn[resample] = statistic(weight_U)
+    tail = (1 - level) / 2
+    intervals = []
+    for mean, column in zip(estimate.tolist(), drawn.T, strict=True):
+        known = column[np.isfinite(column)]
+        low, high = np.quantile(known, [tail, 1 - tail]) if known.size else (mean, mean)
+        intervals.append(Interval(mean=mean, low=min(float(low), mean), high=max(float(high), mean)))
+    return intervals

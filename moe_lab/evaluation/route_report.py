@@ -1,0 +1,261 @@
+"""A question router's results as one HTML page, in the style of the other reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_lab.evaluation.markup import Content, Markup, element, join
+from moe_lab.evaluation.page import folded, note, render_page, section
+from moe_lab.evaluation.report_figures import drawing, legend
+from moe_lab.evaluation.route_pictures import STYLES, calibration_colours, calibration_svg, quality_svg
+from moe_lab.evaluation.wording import count, counted, duration, moment, share
+from moe_lab.metrics.bootstrap import Interval
+from moe_lab.questions.results import CurveRole, GroupRow, RouteResults
+
+_EN_DASH = "\N{EN DASH}"
+_MODES = {
+    "learned": "routes by what it learnt",
+    "group_table": "abstains: answers as the group table does",
+    "zero_router": "abstains: answers as the zero router does",
+}
+_WORDS = (
+    ("out of fold", "Every question was scored by a router that had not seen it, nor one that looks the same."),
+    (
+        "zero router",
+        "The best that throwing dice between the candidates can reach at a cost. A router that is not above it has "
+        "learnt nothing of use.",
+    ),
+    (
+        "group table",
+        "One candidate for each group and price, the best on the other folds. It is told the group of every question "
+        "and reads nothing else.",
+    ),
+    (
+        "difficulty alone",
+        "Sends away what the cheapest candidate will fail at, whether or not a dearer one would do better. Kept to "
+        "show why gain is predicted instead.",
+    ),
+    (
+        "oracle",
+        "The best candidate for every question, chosen with the outcome in sight; of equally good ones the cheapest, "
+        "so a question that nobody solves costs what the cheapest candidate costs.",
+    ),
+    (
+        "APGR",
+        "Two candidates: the share of the gap between them that is recovered, averaged over all shares of questions "
+        "sent to the dearer one. Dice have 0.5.",
+    ),
+    ("CPT(x)", "The least share of questions to send to the dearer candidate so that x of the gap is recovered."),
+    (
+        "AIQ",
+        "The mean height of the concave hull of quality against cost, between the cheapest and the dearest "
+        "candidate's cost. RouterBench's code divides the area by the greatest cost instead.",
+    ),
+    (
+        "95% interval",
+        "Questions were drawn again and again with replacement; those that look the same were drawn together.",
+    ),
+)
+
+
+def write_route_report(results: RouteResults, path: Path) -> Path:
+    """Writes the report as one self-contained HTML file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_route_report(results), encoding="utf-8")
+    return path
+
+
+def render_route_report(results: RouteResults) -> str:
+    """The whole page. Every text from the results is escaped."""
+    sections = [_curves(results), _figures(results), _groups(results), _calibration(results), _made(results), _words()]
+    footer = f"Made by moe-lab from route-results.json, format {results.format}."
+    return render_page(results.name, _header(results), sections, footer)
+
+
+def main_metric(results: RouteResults) -> str:
+    """APGR for two candidates, AIQ for any other number."""
+    return "APGR" if results.figure("APGR") is not None else "AIQ"
+
+
+def _header(results: RouteResults) -> Markup:
+    line = (
+        f"{counted(results.items, 'question')} of {results.table}, {counted(len(results.candidates), 'candidate')}, "
+        f"{results.folds} folds · trained and evaluated {moment(results.created)} in {duration(results.seconds)}"
+    )
+    metric = main_metric(results)
+    own = next(f for f in results.figures if f.metric == metric and f.role == "routed")
+    cost = results.router_cost
+    tiles = [
+        _tile(_number(own.value), f"{metric}, out of fold", _span(own.interval)),
+        _against(results, metric, "group_table", "group table"),
+        _against(results, metric, "zero_router", "zero router"),
+        _tile(
+            f"{cost.microseconds_per_question:,.0f} µs", "to route one question", f"{count(cost.parameters)} parameters"
+        ),
+    ]
+    verdict = element("p", element("span", _MODES[results.mode], class_="name"), class_="line")
+    tiled = element("div", tiles, class_="tiles")
+    warned = [element("p", warning, class_="note") for warning in results.warnings]
+    return element("header", element("h1", results.name), element("p", line, class_="line"), verdict, warned, tiled)
+
+
+def _tile(figure: str, headline: str, detail: str | None) -> Markup:
+    return element(
+        "div",
+        element("strong", figure),
+        element("span", headline),
+        element("small", detail) if detail else None,
+        class_="tile",
+    )
+
+
+def _against(results: RouteResults, metric: str, role: CurveRole, label: str) -> Markup:
+    found = next(f for f in results.figures if f.metric == f"{metric} gained over" and f.role == role)
+    return _tile(_number(found.value, sign=True), f"{metric} gained over the {label}", _span(found.interval))
+
+
+def _curves(results: RouteResults) -> Markup:
+    caption = (
+        "Each line is one router at every price. Further left is cheaper, higher is better. The router should run "
+        "above the dashed grey line, which needs no router at all, and above the group table, which is told the group. "
+        "The lower panel shows what it gains at equal cost: where the whole band lies above zero, routing helps."
+    )
+    roles = [curve.role for curve in results.curves]
+    labels: dict[CurveRole, str] = {curve.role: curve.label for curve in results.curves if curve.role != "fixed"}
+    named = [(labels.get(role, "dots"), style) for role, style in STYLES.items() if role in roles]
+    figure = drawing(quality_svg(results), "Mean quality against mean cost, one line for each router")
+    cut = note("The oracle runs out of the top of the figure: its points are in the table.")
+    rows: list[tuple[Content, ...]] = [
+        (curve.label, "" if point.price is None else f"{point.price:.4g}", f"{point.cost:.4g}", _number(point.quality))
+        for curve in results.curves
+        for point in curve.points
+    ]
+    points = folded("The same points as a table", _table(("router", "price", "mean cost", "mean quality"), rows))
+    return section("Quality against cost", caption, legend(named), figure, cut, points)
+
+
+def _figures(results: RouteResults) -> Markup:
+    caption = (
+        "Every metric by its paper's definition, and beside it what the paper's public code computes where that "
+        "differs. Small grey figures are 95% intervals; differences are paired."
+    )
+    roles: list[CurveRole] = ["routed", "group_table", "difficulty", "zero_router", "oracle"]
+    metrics = list(dict.fromkeys(figure.metric for figure in results.figures))
+    metrics.sort(
+        key=lambda metric: (metric.split(" ")[0] not in ("APGR", "AIQ"), "code" in metric, metric.startswith("cost"))
+    )
+    rows = []
+    for metric in metrics:
+        cells: list[Content] = [element("span", metric, class_="name")]
+        for role in roles:
+            found = [f for f in results.figures if f.metric == metric and f.role == role]
+            cells.append(_cell(found[0].value, found[0].interval, sign="gained" in metric) if found else _EN_DASH)
+        rows.append(tuple(cells))
+    heads = ("metric", "this router", "group table", "difficulty alone", "zero router", "oracle")
+    free = f"{results.oracle_free_cost:.4g}"
+    convention = note(
+        f"Charging nothing for questions that nobody solves, as RouterBench does, the oracle's mean cost is {free}."
+    )
+    return section("All figures", caption, _table(heads, rows, "headline"), convention)
+
+
+def _groups(results: RouteResults) -> Markup:
+    caption = (
+        f"Where the router sends each group at the price {results.shown_price:.4g}, whose mean cost is nearest to the "
+        "middle between the cheapest and the dearest candidate. In each candidate's column: its own quality on the "
+        "group, and below it the share of the group's questions it was given."
+    )
+    heads = ("group", "questions", *(c.name for c in results.candidates), "routed quality", "routed cost")
+    rows = [_group_row(row) for row in results.groups]
+    return section("Group by group", caption, _table(heads, rows))
+
+
+def _group_row(row: GroupRow) -> tuple[Content, ...]:
+    cells = [
+        join(_number(quality), element("small", share(part)))
+        for quality, part in zip(row.quality, row.share, strict=True)
+    ]
+    best = max(row.quality)
+    routed = _number(row.routed_quality)
+    return (
+        element("span", row.group, class_="name"),
+        count(row.items),
+        *cells,
+        element("b", routed) if row.routed_quality >= best else routed,
+        f"{row.routed_cost:.4g}",
+    )
+
+
+def _calibration(results: RouteResults) -> Markup:
+    caption = (
+        "Questions sorted by what was predicted for a candidate, in ten equally large bins, against what the candidate "
+        "scored on them. On the dashed line a predicted 70% is 70% right. Strokes are 95% intervals."
+    )
+    figure = drawing(calibration_svg(results), "Measured against predicted quality, one line for each candidate")
+    items = [
+        element("li", element("i", style=f"background:var(--{colour})"), name)
+        for name, colour in calibration_colours(results)
+    ]
+    return section("Are the predictions true?", caption, element("ul", items, class_="legend"), figure)
+
+
+def _made(results: RouteResults) -> Markup:
+    cost = results.router_cost
+    caption = (
+        f"The router that was kept learnt from all {count(results.items)} questions and {_MODES[results.mode]}. "
+        f"Running it takes {cost.microseconds_per_question:,.1f} microseconds a question, text included, measured on "
+        f"one batch of {cost.questions_per_batch}; it has {count(cost.parameters)} parameters. For each fold: what "
+        "its router was let do, and the area under the deferral curve on held-back questions that decided it."
+    )
+    rows: list[tuple[Content, ...]] = [
+        (
+            str(verdict.fold + 1),
+            _MODES[verdict.mode],
+            *(_number(verdict.validation[name]) for name in ("learned", "group_table", "zero_router")),
+        )
+        for verdict in results.verdicts
+    ]
+    candidates: list[tuple[Content, ...]] = [
+        (
+            c.name,
+            c.family or _EN_DASH,
+            _EN_DASH if c.size is None else f"{c.size:g}",
+            f"{c.cost:.4g}",
+            _number(c.quality),
+        )
+        for c in results.candidates
+    ]
+    heads = ("candidate", "family", "size", f"cost ({results.cost_unit})", "quality")
+    digest = element("p", f"table {results.table_digest}", class_="note")
+    folds = _table(("fold", "verdict", "learned", "group table", "zero router"), rows)
+    return section("The router and its table", caption, folds, _table(heads, candidates), digest)
+
+
+def _words() -> Markup:
+    terms = [join(element("dt", word), element("dd", meaning)) for word, meaning in _WORDS]
+    return element("section", element("h2", "Words"), element("dl", terms))
+
+
+def _cell(value: float | None, interval: Interval | None, *, sign: bool) -> Content:
+    if value is None:
+        return "never"
+    span = _span(interval)
+    return join(_number(value, sign=sign), element("small", span) if span else None)
+
+
+def _number(value: float | None, *, sign: bool = False) -> str:
+    if value is None:
+        return _EN_DASH
+    return (f"{value:+.4f}" if sign else f"{value:.4f}").replace("-", "\N{MINUS SIGN}")
+
+
+def _span(interval: Interval | None) -> str | None:
+    if interval is None:
+        return None
+    return f"{_number(interval.low)} to {_number(interval.high)}"
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[Content, ...]], class_: str | None = None) -> Markup:
+    head = element("thead", element("tr", [element("th", text, scope="col") for text in heads]))
+    body = element("tbody", [element("tr", [element("td", cell) for cell in row]) for row in rows])
+    return element("div", element("table", head, body, class_=class_), class_="scroll", tabindex="0")

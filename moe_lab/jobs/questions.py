@@ -1,0 +1,100 @@
+"""Trains a question router on an outcome table, evaluates it out of fold, and keeps both in its run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from moe_lab.config import canonical_json
+from moe_lab.errors import LabError
+from moe_lab.evaluation.route_report import write_route_report
+from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.spec import QuestionRouterRun
+from moe_lab.jobs.workspace import Workspace
+from moe_lab.lab import Lab
+from moe_lab.questions.evaluate import measure_router, score_out_of_fold, train_final
+from moe_lab.questions.read import read_table
+from moe_lab.questions.results import RouteResults
+from moe_lab.questions.router import QuestionRouter
+from moe_lab.questions.summary import summarise
+from moe_lab.questions.table import ItemTable
+from moe_lab.registry import Registry
+from moe_lab.training.durable import write_json
+
+RESULTS_FILE = "route-results.json"
+REPORT_FILE = "route-report.html"
+
+
+def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -> Candidate:
+    """Trains the router, or returns what an identical run on an identical table made before."""
+    table, warnings = find_table(workspace.lab, spec, base)
+    with workspace.open_run(spec, {"table": table.digest}) as run:
+        if run.done:
+            return staged(run)
+        started = time.perf_counter()
+        with workspace.progress.stage(f"{spec.folds} folds and all of {len(table)} items", spec.folds + 1, "fits") as p:
+            scored, raw = score_out_of_fold(table, spec, lambda done, of: p.update(done, None, 0.0, 0.0))
+            trained = train_final(table, raw, spec)
+            p.update(spec.folds + 1, None, 0.0, 0.0)
+        results = summarise(
+            scored,
+            spec,
+            name=spec.name,
+            mode=trained.router.mode,
+            router_cost=measure_router(trained.router, table),
+            warnings=warnings,
+            seconds=time.perf_counter() - started,
+        )
+        write_json(run.path / RESULTS_FILE, results.model_dump(mode="json"))
+        write_route_report(results, run.path / REPORT_FILE)
+        candidate = stage(run, _fields(spec, table, trained.router, run.fingerprint), trained.router.tensors())
+        run.finish({"candidate": candidate.digest, "metrics": _headline(results)})
+        return candidate
+
+
+def find_table(lab: Lab, spec: QuestionRouterRun, base: Path) -> tuple[ItemTable, list[str]]:
+    """The table that a config means: a file by path, or a name in `configs/outcomes/`."""
+    beside = base / spec.table
+    if beside.is_file():
+        return read_table(beside)
+    return read_table(lab.find_config(spec.table if "/" in spec.table else f"outcomes/{spec.table}"))
+
+
+def load_question_router(registry: Registry, digest: str) -> QuestionRouter:
+    """A question router from a registry or from the `candidate/` folder of its run."""
+    manifest = registry.manifest(digest)
+    if "candidates" not in manifest["interface"]:
+        raise LabError(f"{digest[:19]}: not a question router; moe-lab train makes one from kind question_router")
+    return QuestionRouter.rebuild(manifest["interface"]["router"], registry.tensors(manifest))
+
+
+def finished_results(folder: Path) -> RouteResults:
+    """The results in the run folder of a question router."""
+    try:
+        return RouteResults.model_validate_json((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LabError(
+            f"{folder}: holds no finished question router ({RESULTS_FILE} is missing or broken); "
+            "train it first: moe-lab train CONFIG"
+        ) from error
+
+
+def _fields(spec: QuestionRouterRun, table: ItemTable, router: QuestionRouter, fingerprint: str) -> dict:
+    candidates = [dataclasses.asdict(candidate) for candidate in table.candidates]
+    return {
+        "kind": "router",
+        "summary": spec.summary,
+        "licence": spec.licence,
+        "interface": {"candidates": candidates, "router": router.describe()},
+        "config": {"question_router": canonical_json(spec)},
+        "data": {"table": table.name, "digest": table.digest, "items": len(table), "cost_unit": table.cost_unit},
+        "lineage": {"parents": [], "run": fingerprint},
+        "claims": [],
+    }
+
+
+def _headline(results: RouteResults) -> dict[str, float]:
+    """What the ledger's result keeps: the main metric of the router and of its baselines."""
+    kept = [f for f in results.figures if f.metric in ("APGR", "AIQ") and f.value is not None]
+    return {f"{figure.metric} of {figure.role}": round(float(figure.value or 0.0), 4) for figure in kept}

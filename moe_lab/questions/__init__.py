@@ -1,0 +1,2 @@
+"""Routers for whole questions on anyone's outcome tables: the table and its checks, features, heads, evaluation.
+May import: errors, config, metrics."""

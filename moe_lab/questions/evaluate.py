@@ -1,0 +1,139 @@
+"""Evaluates a question router out of fold: every item is scored by a router that saw neither it nor its twins.
+
+Legend: N items, C candidates, P prices, K folds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from moe_lab.errors import LabError
+from moe_lab.metrics.choices import Choice, choose, group_means_out_of_fold
+from moe_lab.questions.features import RawFeatures, raw_features
+from moe_lab.questions.folds import deal_folds
+from moe_lab.questions.results import CurveRole, FoldVerdict, RouterCost
+from moe_lab.questions.router import QuestionRouter, price_grid, relative_cost
+from moe_lab.questions.spec import QuestionRouterSettings
+from moe_lab.questions.table import ItemTable
+from moe_lab.questions.training import Trained, train_router
+
+_TIMED_ITEMS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutOfFold:
+    """What was predicted for each item without having seen it."""
+
+    table: ItemTable
+    fold_N: np.ndarray
+    routed_NC: np.ndarray  # by the routers' modes
+    learned_NC: np.ndarray  # by the heads, also where they abstained
+    group_NC: np.ndarray  # means of the item's group in the other folds
+    mean_NC: np.ndarray  # means of the other folds
+    verdicts: tuple[FoldVerdict, ...]
+
+    def predicted(self, role: CurveRole) -> np.ndarray:
+        """What a router by that name predicts [N, C]; the oracle predicts the outcome itself."""
+        if role == "difficulty":
+            return self.difficulty_NC
+        if role == "oracle":
+            return self.table.quality_NC
+        return {
+            "routed": self.routed_NC,
+            "learned": self.learned_NC,
+            "group_table": self.group_NC,
+            "zero_router": self.mean_NC,
+        }[role]
+
+    @property
+    def difficulty_NC(self) -> np.ndarray:
+        """The baseline that knows only how the cheapest candidate will do; of the others it knows the mean."""
+        cheapest = int(np.argmin(self.table.cost_C))
+        predicted = self.mean_NC.copy()
+        predicted[:, cheapest] = self.learned_NC[:, cheapest]
+        return predicted
+
+    def choices(self, role: CurveRole, points: int) -> tuple[list[float], list[Choice]]:
+        """Prices, and each one's choice [N]."""
+        predicted, cost_C = self.predicted(role), self.table.cost_C
+        prices = price_grid(predicted, cost_C, points)
+        # The oracle knows what each item will cost as well.
+        cost = relative_items(self.table) if role == "oracle" else relative_cost(cost_C)
+        return prices, [choose(-predicted, cost, price) for price in prices]
+
+
+def relative_items(table: ItemTable) -> np.ndarray:
+    """Cost of every item and candidate in units of the dearest candidate's mean."""
+    most = float(table.cost_C.max())
+    return table.cost_NC / most if most > 0 else np.zeros_like(table.cost_NC)
+
+
+def score_out_of_fold(
+    table: ItemTable, spec: QuestionRouterSettings, told: Callable[[int, int], None] = lambda done, of: None
+) -> tuple[OutOfFold, RawFeatures]:
+    """Trains one router for each fold on the other folds, and predicts the fold with it."""
+    fold_N = deal_folds(table.keys, spec.folds, spec.seed)
+    if len(np.unique(fold_N)) < spec.folds:
+        raise LabError(
+            f"{table.name}: {len(set(table.keys))} different items do not fill {spec.folds} folds; lower `folds`, or "
+            "measure more items"
+        )
+    raw = raw_features(table, spec.features)
+    routed, learned = np.empty_like(table.quality_NC), np.empty_like(table.quality_NC)
+    verdicts = []
+    for fold in range(spec.folds):
+        inside = np.flatnonzero(fold_N == fold)
+        trained = train_router(table, raw, np.flatnonzero(fold_N != fold), spec)
+        part = raw.rows(inside)
+        routed[inside], learned[inside] = trained.router.predict(part), trained.router.learned(part)
+        verdicts.append(FoldVerdict(fold=fold, mode=trained.router.mode, validation=trained.validation))
+        told(fold + 1, spec.folds)
+    groups = group_means_out_of_fold(table.quality_NC, table.group_N, fold_N, shrink=spec.group_shrinkage)
+    means = group_means_out_of_fold(table.quality_NC, np.zeros(len(table), np.int64), fold_N)
+    scored = OutOfFold(
+        table=table,
+        fold_N=fold_N,
+        routed_NC=routed,
+        learned_NC=learned,
+        group_NC=groups,
+        mean_NC=means,
+        verdicts=tuple(verdicts),
+    )
+    return scored, raw
+
+
+def train_final(table: ItemTable, raw: RawFeatures, spec: QuestionRouterSettings) -> Trained:
+    """The router that is kept: trained on all items."""
+    return train_router(table, raw, np.arange(len(table)), spec)
+
+
+def measure_router(router: QuestionRouter, table: ItemTable) -> RouterCost:
+    """Times the router on whole questions, reading the text included, on one batch of them."""
+    batch = table.rows(np.arange(min(_TIMED_ITEMS, len(table))))
+    router.route(batch, 0.1)
+    spent: list[float] = []
+    for _ in range(3):
+        started = time.perf_counter()
+        router.route(batch, 0.1)
+        spent.append(time.perf_counter() - started)
+    return RouterCost(
+        parameters=router.parameters,
+        microseconds_per_question=round(min(spent) / len(batch) * 1e6, 1),
+        questions_per_batch=len(batch),
+    )
+
+
+def resampling_unit(table: ItemTable) -> np.ndarray:
+    """Which bootstrap unit each item belongs to [N]: items that look the same are drawn together."""
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(key, len(number)) for key in table.keys], np.int64)
+
+
+def plain(value: Any) -> Any:
+    """A float that JSON can hold, or None."""
+    return float(value) if np.isfinite(value) else None

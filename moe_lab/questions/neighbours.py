@@ -1,0 +1,85 @@
+"""Predicts from the training items that look alike: what linear heads cannot bend to.
+
+Legend: N items, M training items, D features, T text features, E embedding width, C candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_lab.questions.features import FeatureMap
+from moe_lab.questions.spec import QuestionFeatures
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_NARROWNESS = 10.0
+_GROUP, _NUMBER = 0.3, 0.1
+_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """A text's main directions beside its group and numbers, as a vector of length 1."""
+
+    direction_TE: np.ndarray  # float32
+    num_groups: int
+    group_factor: float
+    number_factor: float
+
+    def __call__(self, x_ND: csr_matrix) -> np.ndarray:
+        """Embeddings of items [N, E], float32."""
+        text = self.direction_TE.shape[0]
+        projected = np.asarray(x_ND[:, :text] @ self.direction_TE)
+        groups = x_ND[:, text : text + self.num_groups].toarray() * self.group_factor
+        numbers = x_ND[:, text + self.num_groups :].toarray() * self.number_factor
+        joined = np.concatenate([_unit(projected), groups, numbers], axis=1)
+        return _unit(joined).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """The mean outcome of all training items, weighted by `exp(10 * (cosine - 1))` of their embeddings."""
+
+    embedding: Embedding
+    points_ME: np.ndarray  # float32
+    quality_MC: np.ndarray  # float32
+
+    def __call__(self, x_ND: csr_matrix) -> np.ndarray:
+        """Predicted qualities [N, C]."""
+        at_NE = self.embedding(x_ND)
+        parts = [self._weighted(at_NE[start : start + _ROWS]) for start in range(0, len(at_NE), _ROWS)]
+        return np.concatenate(parts) if parts else np.zeros((0, self.quality_MC.shape[1]))
+
+    def _weighted(self, at_NE: np.ndarray) -> np.ndarray:
+        weight_NM = np.exp(_NARROWNESS * (at_NE @ self.points_ME.T - 1))
+        return np.asarray(weight_NM @ self.quality_MC / weight_NM.sum(axis=1, keepdims=True), np.float64)
+
+
+def fit_embedding(x_ND: csr_matrix, features: FeatureMap, directions: int, seed: int) -> Embedding:
+    """Finds the text's main directions by a randomised singular value decomposition; no outcome is looked at."""
+    from sklearn.utils.extmath import randomized_svd
+
+    text = sum(map(len, features.kept))
+    most = min(directions, text - 1, x_ND.shape[0] - 1)
+    found = np.zeros((text, 0), np.float32)
+    if most > 0:
+        found = randomized_svd(x_ND[:, :text], most, n_iter=1, random_state=seed)[2].T.astype(np.float32)
+    return make_embedding(np.ascontiguousarray(found), features.num_groups, features.settings)
+
+
+def make_embedding(direction_TE: np.ndarray, num_groups: int, settings: QuestionFeatures) -> Embedding:
+    """The embedding of known directions, with groups and numbers scaled as it needs them."""
+    return Embedding(
+        direction_TE=direction_TE,
+        num_groups=num_groups,
+        group_factor=_GROUP / settings.group_weight if settings.group_weight else 0.0,
+        number_factor=_NUMBER / settings.number_weight if settings.number_weight else 0.0,
+    )
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)

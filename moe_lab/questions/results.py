@@ -1,0 +1,126 @@
+"""What an evaluation of a question router found, as JSON that a report is drawn from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from moe_lab.config.spec import Spec
+from moe_lab.metrics.bootstrap import Interval
+
+CurveRole = Literal["routed", "learned", "group_table", "difficulty", "zero_router", "oracle", "fixed"]
+
+
+class RoutePoint(Spec):
+    """One policy: a price of a router, or a candidate alone."""
+
+    cost: float
+    quality: float
+    price: float | None = None
+
+
+class RouteCurve(Spec):
+    """One router's points, from cheap to dear."""
+
+    role: CurveRole
+    label: str
+    points: tuple[RoutePoint, ...]
+
+
+class Band(Spec):
+    """Quality of the router, and its difference to the zero router, at costs evenly spread; both with intervals."""
+
+    cost: tuple[float, ...]
+    quality: tuple[Interval, ...]
+    difference_to_zero: tuple[Interval, ...]
+
+
+class Figure(Spec):
+    """One metric of one router; an infinite one, such as a CPT that is never reached, is null."""
+
+    metric: str
+    role: CurveRole
+    value: float | None
+    interval: Interval | None = None
+
+
+class GroupRow(Spec):
+    """One group: how many items, what each candidate reaches, and where the router sends it at the shown price."""
+
+    group: str
+    items: int
+    quality: tuple[float, ...]
+    share: tuple[float, ...]
+    routed_quality: float
+    routed_cost: float
+
+
+class CalibrationBin(Spec):
+    """Items whose predicted outcome with a candidate lies close together, and what they scored."""
+
+    candidate: str
+    items: int
+    predicted: float
+    measured: Interval
+
+
+class FoldVerdict(Spec):
+    """What one fold's router was let do, and the areas on held-back items that decided it."""
+
+    fold: int
+    mode: Literal["learned", "group_table", "zero_router"]
+    validation: dict[str, float]
+
+
+class RouterCost(Spec):
+    """What the router itself costs to run."""
+
+    parameters: int
+    microseconds_per_question: float
+    questions_per_batch: int
+
+
+class CandidateRow(Spec):
+    """One candidate alone."""
+
+    name: str
+    size: float | None
+    family: str | None
+    cost: float
+    quality: float
+
+
+class RouteResults(Spec):
+    """Everything a report shows."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    name: str
+    created: str
+    seconds: float
+    table: str
+    table_digest: str
+    items: int
+    folds: int
+    head: str
+    outcome: Literal["score", "loss"]
+    cost_unit: str
+    warnings: tuple[str, ...]
+    candidates: tuple[CandidateRow, ...]
+    mode: Literal["learned", "group_table", "zero_router"]
+    verdicts: tuple[FoldVerdict, ...]
+    figures: tuple[Figure, ...]
+    curves: tuple[RouteCurve, ...]
+    band: Band
+    groups: tuple[GroupRow, ...]
+    shown_price: float
+    calibration: tuple[CalibrationBin, ...]
+    router_cost: RouterCost
+    best_routed_quality: float
+    oracle_free_cost: float
+
+    def figure(self, metric: str, role: CurveRole = "routed") -> float | None:
+        """The value of one metric; None where it was not measured or is infinite."""
+        return next((f.value for f in self.figures if f.metric == metric and f.role == role), None)

@@ -1,0 +1,203 @@
+"""A trained question router: predicts every candidate's quality on an item, and picks by price.
+
+Legend: N items, C candidates, G groups, F numbers, D features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from moe_lab.config import canonical_json
+from moe_lab.errors import LabError, did_you_mean
+from moe_lab.metrics.choices import Choice, choose
+from moe_lab.questions.features import FeatureMap, RawFeatures, raw_features
+from moe_lab.questions.heads import Calibration, Heads, rising
+from moe_lab.questions.neighbours import Neighbours, make_embedding
+from moe_lab.questions.spec import QuestionFeatures
+from moe_lab.questions.table import ItemTable
+
+Mode = Literal["learned", "group_table", "zero_router"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionRouter:
+    """What training makes. `mode` says whether it routes by what it learnt, or abstains and to what."""
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    number_names: tuple[str, ...]
+    mode: Mode
+    cost_C: np.ndarray  # mean cost of each candidate on the training items
+    mean_C: np.ndarray  # mean quality
+    group_mean_GC: np.ndarray
+    features: FeatureMap
+    heads: Heads
+    neighbours: Neighbours | None
+    calibration: Calibration
+    ladders: tuple[tuple[int, ...], ...]
+
+    @property
+    def relative_cost_C(self) -> np.ndarray:
+        """Cost in units of the dearest candidate, so that a price is the quality one would give to run that one."""
+        return relative_cost(self.cost_C)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that a prediction may read."""
+        arrays = self.tensors()
+        return sum(array.size for name, array in arrays.items() if not name.startswith("kept/"))
+
+    def learned(self, raw: RawFeatures) -> np.ndarray:
+        """Quality [N, C] as the heads see it, calibrated, whatever the mode."""
+        predicted = self.calibration(*self.parts(raw))
+        return rising(predicted, [list(ladder) for ladder in self.ladders])
+
+    def parts(self, raw: RawFeatures) -> tuple[np.ndarray, np.ndarray]:
+        """What the calibration blends: heads and neighbours (the heads again, where there are none) [N, C] each."""
+        x_ND = self.features(raw)
+        heads_NC = self.heads(x_ND)
+        return heads_NC, heads_NC if self.neighbours is None else self.neighbours(x_ND)
+
+    def by_group(self, group_N: np.ndarray) -> np.ndarray:
+        """The mean quality of each item's group [N, C]; of all items, where the group is unknown."""
+        known = (group_N >= 0) & (group_N < len(self.group_mean_GC))
+        return np.where(known[:, None], self.group_mean_GC[np.where(known, group_N, 0)], self.mean_C)
+
+    def predict(self, raw: RawFeatures) -> np.ndarray:
+        """Predicted quality [N, C] by the router's mode."""
+        if self.mode == "learned":
+            return self.learned(raw)
+        if self.mode == "group_table":
+            return self.by_group(raw.group_N)
+        return np.tile(self.mean_C, (len(raw.group_N), 1))
+
+    def route(self, table: ItemTable, price: float, available: Collection[str] | None = None) -> Choice:
+        """A candidate for each item of a table [N], as an index into `names`; the outcomes are not looked at.
+
+        Args:
+            price: the quality that running the dearest candidate must be worth.
+            available: the candidates that there are; by default the table's own. One that the router does not know
+                is refused, one that is missing is never chosen.
+        """
+        there = list(table.names if available is None else available)
+        if unknown := [name for name in there if name not in self.names]:
+            raise LabError(
+                f'this router has never seen the candidate "{unknown[0]}"; train it on a table that has it.'
+                f"{did_you_mean(unknown[0], self.names)}"
+            )
+        if not there:
+            raise LabError(f"no candidate is available; name some of {', '.join(self.names)}")
+        absent_C = np.array([name not in there for name in self.names])
+        loss_NC = np.where(absent_C, np.inf, -self.predict(self.read(table)))
+        return choose(loss_NC, self.relative_cost_C, price)
+
+    def read(self, table: ItemTable) -> RawFeatures:
+        """The raw features of another table's items, with groups and numbers matched by name."""
+        if (table.text_N is None) != (not self.features.kept):
+            raise LabError(f"{table.name}: this router was trained on items {self._with_text}; give it the like")
+        if lost := [name for name in self.number_names if name not in table.number_names]:
+            raise LabError(f"{table.name}: the router reads {lost[0]}, which the table lacks; add that column")
+        order = [table.number_names.index(name) for name in self.number_names]
+        known = {name: g for g, name in enumerate(self.groups)}
+        group_N = np.array([known.get(name, -1) for name in table.groups], np.int64)[table.group_N]
+        seen = dataclasses.replace(
+            table, number_NF=table.number_NF[:, order], number_names=self.number_names, group_N=group_N
+        )
+        return raw_features(seen, self.features.settings)
+
+    @property
+    def _with_text(self) -> str:
+        return "with text" if self.features.kept else "without text"
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All its arrays by name."""
+        arrays = {
+            "weight": self.heads.weight_DC,
+            "bias": self.heads.bias_C,
+            "calibration": self.calibration.weight_2,
+            "middle": self.calibration.middle_C,
+            "cost": self.cost_C,
+            "mean": self.mean_C,
+            "group_mean": self.group_mean_GC,
+            "number_mean": self.features.mean_F,
+            "number_spread": self.features.spread_F,
+        }
+        for block, (kept, idf) in enumerate(zip(self.features.kept, self.features.idf, strict=True)):
+            arrays |= {f"kept/{block}": kept, f"idf/{block}": idf}
+        if (near := self.neighbours) is not None:
+            arrays |= {"direction": near.embedding.direction_TE, "point": near.points_ME, "quality": near.quality_MC}
+        return arrays
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that is not an array."""
+        return {
+            "names": list(self.names),
+            "groups": list(self.groups),
+            "number_names": list(self.number_names),
+            "mode": self.mode,
+            "link": self.heads.link,
+            "ladders": [list(ladder) for ladder in self.ladders],
+            # As text: a manifest holds no floats.
+            "features": canonical_json(self.features.settings),
+        }
+
+    @staticmethod
+    def rebuild(described: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> QuestionRouter:
+        """The inverse of `describe` and `tensors`."""
+        blocks = range(sum(name.startswith("kept/") for name in tensors))
+        settings, groups = QuestionFeatures.model_validate_json(described["features"]), tuple(described["groups"])
+        near = None
+        if "point" in tensors:
+            embedding = make_embedding(tensors["direction"], len(groups), settings)
+            near = Neighbours(embedding, tensors["point"], tensors["quality"])
+        return QuestionRouter(
+            names=tuple(described["names"]),
+            groups=groups,
+            number_names=tuple(described["number_names"]),
+            mode=described["mode"],
+            cost_C=tensors["cost"],
+            mean_C=tensors["mean"],
+            group_mean_GC=tensors["group_mean"],
+            features=FeatureMap(
+                settings=settings,
+                num_groups=len(groups),
+                kept=tuple(tensors[f"kept/{block}"] for block in blocks),
+                idf=tuple(tensors[f"idf/{block}"] for block in blocks),
+                mean_F=tensors["number_mean"],
+                spread_F=tensors["number_spread"],
+            ),
+            heads=Heads(described["link"], tensors["weight"], tensors["bias"]),
+            neighbours=near,
+            calibration=Calibration(described["link"], tensors["calibration"], tensors["middle"]),
+            ladders=tuple(map(tuple, described["ladders"])),
+        )
+
+
+def relative_cost(cost_C: np.ndarray) -> np.ndarray:
+    """Cost in units of the dearest candidate; all 0 where nothing costs anything."""
+    most = float(np.max(cost_C))
+    return np.asarray(cost_C, np.float64) / most if most > 0 else np.zeros_like(cost_C, dtype=np.float64)
+
+
+def price_grid(predicted_NC: np.ndarray, cost_C: np.ndarray, points: int) -> list[float]:
+    """Prices at which choices change, evenly spread over the changes: from 0 to where only the cheapest is left.
+
+    An item goes from candidate j to a cheaper i at the price (q_j - q_i) / (c_j - c_i), with relative costs.
+    """
+    relative_C = relative_cost(cost_C)
+    changes = [
+        (predicted_NC[:, j] - predicted_NC[:, i]) / (relative_C[j] - relative_C[i])
+        for i in range(len(relative_C))
+        for j in range(len(relative_C))
+        if relative_C[j] > relative_C[i]
+    ]
+    found = np.concatenate([np.zeros(1), *changes])
+    found = found[np.isfinite(found) & (found > 0)]
+    if not len(found):
+        return [0.0]
+    inside = np.quantile(found, np.linspace(0, 1, max(points - 1, 2)))
+    return [0.0, *np.unique(inside).tolist(), float(found.max()) * (1 + 1e-9) + 1e-12]

@@ -1,0 +1,148 @@
+"""The files that say what an outcome table of somebody else's means, and how a router learns from one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from moe_lab.config.spec import Spec
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class TableFile(Spec):
+    """One CSV, TSV or JSON Lines file, with or without `.gz`.
+
+    Attributes:
+        path: relative to the YAML file, or to the folder in MOE_LAB_OUTCOMES.
+        key: the column that joins the files, needed where there is more than one.
+    """
+
+    path: str
+    key: str | None = None
+
+
+class CandidateSpec(Spec):
+    """One candidate and where its outcome stands.
+
+    Attributes:
+        name: what reports call it.
+        column: the column of its loss or score; left out, the one of that name.
+        cost: of one item, in `cost_unit`; or `cost_column`, where it differs by item.
+        size: anything that grows with the model, such as billions of parameters. Only compared within a family.
+        family: candidates of one family form a ladder by size.
+    """
+
+    name: str
+    column: str | None = None
+    cost: float | None = None
+    cost_column: str | None = None
+    size: Positive | None = None
+    family: str | None = None
+
+    @model_validator(mode="after")
+    def _one_cost(self) -> Self:
+        if (self.cost is None) == (self.cost_column is None):
+            raise ValueError(f"candidate {self.name} needs one of `cost` and `cost_column`")
+        return self
+
+
+class OutcomesSpec(Spec):
+    """Which columns of which files are text, features, group, outcomes and costs.
+
+    Attributes:
+        items: the file with the items; `join` adds columns by key.
+        text: columns that make up the question; a list in a column counts as its lines.
+        group: the column of the subject, task or source.
+        numbers: columns of numeric features, known before any candidate runs.
+        outcome: whether the candidates' columns hold scores (higher is better) or losses.
+        right_when_equals: the candidates' columns hold answers; an answer scores 1 where it equals this column.
+        missing: what to do with an item that lacks an outcome or a cost of some candidate.
+        duplicates: items of equal text and features are always kept in one fold; or refuse them.
+    """
+
+    kind: Literal["outcomes"]
+    name: Name
+    summary: str = ""
+    source: str = ""
+    licence: str = ""
+    items: TableFile
+    join: tuple[TableFile, ...] = ()
+    text: tuple[str, ...] = ()
+    group: str | None = None
+    numbers: tuple[str, ...] = ()
+    outcome: Literal["score", "loss"] = "score"
+    right_when_equals: str | None = None
+    cost_unit: str = "cost"
+    missing: Literal["refuse", "drop"] = "refuse"
+    duplicates: Literal["together", "refuse"] = "together"
+    candidates: tuple[CandidateSpec, ...] = Field(min_length=1, max_length=30)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not (self.text or self.group or self.numbers):
+            raise ValueError("a router needs something to look at: give `text`, `group` or `numbers`")
+        names = [candidate.name for candidate in self.candidates]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"candidate {twice[0]} is listed twice")
+        if self.join and not all(file.key for file in (self.items, *self.join)):
+            raise ValueError("with `join`, every file needs its `key` column")
+        if self.right_when_equals and self.outcome == "loss":
+            raise ValueError("right_when_equals makes scores; leave out `outcome: loss`")
+        return self
+
+
+class QuestionFeatures(Spec):
+    """What a question router looks at.
+
+    Attributes:
+        words: word n-grams up to this length; 0 looks at no words.
+        characters: character n-grams from 3 up to this length, within words; 0 looks at none. Slow on long texts.
+        buckets: hashed features of each of the two, a power of two.
+        group_weight, number_weight: how strongly groups and numbers count beside the text, whose features of one
+            item have length 1.
+    """
+
+    words: NonNegativeInt = 2
+    characters: Annotated[int, Field(ge=0, le=8)] = 0
+    buckets: PositiveInt = 1 << 17
+    group_weight: Annotated[float, Field(ge=0)] = 1.0
+    number_weight: Annotated[float, Field(ge=0)] = 0.1
+
+
+class QuestionRouterSettings(Spec):
+    """How a router of questions is trained and evaluated.
+
+    Attributes:
+        head: `gain` predicts every candidate's outcome; `difficulty` knows only the cheapest one's, and sends what it
+            may fail at to the dearest. Difficulty is the baseline to beat.
+        neighbours: directions of the text in which alike training items are found, whose outcomes are blended with the
+            heads'; 0 looks for none.
+        penalty: L2 penalty of the weights that all candidates share.
+        own_penalty: L2 penalty of what one candidate's weights differ by, relative to `penalty`.
+        monotone: within a family a larger size is never predicted to be worse: `auto` where every group of the
+            training items bears it out, or `never`.
+        group_shrinkage: items' worth of the overall mean that each group's mean is drawn by.
+        folds: of the evaluation; no item is scored by a router that saw it.
+        validation_share: of the training items, held back to calibrate and to decide whether to abstain.
+        abstain: answer as the group table or the zero router does where what was learnt is no better on the items held
+            back; false routes by what was learnt in any case.
+        prices: how many points of the curve are measured.
+    """
+
+    head: Literal["gain", "difficulty"] = "gain"
+    features: QuestionFeatures = QuestionFeatures()
+    neighbours: NonNegativeInt = 60
+    penalty: Positive = 4.0
+    own_penalty: Positive = 1.2
+    monotone: Literal["auto", "never"] = "auto"
+    group_shrinkage: Annotated[float, Field(ge=0)] = 10.0
+    iterations: PositiveInt = 20
+    folds: Annotated[int, Field(ge=2)] = 5
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    abstain: bool = True
+    prices: Annotated[int, Field(ge=2)] = 64
+    resamples: PositiveInt = 300
+    seed: NonNegativeInt = 0

@@ -1,0 +1,288 @@
+"""From out-of-fold predictions to figures, curves, bands and tables.
+
+Legend: N items, C candidates, P prices, U units, R roles.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+
+from moe_lab.metrics.areas import CostRange, aiq, cost_at_quality, deferral_area, policy_points, quality_hull
+from moe_lab.metrics.bootstrap import Interval, ratio_interval, statistic_intervals
+from moe_lab.metrics.choices import Choice, choose, fixed, oracle_point
+from moe_lab.metrics.deferral import apgr, cpt, deferral_curve
+from moe_lab.metrics.published import aiq_routerbench_code, area_cascade_routing_code
+from moe_lab.questions.evaluate import OutOfFold, plain, resampling_unit
+from moe_lab.questions.results import (
+    Band,
+    CalibrationBin,
+    CandidateRow,
+    CurveRole,
+    Figure,
+    GroupRow,
+    RouteCurve,
+    RoutePoint,
+    RouterCost,
+    RouteResults,
+)
+from moe_lab.questions.router import Mode, relative_cost
+from moe_lab.questions.spec import QuestionRouterSettings
+from moe_lab.questions.table import ItemTable
+
+ROLES: dict[CurveRole, str] = {
+    "routed": "this router",
+    "group_table": "group table",
+    "difficulty": "difficulty alone",
+    "zero_router": "zero router",
+    "oracle": "oracle",
+}
+_BAND_COSTS = 21
+_BINS = 10
+_CPT = (0.5, 0.8)
+
+
+def summarise(
+    scored: OutOfFold,
+    spec: QuestionRouterSettings,
+    *,
+    name: str,
+    mode: Mode,
+    router_cost: RouterCost,
+    warnings: list[str],
+    seconds: float,
+) -> RouteResults:
+    """All that a report shows, from the predictions of items that were not seen."""
+    table = scored.table
+    swept = {role: scored.choices(role, spec.prices) for role in ROLES}
+    points = {role: policy_points(choices, table.quality_NC, table.cost_NC) for role, (_, choices) in swept.items()}
+    price = _middle_price(points["routed"], swept["routed"][0], table)
+    return RouteResults(
+        name=name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
+        table=table.name,
+        table_digest=table.digest,
+        items=len(table),
+        folds=spec.folds,
+        head=spec.head,
+        outcome=table.outcome,
+        cost_unit=table.cost_unit,
+        warnings=tuple(warnings),
+        candidates=_candidates(table),
+        mode=mode,
+        verdicts=scored.verdicts,
+        figures=tuple(_figures(scored, swept, points, spec)),
+        curves=tuple(_curves(swept, points, table)),
+        band=_band(scored, swept, spec),
+        groups=tuple(_groups(scored, price)),
+        shown_price=price,
+        calibration=tuple(_calibration(scored)),
+        router_cost=router_cost,
+        best_routed_quality=float(points["routed"][:, 1].max()),
+        oracle_free_cost=oracle_point(table.quality_NC, table.cost_NC, unsolved="free")[0],
+    )
+
+
+Swept = dict[CurveRole, tuple[list[float], list[Choice]]]
+
+
+def _figures(
+    scored: OutOfFold, swept: Swept, points: dict[CurveRole, np.ndarray], spec: QuestionRouterSettings
+) -> list[Figure]:
+    """Every metric of every router, the main ones with paired intervals."""
+    table = scored.table
+    over = CostRange.of(table.cost_C)
+    found = []
+    for role, curve in points.items():
+        found += [
+            Figure(metric="AIQ (RouterBench code)", role=role, value=plain(_routerbench(curve, over))),
+            Figure(metric="deferral area", role=role, value=deferral_area(curve, over)),
+            Figure(metric="cost at the dearest's quality", role=role, value=plain(_iso_cost(curve, table))),
+        ]
+        if over.high > over.low:
+            value = area_cascade_routing_code(curve, _alone(table))
+            found.append(Figure(metric="AUC (cascade-routing code)", role=role, value=value))
+        if _pair(table) is not None:  # elsewhere it has an interval, see _intervals
+            found.append(Figure(metric="AIQ", role=role, value=aiq(curve, over)))
+    found += _pair_figures(scored)
+    return found + _intervals(scored, swept, spec)
+
+
+def _routerbench(curve: np.ndarray, over: CostRange) -> float:
+    # Its code takes the greatest cost of all routers that are compared: the dearest candidate's.
+    return aiq_routerbench_code(curve, over.high) if over.high > 0 else float("nan")
+
+
+def _iso_cost(curve: np.ndarray, table: ItemTable) -> float:
+    return cost_at_quality(curve, float(table.quality_NC[:, int(np.argmax(table.cost_C))].mean()))
+
+
+def _alone(table: ItemTable) -> np.ndarray:
+    return np.stack([table.cost_C, table.quality_NC.mean(axis=0)], axis=1)
+
+
+def _pair(table: ItemTable) -> tuple[int, int] | None:
+    """(cheap, dear) where there are two candidates with a gap between them."""
+    if len(table.names) != 2 or np.ptp(table.cost_C) == 0 or np.ptp(table.quality_NC.mean(axis=0)) == 0:
+        return None
+    cheap = int(np.argmin(table.cost_C))
+    return cheap, 1 - cheap
+
+
+def _pair_figures(scored: OutOfFold) -> list[Figure]:
+    """CPT of two candidates, for each router."""
+    pair = _pair(scored.table)
+    if pair is None:
+        return []
+    found = []
+    for role in ROLES:
+        weak, strong = scored.table.quality_NC[:, pair[0]], scored.table.quality_NC[:, pair[1]]
+        curve = deferral_curve(_gain(scored, role, pair), weak, strong)
+        found += [Figure(metric=f"CPT({share:.0%})", role=role, value=plain(cpt(curve, share))) for share in _CPT]
+    return found
+
+
+def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarray:
+    if role == "zero_router":
+        return np.zeros(len(scored.table))  # it throws dice, whatever the folds' means
+    predicted = scored.predicted(role)
+    return predicted[:, pair[1]] - predicted[:, pair[0]]
+
+
+def _intervals(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> list[Figure]:
+    """APGR (two candidates) or AIQ of every router, and this router's differences to the baselines, paired."""
+    table, pair = scored.table, _pair(scored.table)
+    unit_N = resampling_unit(table)
+    roles = list(ROLES)
+
+    def areas(weight_U: np.ndarray) -> np.ndarray:
+        weight_N = weight_U[unit_N]
+        if pair is not None:
+            weak, strong = table.quality_NC[:, pair[0]], table.quality_NC[:, pair[1]]
+            if np.isclose((weight_N * (strong - weak)).sum(), 0):
+                return np.full(2 * len(roles), np.nan)
+            values = [apgr(deferral_curve(_gain(scored, role, pair), weak, strong, weight_N)) for role in roles]
+        else:
+            values = [aiq(_weighted(picked[role], weight_N), _range(table, weight_N)) for role in roles]
+        return np.array([*values, *(values[0] - value for value in values)])
+
+    picked = {} if pair is not None else {role: _picked(swept[role][1], table) for role in roles}
+    intervals = statistic_intervals(areas, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    metric = "APGR" if pair is not None else "AIQ"
+    found = [Figure(metric=metric, role=r, value=i.mean, interval=i) for r, i in zip(roles, intervals, strict=False)]
+    minus = zip(roles[1:], intervals[len(roles) + 1 :], strict=True)
+    return found + [Figure(metric=f"{metric} gained over", role=r, value=i.mean, interval=i) for r, i in minus]
+
+
+def _picked(choices: list[Choice], table: ItemTable) -> tuple[np.ndarray, np.ndarray]:
+    """Cost and quality of every item under every price [P, N]."""
+    rows = np.arange(len(table))
+    return (
+        np.stack([table.cost_NC[rows, choice] for choice in choices]),
+        np.stack([table.quality_NC[rows, choice] for choice in choices]),
+    )
+
+
+def _weighted(picked: tuple[np.ndarray, np.ndarray], weight_N: np.ndarray) -> np.ndarray:
+    return np.stack([values_PN @ weight_N / weight_N.sum() for values_PN in picked], axis=1)
+
+
+def _range(table: ItemTable, weight_N: np.ndarray) -> CostRange:
+    return CostRange.of(weight_N @ table.cost_NC / weight_N.sum())
+
+
+def _band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> Band:
+    """Quality at budgets between the cheapest and the dearest candidate, and the gain over the zero router."""
+    table = scored.table
+    unit_N = resampling_unit(table)
+    routed, zero = _picked(swept["routed"][1], table), _picked(swept["zero_router"][1], table)
+    share = np.linspace(0, 1, _BAND_COSTS)
+
+    def heights(weight_U: np.ndarray) -> np.ndarray:
+        weight_N = weight_U[unit_N]
+        over = _range(table, weight_N)
+        budgets = over.low + share * (over.high - over.low)
+        at = [_height(_weighted(picked, weight_N), budgets) for picked in (routed, zero)]
+        return np.concatenate([at[0], at[0] - at[1]])
+
+    found = statistic_intervals(heights, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    over = CostRange.of(table.cost_C)
+    return Band(
+        cost=tuple((over.low + share * (over.high - over.low)).tolist()),
+        quality=tuple(found[:_BAND_COSTS]),
+        difference_to_zero=tuple(found[_BAND_COSTS:]),
+    )
+
+
+def _height(points: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    hull = quality_hull(points)
+    return -np.interp(budgets, hull.costs_V, hull.losses_V)
+
+
+def _curves(swept: Swept, points: dict[CurveRole, np.ndarray], table: ItemTable) -> list[RouteCurve]:
+    curves = []
+    for role, label in ROLES.items():
+        rows = sorted(
+            (
+                RoutePoint(cost=cost, quality=quality, price=price)
+                for (cost, quality), price in zip(points[role].tolist(), swept[role][0], strict=True)
+            ),
+            key=lambda point: (point.cost, point.quality),
+        )
+        curves.append(RouteCurve(role=role, label=label, points=tuple(rows)))
+    for c, name in enumerate(table.names):
+        choice = fixed(c, len(table))
+        cost, quality = policy_points([choice], table.quality_NC, table.cost_NC)[0].tolist()
+        curves.append(RouteCurve(role="fixed", label=name, points=(RoutePoint(cost=cost, quality=quality),)))
+    return curves
+
+
+def _candidates(table: ItemTable) -> tuple[CandidateRow, ...]:
+    means = table.quality_NC.mean(axis=0)
+    return tuple(
+        CandidateRow(name=c.name, size=c.size, family=c.family, cost=float(cost), quality=float(mean))
+        for c, cost, mean in zip(table.candidates, table.cost_C, means, strict=True)
+    )
+
+
+def _middle_price(points: np.ndarray, prices: list[float], table: ItemTable) -> float:
+    """The price whose mean cost is nearest to the middle between the cheapest and the dearest candidate."""
+    middle = (table.cost_C.min() + table.cost_C.max()) / 2
+    return float(prices[int(np.argmin(np.abs(points[:, 0] - middle)))])
+
+
+def _groups(scored: OutOfFold, price: float) -> list[GroupRow]:
+    table = scored.table
+    choice = choose(-scored.routed_NC, relative_cost(table.cost_C), price)
+    rows = []
+    for g, name in enumerate(table.groups):
+        inside = np.flatnonzero(table.group_N == g)
+        if len(inside):
+            chosen = choice[inside]
+            rows.append(
+                GroupRow(
+                    group=name,
+                    items=len(inside),
+                    quality=tuple(table.quality_NC[inside].mean(axis=0).tolist()),
+                    share=tuple((np.bincount(chosen, minlength=len(table.names)) / len(inside)).tolist()),
+                    routed_quality=float(table.quality_NC[inside, chosen].mean()),
+                    routed_cost=float(table.cost_NC[inside, chosen].mean()),
+                )
+            )
+    return sorted(rows, key=lambda row: -row.items)
+
+
+def _calibration(scored: OutOfFold) -> list[CalibrationBin]:
+    """Each candidate's items in equally large bins of what was predicted by the heads."""
+    bins = []
+    for c, name in enumerate(scored.table.names):
+        order = np.argsort(scored.learned_NC[:, c], kind="stable")
+        for members in np.array_split(order, min(_BINS, len(order))):
+            measured: Interval = ratio_interval(
+                scored.table.quality_NC[members, c], np.ones(len(members)), resamples=200
+            )
+            predicted = float(scored.learned_NC[members, c].mean())
+            bins.append(CalibrationBin(candidate=name, items=len(members), predicted=predicted, measured=measured))
+    return bins

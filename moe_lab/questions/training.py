@@ -1,0 +1,167 @@
+"""Trains a question router on the items given, and decides on items held back whether it may route.
+
+Legend: N items, C candidates, G groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from moe_lab.metrics.areas import CostRange, deferral_area, policy_points
+from moe_lab.metrics.choices import choose, group_means
+from moe_lab.questions.features import FeatureMap, RawFeatures, fit_features
+from moe_lab.questions.folds import deal_folds
+from moe_lab.questions.heads import Calibration, Heads, Link, fit_calibration, fit_heads, inverse, plain_calibration
+from moe_lab.questions.neighbours import Embedding, Neighbours, fit_embedding
+from moe_lab.questions.router import Mode, QuestionRouter, price_grid, relative_cost
+from moe_lab.questions.spec import QuestionRouterSettings
+from moe_lab.questions.table import ItemTable
+
+_ITEMS_TO_COMPARE = 30
+_NEIGHBOURS = 1 / 2  # of the blend
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A router, and what the items held back said."""
+
+    router: QuestionRouter
+    validation: dict[str, float]  # area of the deferral curve of what was learnt, the group table, the zero router
+
+
+def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: QuestionRouterSettings) -> Trained:
+    """Trains on the items `index` of a table.
+
+    A first router learns from all but `validation_share` of them; the rest calibrates it and decides the mode. Then
+    the heads are fitted again to all of `index`, with that calibration. Duplicates never lie on both sides.
+    """
+    keys = [table.keys[i] for i in index]
+    parts = max(2, round(1 / spec.validation_share))
+    held = deal_folds(keys, parts, spec.seed + 1) == 0
+    if held.all() or not held.any():
+        held = np.arange(len(index)) % 2 == 0
+    seen, unseen = index[~held], index[held]
+    # Frequencies and directions look at no outcome, so both routers may have those of all items.
+    features = fit_features(raw.rows(index), spec.features, len(table.groups))
+    embedding = _embedding(raw, index, features, spec)
+    plain = plain_calibration(table.quality_NC[index].mean(axis=0), _link(table), _NEIGHBOURS if embedding else 0.0)
+    trial = _fit(table, raw, seen, spec, features, embedding, plain)
+    # The areas are compared before the calibration: it has seen these outcomes.
+    areas = _areas(table, trial, raw, unseen)
+    calibration = plain
+    if spec.head == "gain":
+        calibration = fit_calibration(*trial.parts(raw.rows(unseen)), table.quality_NC[unseen], plain)
+    final = _fit(table, raw, index, spec, features, embedding, calibration, start=trial.heads)
+    return Trained(
+        router=dataclasses.replace(final, mode=_mode(areas) if spec.abstain else "learned"), validation=areas
+    )
+
+
+def _link(table: ItemTable) -> Link:
+    return "logistic" if table.is_probability else "identity"
+
+
+def _embedding(
+    raw: RawFeatures, index: np.ndarray, features: FeatureMap, spec: QuestionRouterSettings
+) -> Embedding | None:
+    if not spec.neighbours or spec.head == "difficulty":
+        return None
+    return fit_embedding(features(raw.rows(index)), features, spec.neighbours, spec.seed)
+
+
+def _mode(areas: dict[str, float]) -> Mode:
+    """What was learnt routes only if it beats both; else the group table if that beats the zero router."""
+    if areas["learned"] > max(areas["group_table"], areas["zero_router"]):
+        return "learned"
+    return "group_table" if areas["group_table"] > areas["zero_router"] else "zero_router"
+
+
+def _fit(
+    table: ItemTable,
+    raw: RawFeatures,
+    index: np.ndarray,
+    spec: QuestionRouterSettings,
+    features: FeatureMap,
+    embedding: Embedding | None,
+    calibration: Calibration,
+    start: Heads | None = None,
+) -> QuestionRouter:
+    quality_NC, part, link = table.quality_NC[index], raw.rows(index), _link(table)
+    cost_C, mean_C = table.cost_NC[index].mean(axis=0), quality_NC.mean(axis=0)
+    settings: dict[str, Any] = {
+        "penalty": spec.penalty,
+        "own_penalty": spec.own_penalty,
+        # From heads that know three quarters of the items, half of the way is left.
+        "iterations": spec.iterations if start is None else max(1, spec.iterations // 2),
+    }
+    x_ND = features(part)
+    if spec.head == "difficulty":
+        cheapest = int(np.argmin(cost_C))
+        one = fit_heads(x_ND, quality_NC[:, [cheapest]], link, **settings)
+        heads = _only_knows(one, cheapest, mean_C)
+    else:
+        heads = fit_heads(x_ND, quality_NC, link, start=start, **settings)
+    return QuestionRouter(
+        names=table.names,
+        groups=table.groups,
+        number_names=table.number_names,
+        mode="learned",
+        cost_C=cost_C,
+        mean_C=mean_C,
+        group_mean_GC=group_means(quality_NC, raw.group_N[index], len(table.groups), shrink=spec.group_shrinkage),
+        features=features,
+        heads=heads,
+        neighbours=None if embedding is None else Neighbours(embedding, embedding(x_ND), quality_NC.astype(np.float32)),
+        calibration=calibration,
+        ladders=_ladders(table, index) if spec.monotone == "auto" else (),
+    )
+
+
+def _only_knows(one: Heads, candidate: int, mean_C: np.ndarray) -> Heads:
+    """Heads for all candidates of which only one looks at the item; the others say their mean."""
+    weight = np.zeros((len(one.weight_DC), len(mean_C)), np.float32)
+    weight[:, candidate] = one.weight_DC[:, 0]
+    bias = np.asarray(inverse(mean_C, one.link), np.float64).copy()
+    bias[candidate] = one.bias_C[0]
+    return Heads(one.link, weight, bias)
+
+
+def _ladders(table: ItemTable, index: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Families, from small to large, whose larger members are better in every group with enough items to tell."""
+    families: dict[str, list[tuple[float, int]]] = {}
+    for c, candidate in enumerate(table.candidates):
+        if candidate.family is not None and candidate.size is not None:
+            families.setdefault(candidate.family, []).append((candidate.size, c))
+    groups = table.group_N[index]
+    large = np.flatnonzero(np.bincount(groups, minlength=len(table.groups)) >= _ITEMS_TO_COMPARE)
+    means_GC = group_means(table.quality_NC[index], groups, len(table.groups))[large]
+    ladders = [tuple(c for _, c in sorted(members)) for members in families.values() if len(members) > 1]
+    return tuple(ladder for ladder in ladders if len(large) and (np.diff(means_GC[:, list(ladder)], axis=1) >= 0).all())
+
+
+def _areas(table: ItemTable, router: QuestionRouter, raw: RawFeatures, index: np.ndarray) -> dict[str, float]:
+    """Area of the deferral curve on some items: what was learnt, the group table, the zero router."""
+    part = raw.rows(index)
+    quality_NC, cost_NC = table.quality_NC[index], table.cost_NC[index]
+    predictions = {
+        "learned": router.learned(part),
+        "group_table": router.by_group(part.group_N),
+        "zero_router": np.tile(router.mean_C, (len(index), 1)),
+    }
+    over = CostRange.of(cost_NC.mean(axis=0))
+    return {
+        name: deferral_area(sweep(predicted, router.cost_C, quality_NC, cost_NC), over)
+        for name, predicted in predictions.items()
+    }
+
+
+def sweep(
+    predicted_NC: np.ndarray, cost_C: np.ndarray, quality_NC: np.ndarray, cost_NC: np.ndarray, points: int = 64
+) -> np.ndarray:
+    """(mean cost, mean quality) of each price's choice [P, 2]."""
+    relative_C = relative_cost(cost_C)
+    choices = [choose(-predicted_NC, relative_C, price) for price in price_grid(predicted_NC, cost_C, points)]
+    return policy_points(choices, quality_NC, cost_NC)

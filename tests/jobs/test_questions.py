@@ -1,0 +1,160 @@
+"""`moe-lab train` and `moe-lab route-report` on somebody's outcome table, through the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_lab.cli import main
+from moe_lab.errors import LabError
+from moe_lab.jobs.questions import find_table, finished_results, load_question_router
+from moe_lab.jobs.spec import QuestionRouterRun
+from moe_lab.lab import find_lab, init_lab
+from moe_lab.questions.results import RouteResults
+from moe_lab.registry import Registry
+from tests.questions.synthetic import word_table
+
+OUTCOMES = """
+kind: outcomes
+name: words
+items: {path: words.csv}
+text: [question]
+group: half
+cost_unit: cents
+candidates:
+  - {name: small, cost: 1}
+  - {name: large, cost: 10}
+"""
+ROUTER = """
+kind: question_router
+name: toys/words
+licence: Apache-2.0
+table: words
+features: {buckets: 1024}
+neighbours: 10
+iterations: 10
+penalty: 1.0
+resamples: 30
+prices: 16
+"""
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def trained_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lab with a table of 300 questions, on which a router was trained."""
+    lab = init_lab(tmp_path_factory.mktemp("questions") / "lab")
+    (lab / "configs" / "outcomes").mkdir(parents=True)
+    table = word_table(300)
+    assert table.text_N is not None
+    with (lab / "configs" / "outcomes" / "words.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "half", "small", "large"])
+        for text, group, scores in zip(table.text_N, table.group_N, table.outcome_NC.tolist(), strict=True):
+            writer.writerow([text, table.groups[group], *scores])
+    (lab / "configs" / "outcomes" / "words.yaml").write_text(OUTCOMES)
+    (lab / "configs" / "words-router.yaml").write_text(ROUTER)
+    assert main(["--lab", str(lab), "train", "words-router"]) == 0
+    return lab
+
+
+def run_folder(lab: Path) -> Path:
+    [folder] = lab.glob("runs/question_router-toys-words-*")
+    return folder
+
+
+def events(lab: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (lab / "runs" / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_the_same_config_and_table_are_already_done(trained_lab: Path, capsys: Capture) -> None:
+    before = events(trained_lab)
+    stamp = (run_folder(trained_lab) / "route-results.json").stat().st_mtime_ns
+    assert main(["--lab", str(trained_lab), "train", "words-router"]) == 0
+    assert events(trained_lab) == before == ["started", "finished"]
+    assert (run_folder(trained_lab) / "route-results.json").stat().st_mtime_ns == stamp
+    capsys.readouterr()
+    assert main(["--lab", str(trained_lab), "runs"]) == 0
+    listed = capsys.readouterr().out
+    assert "question_router" in listed
+    assert "toys/words" in listed
+
+
+def test_the_kept_router_routes_as_a_file(trained_lab: Path) -> None:
+    result = json.loads((run_folder(trained_lab) / "result.json").read_text())
+    router = load_question_router(Registry(run_folder(trained_lab) / "candidate", create=False), result["candidate"])
+    table = word_table(50, seed=5)
+    choice = router.route(table, 0.2)
+    assert table.text_N is not None
+    gained = np.array(["algebra" in text for text in table.text_N])
+    assert router.mode == "learned"
+    assert (choice == 1)[gained].mean() > 0.9
+    assert (choice == 1)[~gained].mean() < 0.1
+
+
+def test_the_report_is_one_page_that_fetches_nothing(trained_lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "report"
+    assert main(["--lab", str(trained_lab), "route-report", run_folder(trained_lab).name, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "microseconds a question" in printed
+    page = (out / "route-report.html").read_text()
+    assert not re.search(r"<script|<link|src=|@import|url\(https?:", page)
+    for told in (
+        "zero router",
+        "group table",
+        "difficulty alone",
+        "oracle",
+        "microseconds",
+        "CPT(50%)",
+        "left",
+        "right",
+    ):
+        assert told in page
+    assert page.count("<svg") >= 2
+    results = RouteResults.model_validate_json((out / "route-results.json").read_text())
+    apgr = {f.role: f.value for f in results.figures if f.metric == "APGR"}
+    assert apgr["zero_router"] == pytest.approx(0.5)
+    assert apgr["difficulty"] < apgr["routed"] < apgr["oracle"]
+    assert results.items == 300
+
+
+def test_the_report_of_a_config_trains_what_is_not_trained(trained_lab: Path, tmp_path: Path) -> None:
+    lab, out = str(trained_lab), str(tmp_path / "report")
+    command = ["--lab", lab, "route-report", "words-router", "name=toys/other", "head=difficulty", "--out", out]
+    assert main(command) == 0
+    [folder] = trained_lab.glob("runs/question_router-toys-other-*")
+    assert finished_results(folder).head == "difficulty"
+    own, baseline = (finished_results(f).figure("APGR") for f in (run_folder(trained_lab), folder))
+    assert own is not None
+    assert baseline is not None
+    assert baseline < own
+
+
+def test_it_is_published_like_any_router_but_not_composed(trained_lab: Path) -> None:
+    assert main(["--lab", str(trained_lab), "train", "words-router", "--publish"]) == 0
+    registry = Registry(find_lab(str(trained_lab)).registry_path)
+    manifest = registry.manifest(registry.resolve("toys/words").digest)
+    assert manifest["kind"] == "router"
+    assert [candidate["name"] for candidate in manifest["interface"]["candidates"]] == ["small", "large"]
+
+
+def test_another_table_is_another_run(trained_lab: Path) -> None:
+    spec = QuestionRouterRun(kind="question_router", name="toys/words", licence="x", table="words")
+    first, _ = find_table(find_lab(str(trained_lab)), spec, trained_lab)
+    path = trained_lab / "configs" / "outcomes" / "words.csv"
+    text = path.read_text()
+    try:
+        path.write_text(text.replace(",0.0,", ",1.0,", 1))
+        assert find_table(find_lab(str(trained_lab)), spec, trained_lab)[0].digest != first.digest
+    finally:
+        path.write_text(text)
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="holds no finished question router"):
+        finished_results(tmp_path)
