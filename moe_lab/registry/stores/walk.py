@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from moe_lab.errors import LabError
 from moe_lab.registry.stores.local import LocalStore
@@ -31,19 +32,22 @@ def _read_folder(folder: int, path: str, limit: int, depth: int, found: dict[str
     with os.scandir(folder) as entries:
         for entry in entries:
             key = f"{path}/{entry.name}"
-            if depth and entry.is_dir(follow_symlinks=False):
-                inner = os.open(entry.name, _FOLDER, dir_fd=folder)
-                try:
-                    _read_folder(inner, key, limit, depth - 1, found)
-                finally:
-                    os.close(inner)
-            else:
-                found[key] = _read_file(folder, entry.name, limit)
+            with suppress(FileNotFoundError):  # removed since the folder was read: it is not there
+                if depth and entry.is_dir(follow_symlinks=False):
+                    inner = os.open(entry.name, _FOLDER, dir_fd=folder)
+                    try:
+                        _read_folder(inner, key, limit, depth - 1, found)
+                    finally:
+                        os.close(inner)
+                else:
+                    found[key] = _read_file(folder, entry.name, limit)
 
 
 def _read_file(folder: int, name: str, limit: int) -> bytes | None:
     try:
         descriptor = os.open(name, _FILE, dir_fd=folder)
+    except FileNotFoundError:
+        raise
     except OSError:
         return None
     try:
