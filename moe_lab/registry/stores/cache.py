@@ -142,9 +142,12 @@ class CachedStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._kept.put_if_absent(key, data)
-        except FileNotFoundError:
-            return  # somebody deletes the folder just now
         except (OSError, LabError) as error:
+            # Somebody deletes the folder just now: while making it, Python finds it there and then not.
+            if isinstance(error, FileNotFoundError) or (
+                isinstance(error, FileExistsError) and not self.folder.is_file()
+            ):
+                return
             self._writable = False
             reason = error.strerror if isinstance(error, OSError) else error
             warnings.warn(
