@@ -7,15 +7,20 @@ into the run folder; the others wait for it where what it wrote decides what hap
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 from moe_lab.errors import LabError, PeerLostError
 
 _PATIENCE_SECONDS = 120
 _HEARTBEAT_SECONDS = 30
+_BEAT_SECONDS = 2
+_SILENCE_SECONDS = 45
 _LOST = re.compile(
     r"gloo|connection (closed|reset|refused)|socket closed|coordination service|heartbeat|deadline.?exceeded|"
     r"barrier|unavailable|peer",
@@ -44,6 +49,36 @@ def join(coordinator: str | None = None, process: int | None = None, processes: 
             f"could not meet the other processes {where} ({str(error).splitlines()[0][:200]}); start the same command "
             "in all of them, with the same --coordinator and a --process of its own each"
         ) from error
+    threading.Thread(target=_watch, name="watch over the other processes", daemon=True).start()
+
+
+def _watch() -> None:
+    """Ends this process once another one gives no more sign of life.
+
+    A collective may wait for ever for a process that hangs, and at times for one that was killed: its devices here have
+    heard of it and the others not.
+    """
+    import jax
+    from jax._src import distributed  # the key-value store of `jax.distributed` has no public name
+
+    client, me = distributed.global_state.client, jax.process_index()
+    now = time.monotonic()
+    last = {peer: ("", now) for peer in range(jax.process_count()) if peer != me}
+    for beat in itertools.count():
+        with contextlib.suppress(Exception):  # who cannot be asked has given no sign
+            client.key_value_set(f"beat/{me}", str(beat), allow_overwrite=True)
+            said = dict(client.key_value_dir_get("beat/"))
+            said = {int(key.rpartition("/")[2]): value for key, value in said.items()}
+            last = {
+                peer: heard if said.get(peer, "") == heard[0] else (said[peer], time.monotonic())
+                for peer, heard in last.items()
+            }
+        silent = min(last, key=lambda peer: last[peer][1], default=me)
+        if silent != me and time.monotonic() - last[silent][1] > _SILENCE_SECONDS:
+            reason = f"process {silent} gave no sign of life for {_SILENCE_SECONDS} seconds"
+            print(f"error: {_lost(reason)}", file=sys.stderr, flush=True)
+            os._exit(2)
+        time.sleep(_BEAT_SECONDS)
 
 
 def several() -> bool:
@@ -106,13 +141,17 @@ def explain_lost_peer() -> Iterator[None]:
     except Exception as error:
         if not several() or not _LOST.search(str(error)):
             raise
-        import jax
+        raise PeerLostError(_lost(_first_line(error))) from error
 
-        raise PeerLostError(
-            f"process {jax.process_index()} of {jax.process_count()} lost another one ({_first_line(error)}): it was "
-            "stopped, or its machine or the network failed. Start the same command again in all processes; training "
-            "goes on from the newest checkpoint"
-        ) from error
+
+def _lost(reason: str) -> str:
+    import jax
+
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} lost another one ({reason}): it was stopped, or its "
+        "machine or the network failed. Start the same command again in all processes; training goes on from the "
+        "newest checkpoint"
+    )
 
 
 def _first_line(error: Exception) -> str:

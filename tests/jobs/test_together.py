@@ -86,6 +86,20 @@ def test_a_lost_process_ends_the_other_and_both_resume_to_the_same_bits(undistur
     assert digest(lab, "lab/tiny") == digest(undisturbed, "lab/tiny")
 
 
+def test_a_process_that_hangs_ends_the_others(tmp_path: Path) -> None:
+    lab = write_tiny_lab(tmp_path / "lab", STEPS)
+    first, second = start_together(lab, *TRUNK)
+    try:
+        wait_for_steps(lab, first, 15)
+        second.send_signal(signal.SIGSTOP)
+        _, errors = first.communicate(timeout=120)
+    finally:
+        stop(first, second)
+    assert first.returncode == 2, errors
+    assert "process 0 of 2 lost another one" in errors, errors
+    assert "Traceback" not in errors
+
+
 def test_training_resumes_on_another_mesh(undisturbed: Path, tmp_path: Path) -> None:
     """Begun on four devices in a row that share the trunk, killed, and ended on two rows of two with a trunk each."""
     lab = write_tiny_lab(tmp_path / "lab", STEPS)
