@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from moe_lab.errors import LabError, PeerLostError
 
@@ -61,7 +62,8 @@ def _watch() -> None:
     import jax
     from jax._src import distributed  # the key-value store of `jax.distributed` has no public name
 
-    client, me = distributed.global_state.client, jax.process_index()
+    client: Any = distributed.global_state.client
+    me = jax.process_index()
     now = time.monotonic()
     last = {peer: ("", now) for peer in range(jax.process_count()) if peer != me}
     for beat in itertools.count():
