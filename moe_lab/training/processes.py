@@ -59,13 +59,11 @@ def _watch() -> None:
     A collective may wait for ever for a process that hangs, and at times for one that was killed: its devices here have
     heard of it and the others not.
     """
-    import jax
     from jax._src import distributed  # the key-value store of `jax.distributed` has no public name
 
-    client: Any = distributed.global_state.client
-    me = jax.process_index()
-    now = time.monotonic()
-    last = {peer: ("", now) for peer in range(jax.process_count()) if peer != me}
+    state: Any = distributed.global_state
+    client, me, now = state.client, state.process_id, time.monotonic()
+    last = {peer: ("", now) for peer in range(state.num_processes) if peer != me}
     for beat in itertools.count():
         with contextlib.suppress(Exception):  # who cannot be asked has given no sign
             client.key_value_set(f"beat/{me}", str(beat), allow_overwrite=True)

@@ -40,6 +40,7 @@ def test_no_candidate_has_a_smaller_bill(price: float, available: tuple[bool, ..
         assert (int(routing.expert[row, place, 0]), int(routing.width[row, place, 0])) == best
 
 
+@pytest.mark.slow
 def test_what_gains_nothing_is_not_bought() -> None:
     features = draw_example(0).features
     even = features._replace(price=jnp.float32(0), outcomes_BSC=jnp.ones((4, 24, len(SPACE))))

@@ -36,6 +36,7 @@ def test_it_draws_evenly_among_the_trunk_and_what_is_available() -> None:
     np.testing.assert_allclose(shares(without), [1 / 4] * 4 + [0] * 3, atol=0.03)
 
 
+@pytest.mark.slow
 def test_another_seed_draws_otherwise() -> None:
     features = draw_example(0).features
     first, second = (make_example_router(RandomRouter, seed=seed).route(features) for seed in (0, 1))

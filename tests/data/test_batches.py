@@ -35,6 +35,7 @@ def same(first: Batch, second: Batch) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 @given(LENGTHS, st.integers(1, 20), st.integers(1, 5), st.integers(0, 3))
 def test_an_epoch_holds_every_token_once_up_to_the_row_cut(lengths, seq_len, batch_size, seed) -> None:
     corpus = numbered_corpus(lengths)

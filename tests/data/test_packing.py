@@ -61,6 +61,7 @@ def oracle(split: TokenSplit, row: int, seq_len: int) -> list[tuple[int, ...]]:
     return cells
 
 
+@pytest.mark.slow
 @given(LENGTHS, st.integers(1, 20), st.integers(1, 4))
 def test_eval_rows_are_what_the_oracle_packs(lengths: list[int], seq_len: int, batch_size: int) -> None:
     split = numbered_split(lengths)

@@ -46,6 +46,7 @@ def cheapest_by_mixing_two(points: np.ndarray, cost: float) -> float:
     return min(found, default=np.inf)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(COST, LOSS), min_size=1, max_size=9), st.floats(0, 10))
 @settings(max_examples=300, deadline=None)
 def test_zero_router_is_the_best_mixture_of_two(points, cost):
@@ -82,6 +83,7 @@ def test_zero_router_skips_a_candidate_above_the_line_of_its_neighbours():
     assert zero_router([(2, 1.0)]).at(1.9) == np.inf
 
 
+@pytest.mark.slow
 @given(outcome_tables(), PRICES)
 @settings(max_examples=200, deadline=None)
 def test_each_reference_is_the_brute_force_best_and_they_are_in_order(outcomes, price):
@@ -98,6 +100,7 @@ def test_each_reference_is_the_brute_force_best_and_they_are_in_order(outcomes, 
     assert by_group == pytest.approx(min(price_of(outcomes, np.array(t)[outcomes.group_T], price) for t in tables))
 
 
+@pytest.mark.slow
 @given(outcome_tables(), PRICES, st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_the_order_of_candidates_and_tokens_does_not_matter(outcomes, price, random):

@@ -47,6 +47,7 @@ def with_curves(results: Results, curves: list[Curve]) -> Results:
     return results.model_copy(update={"curves": curves})
 
 
+@pytest.mark.slow
 def test_figures_are_well_formed_and_take_their_colours_from_the_page(synthetic_results):
     drawn = curve_svg(synthetic_results)
     levels = exact_match_svg(synthetic_results)
@@ -91,6 +92,7 @@ def test_a_candidate_far_above_the_curves_does_not_flatten_them(synthetic_result
     assert curve_svg(with_curves(synthetic_results, curves))[1] == 0  # type: ignore[index]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=14))
 @settings(max_examples=12, deadline=None)
 def test_labels_of_dots_lie_inside_and_touch_no_other_label(places):
@@ -120,6 +122,7 @@ def png_size(file: Path) -> tuple[int, int]:
     return wide, high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [{}, {"curves": []}, {"matrix": []}], ids=["both", "matrix", "curve"])
 def test_the_picture_has_the_promised_size(synthetic_results, tmp_path, missing):
     results = synthetic_results.model_copy(update=missing)
@@ -136,6 +139,7 @@ def test_a_picture_of_nothing_is_refused(synthetic_results, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_names_with_odd_signs_can_be_drawn(synthetic_results, tmp_path):
     data = synthetic_results.model_dump_json().replace('"python"', '"$x_{1$ \u65e5\u672c a very long name"')
     file = write_picture(Results.model_validate_json(data), tmp_path / "picture.png")

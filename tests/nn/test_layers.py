@@ -35,6 +35,7 @@ def packed(rng: np.random.Generator, rows: int, length: int, documents: int) -> 
     return segments, positions
 
 
+@pytest.mark.slow
 @given(seed=seeds)
 @settings(max_examples=8)
 def test_attention_is_a_softmax_over_the_earlier_tokens_of_the_document(seed: int) -> None:
@@ -53,6 +54,7 @@ def test_large_scores_do_not_overflow() -> None:
     np.testing.assert_allclose(got, 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_later_tokens_or_other_documents() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(normal(rng, 1, 1, 9, 4)) for _ in range(3))
@@ -88,6 +90,7 @@ def test_rotated_products_depend_on_distance_alone(seed: int) -> None:
     np.testing.assert_allclose(product(near, near), (q * k).sum(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rms_norm_divides_by_the_root_mean_square_in_float32() -> None:
     rng = np.random.default_rng(2)
     norm = RMSNorm(6, eps=0.1)

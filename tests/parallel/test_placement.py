@@ -303,6 +303,7 @@ def test_a_placement_is_complete_and_the_same_every_time(layer: Layer, devices: 
     assert placement.used_P().max() >= bound.blocks
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(layer=layers(), devices=st.integers(1, 9), replicate=st.sampled_from([0.0, 1.0]), more=st.integers(-1, 3))
 def test_slots_are_kept_wherever_the_blocks_fit(layer: Layer, devices: int, replicate: float, more: int) -> None:
@@ -326,6 +327,7 @@ def test_any_placement_can_be_continued_from_any_other(
     check(placement, layer, **freedom)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(layer=layers(), devices=st.integers(1, 9), freedom=FREEDOM)
 def test_nothing_moves_when_nothing_changes(layer: Layer, devices: int, freedom: dict) -> None:

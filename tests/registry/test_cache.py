@@ -153,6 +153,7 @@ def test_offline_the_cache_is_all_there_is(far, isolated):
     assert not far.exists()
 
 
+@pytest.mark.slow
 @s3_only
 def test_fetched_then_used_with_the_server_gone(isolated, quick, capsys, monkeypatch, proxy):
     monkeypatch.chdir(quick)
@@ -217,6 +218,7 @@ def reader(place, rounds):
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
 
 
+@pytest.mark.slow
 def test_several_processes_share_it_while_it_is_deleted(far):
     readers = [reader(far, 70) for _ in range(3)]
     folder, deletions = cached(far)[0], 0
@@ -230,6 +232,7 @@ def test_several_processes_share_it_while_it_is_deleted(far):
     assert_right(far)
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_killed_leaves_nothing_wrong(far, isolated):
     for delay in (0.25, 0.3, 0.35, 0.4):
         process = reader(far, 10_000)

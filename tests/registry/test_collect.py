@@ -315,6 +315,7 @@ def test_an_upload_that_has_found_its_parts_finds_them_later(quick, shaky):
         assert stored(root) >= set(found)
 
 
+@pytest.mark.slow
 def test_killed_at_any_operation_nothing_used_is_lost_and_a_repeat_completes(publishers, littered, quick):
     used = content_of(littered, "team/part")
     shutil.copytree(littered, quick / "whole")

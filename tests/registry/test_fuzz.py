@@ -70,6 +70,7 @@ def sound(**record):
     return {"format": 1, "interface": {}, "kind": "module", "tensors": {"x": shape}}
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.binary(max_size=300) | texts(manifests) | texts(st.builds(sound, shape=values)) | texts(st.just(sound())))
 def test_manifests(data):
@@ -97,6 +98,7 @@ def test_references(text):
 near_digests = st.binary(max_size=140) | st.from_regex(rb"sha256-[0-9a-fA-F]{63,65}\s?", fullmatch=True)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(near_digests)
 def test_reference_files(data):

@@ -63,6 +63,7 @@ def test_a_sound_registry_verifies_and_every_byte_is_read(registry, root, publis
     assert seen[-1] == (report.files, report.bytes)
 
 
+@pytest.mark.slow
 def test_every_single_bit_flip_is_detected_and_named(root, published):
     chance = random.Random(0)
     stored = files(root)

@@ -199,6 +199,7 @@ def without_floats(value):
     return repr(value) if isinstance(value, float) else value
 
 
+@pytest.mark.slow
 @given(st.dictionaries(texts, json_values, max_size=4))
 def test_fields_come_back_and_their_order_does_not_count(config):
     built, data = build({"kind": "trunk", "config": config}, {})

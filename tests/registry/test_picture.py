@@ -98,6 +98,7 @@ def test_hostile_text_stays_text(hostile):
         assert hostile in texts
 
 
+@pytest.mark.slow
 def test_the_same_lineage_gives_the_same_bytes_and_a_long_one_is_no_trouble():
     def chain():
         nodes = [node(number) for number in range(3000)]

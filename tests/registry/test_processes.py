@@ -18,6 +18,7 @@ def assert_whole(root, version, seed, blocks=4):
     assert all(back[name].tobytes() == wanted[name].tobytes() for name in wanted)
 
 
+@pytest.mark.slow
 def test_of_many_publishers_of_one_version_exactly_one_wins(publishers, tmp_path):
     for round_ in range(6):
         root = tmp_path / str(round_)
@@ -45,6 +46,7 @@ def test_publishers_of_the_same_bytes_all_succeed(publishers, tmp_path, version)
         assert Registry(root).verify().ok
 
 
+@pytest.mark.slow
 def test_publishers_without_a_version_each_get_their_own(publishers, tmp_path):
     for round_ in range(5):
         root = tmp_path / str(round_)
@@ -108,6 +110,7 @@ def test_killed_at_any_operation_and_repeated(publishers, quick):
     assert len(appeared) > 30
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_repeated(publishers, tmp_path):
     chance = random.Random(0)
     job = {"seed": 3, "version": None, "blocks": 64}
@@ -125,6 +128,7 @@ def test_killed_at_random_moments_and_repeated(publishers, tmp_path):
     assert all(back[name].tobytes() == array.tobytes() for name, array in tensors(3, 64).items())
 
 
+@pytest.mark.slow
 def test_readers_beside_publishers_see_whole_artifacts_only(publishers, tmp_path):
     root = tmp_path / "registry"
     Registry(root)

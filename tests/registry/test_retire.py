@@ -214,6 +214,7 @@ def interleave(root, pair, order):
     return answers
 
 
+@pytest.mark.slow
 def test_many_processes_at_once_leave_one_history_without_gaps(publishers, tmp_path):
     for round_ in range(4):
         root = tmp_path / str(round_)

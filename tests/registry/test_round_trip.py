@@ -101,6 +101,7 @@ def test_what_is_no_number_is_refused(registry, root, array):
     assert files(root) == {}
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(0, 7), st.integers(0, 4), st.integers(1, 3)),

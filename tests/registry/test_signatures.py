@@ -67,6 +67,7 @@ def test_publishing_signs_and_the_bytes_are_those_of_the_format(lab, signature):
     assert loads(lab)
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_signature_counts(lab, signature, capsys):
     data = signature.read_bytes()
     reader = Registry(lab / "registry", trust=lab / "configs/trust.yaml")
@@ -301,6 +302,7 @@ def rfc_lines(message: bytes) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(CLAIMS, CLAIMS)
 def test_no_two_claims_share_a_message(one, other):
@@ -308,6 +310,7 @@ def test_no_two_claims_share_a_message(one, other):
     assert (one.message == other.message) == same
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.text(max_size=200) | st.builds("signatures/{}/{}/{}/{}".format, *[st.text(max_size=70)] * 4))
 @example("signatures/team/part/1/" + "a" * 64 + "." + "b" * 64 + "\n")
@@ -317,6 +320,7 @@ def test_hostile_paths_are_no_signatures(path):
     assert claim is None or claim.path == path
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(CLAIMS, st.binary(max_size=140) | HEX.map(lambda text: f"{text}{text}\n".encode()))
 @example(

@@ -33,6 +33,7 @@ def seen(root) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_of_two_that_sign_the_same_version_one_wins_and_its_signature_holds(publishers, tmp_path):
     for round_ in range(6):
         root = tmp_path / str(round_)
@@ -46,6 +47,7 @@ def test_of_two_that_sign_the_same_version_one_wins_and_its_signature_holds(publ
         assert trusting(root).verify().ok
 
 
+@pytest.mark.slow
 def test_signers_without_a_version_each_get_their_own(publishers, tmp_path):
     for round_ in range(4):
         root = tmp_path / str(round_)

@@ -342,6 +342,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from(["kind", "unsigned", "owners", "revoked", "Owners", ""])
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
 def test_hostile_policies_are_a_lab_error_or_a_policy(data):

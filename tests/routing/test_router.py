@@ -22,6 +22,7 @@ from moe_lab.routing.router import (
 fading = jax.jit(running_mean)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32 - 1), half_life=st.sampled_from((0.5, 4.0, 64.0)))
 @settings(max_examples=20)
 def test_evidence_is_the_fading_mean_of_the_document_so_far(seed: int, half_life: float) -> None:
@@ -79,6 +80,7 @@ def test_means_leave_padding_out() -> None:
     assert masked_mean(values, jnp.zeros_like(segments)) == 0.0
 
 
+@pytest.mark.slow
 def test_normalised_features_have_a_root_mean_square_of_one() -> None:
     x = 7 * np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
     got = normalised(jnp.asarray(x, jnp.bfloat16))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,7 @@ def test_short_ladders_repeat_their_widest_rung(space: CandidateSpace) -> None:
         assert not space.valid_ER[e, len(ladder) :].any()
 
 
+@pytest.mark.slow
 @given(space=spaces())
 def test_costs_rise_along_a_ladder_up_to_one_for_the_dearest(space: CandidateSpace) -> None:
     relative = space.relative_cost_C
@@ -83,6 +85,7 @@ def test_costs_beyond_32_bits_are_kept() -> None:
     assert space.cost_C.tolist() == [0, 3_000_000_000, 2**40]
 
 
+@pytest.mark.slow
 @given(space=spaces(), data=st.data())
 def test_leaving_modules_out_is_never_having_had_them(space: CandidateSpace, data: st.DataObject) -> None:
     out = data.draw(st.sets(st.sampled_from(space.modules), max_size=len(space.modules) - 1))

@@ -57,6 +57,7 @@ def test_every_step_of_every_schedule_equals_the_closed_form(
     np.testing.assert_allclose(found, [closed_form(spec, step) for step in range(steps)], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_warmup_meets_the_peak_and_no_step_is_wasted() -> None:
     rate = learning_rate(spec_of(warmup_steps=10))
     assert float(rate(0)) == pytest.approx(0.05)

@@ -111,6 +111,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_living_process_holds_and_that_of_a_killed_one_does_not(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
