@@ -195,7 +195,7 @@ def test_a_hostile_card_is_refused(folder, label):
         (b"", "not JSON"),
         (b"\x80\x04\x95", "not UTF-8"),
         (b'{"ref":1,"ref":2}', "the key 'ref' is there twice"),
-        (b'{"a":' * 5000, "nested deeper"),
+        (b'{"a":' * 5000, "nested deeper|not JSON"),  # newer Pythons look further before they give up
         (b" " * (64 << 20) + b" ", "at most 67,108,864 are read"),
         (b"format: !!python/object/apply:os.system [touch pwned]", "not JSON"),
     ],
