@@ -31,8 +31,10 @@ from moe_lab.nn.pool import Blocks, Pool, Routing
 SLAB_UNITS = 1024
 SLAB_BLOCKS = 16
 """The widest slab: wide enough that its weights are worth their copy, in hidden units and in blocks."""
-TILE_ROWS = (512, 128, 32)
+TILE_ROWS = (256, 128, 32)
 """Rows of a tile. A run of rows is cut into as many of the first as fit, then of the second, and so on."""
+SPARE = 4
+"""One row in this many of a tile may stay empty: that costs less than ending the run with several smaller tiles."""
 RADIX = 4
 
 Carry = TypeVar("Carry")
@@ -118,16 +120,16 @@ def _for_each_tile(
     """Calls `run_tile(first, valid, carry)` on all rows of a slab: the tile's first row, and which are its own."""
     sizes = tile_rows(plan.row.size)
     first, end = plan.first[slab], plan.first[slab] + plan.rows[slab]
-    open_rows = -(-plan.rows[slab] // sizes[-1]) * sizes[-1]
     for size in sizes:
-        tiles = open_rows // size
+        spare = size - 1 if size == sizes[-1] else size // SPARE
+        tiles = (jnp.maximum(end - first, 0) + spare) // size
 
         def body(tile: jax.Array, carry: Carry, first: jax.Array = first, size: int = size) -> Carry:
             start = first + tile * size
             return run_tile(start, start + jnp.arange(size, dtype=jnp.int32) < end, carry)
 
         carry = lax.fori_loop(0, tiles, body, carry)
-        first, open_rows = first + tiles * size, open_rows - tiles * size
+        first = first + tiles * size
     return carry
 
 
