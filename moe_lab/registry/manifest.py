@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.registry.references import digest_of, is_digest
@@ -122,6 +122,14 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_INTEGER
 
 
+class Chunk(NamedTuple):
+    """One use of a blob: its digest, its bytes, and in words for what an artifact uses it."""
+
+    digest: str
+    size: int
+    use: str
+
+
 class Manifest(dict[str, Any]):
     """A manifest's JSON as a dict, already checked.
 
@@ -143,6 +151,19 @@ class Manifest(dict[str, Any]):
         if name not in self.records:
             raise LabError(f"{self.label} has no tensor {name!a}.{did_you_mean(name, self.records)}")
         return self.records[name]
+
+    def chunk(self, name: str, index: int) -> Chunk:
+        record = self.records[name]
+        return Chunk(record.chunks[index], record.size(index), f"{self.label}: tensor {name!r}: chunk {index}")
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Every chunk of every tensor; those with the same bytes come as often as they are used."""
+        for name, record in self.records.items():
+            yield from (self.chunk(name, index) for index in range(len(record.chunks)))
+
+    def blobs(self) -> dict[str, Chunk]:
+        """What is stored, by digest: each with its last use."""
+        return {chunk.digest: chunk for chunk in self.chunks()}
 
 
 def canonical(value: Any) -> bytes:

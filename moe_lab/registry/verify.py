@@ -8,7 +8,7 @@ from functools import partial
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
-from moe_lab.registry.manifest import MAX_BYTES, MAX_CHUNK_BYTES
+from moe_lab.registry.manifest import MAX_BYTES, MAX_CHUNK_BYTES, Chunk
 from moe_lab.registry.marks import read_mark
 from moe_lab.registry.read import read_chunk, read_manifest
 from moe_lab.registry.references import blob_key, digest_of, is_digest, manifest_key
@@ -94,16 +94,14 @@ class _Check:
     def manifest(self, digest: str) -> int:
         label = ", ".join(self.artifacts[digest])
         manifest = read_manifest(self.store, digest, label)
-        for name, record in manifest.records.items():
-            for index, chunk in enumerate(record.chunks):
-                use = f"{label}: tensor {name!r}: chunk {index}"
-                self.uses.setdefault((chunk, record.size(index)), []).append(use)
+        for chunk in manifest.chunks():
+            self.uses.setdefault((chunk.digest, chunk.size), []).append(chunk.use)
         return manifest.size
 
     def chunk(self, digest: str, size: int) -> int:
         uses = self.uses[digest, size]
         more = f" (and {len(uses) - 1} more uses)" if len(uses) > 1 else ""
-        return len(read_chunk(self.store, digest, size, f"{uses[0]}{more}"))
+        return len(read_chunk(self.store, Chunk(digest, size, f"{uses[0]}{more}")))
 
     def unused_files(self) -> Iterator[Job]:
         """Files that no sound artifact uses. Harmless, but a damaged one stops who publishes that content."""
