@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from moe_lab.errors import LabError
 from moe_lab.registry.failures import write_error
-from moe_lab.registry.lineage import parents_of
+from moe_lab.registry.lineage import ancestors
+from moe_lab.registry.manifest import Manifest
 from moe_lab.registry.marks import read_mark
 from moe_lab.registry.read import read_manifest
 from moe_lab.registry.references import blob_key, is_digest, manifest_key
@@ -95,16 +96,16 @@ class _Used:
 
     def _reach(self, digest: str, label: str) -> None:
         """Marks an artifact and its ancestors, as far as they are here."""
-        pending = [(digest, label, True)]
-        while pending:
-            digest, label, required = pending.pop()
-            key = manifest_key(digest)
-            if key in self.keys or not (required or self.folder.exists(key)):
-                continue
-            manifest = read_manifest(self.folder, digest, label)
-            self.keys.add(key)
-            self.keys.update(blob_key(chunk) for record in manifest.records.values() for chunk in record.chunks)
-            pending.extend((parent.digest, f"a parent of {label}", False) for parent in parents_of(manifest))
+        if manifest_key(digest) in self.keys:
+            return
+        manifest = read_manifest(self.folder, digest, label)
+        self.keys.add(manifest_key(digest))
+        self._mark_blobs(manifest)
+        for above in ancestors(self.folder, manifest, lambda _, child: f"a parent of {child}", self.keys):
+            self._mark_blobs(above)
+
+    def _mark_blobs(self, manifest: Manifest) -> None:
+        self.keys.update(blob_key(chunk) for record in manifest.records.values() for chunk in record.chunks)
 
 
 class _Sweep:

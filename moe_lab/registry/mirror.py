@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.failures import write_error
-from moe_lab.registry.lineage import parents_of
+from moe_lab.registry.lineage import LineageNode, ancestors
 from moe_lab.registry.manifest import Chunk, Manifest, canonical
 from moe_lab.registry.marks import Mark, read_mark
 from moe_lab.registry.publish import put_content
@@ -153,16 +153,13 @@ class _Mirror:
         self._count(manifest.label, None if there else len(data))
 
     def _ancestors(self, manifest: Manifest) -> None:
-        """Manifests only, which are small: the target can then print the lineage. Absent ones stay absent."""
-        pending, seen = parents_of(manifest), {manifest.digest}
-        while pending:
-            parent = pending.pop()
-            if parent.digest in seen or not self.source.exists(manifest_key(parent.digest)):
-                continue
-            seen.add(parent.digest)
-            above = read_manifest(self.source, parent.digest, f"{parent.ref}, an ancestor of {manifest.label}")
+        """Manifests only, which are small: the target can then print the lineage."""
+
+        def call(parent: LineageNode, _: str) -> str:
+            return f"{parent.ref}, an ancestor of {manifest.label}"
+
+        for above in ancestors(self.source, manifest, call, {manifest_key(manifest.digest)}):
             self._manifest(above)
-            pending.extend(parents_of(above))
 
     def _signatures(self, ref: ArtifactRef, digest: str) -> None:
         """Those of this very manifest; others are left from a publisher that came second."""
