@@ -16,7 +16,7 @@ from moe_lab.registry.lineage import ancestors
 from moe_lab.registry.manifest import Manifest
 from moe_lab.registry.marks import read_mark
 from moe_lab.registry.read import read_manifest
-from moe_lab.registry.references import blob_key, is_digest, manifest_key
+from moe_lab.registry.references import blob_key, content_digest, manifest_key
 from moe_lab.registry.refs import read_ref, split_key
 from moe_lab.registry.stores import LocalStore, Store
 from moe_lab.registry.stores.sweep import FileStatus, SweepFolder
@@ -143,13 +143,12 @@ class _Sweep:
     def _candidates(self) -> Iterator[tuple[str, str]]:
         """Unused files: their keys, and where they are, which for a dry run may be aside."""
         aside = self.folder.aside
-        for folder, ending in (("manifests", ".json"), ("blobs", "")):
+        for folder in ("manifests", "blobs"):
             there = {key: key for key in self.folder.list(folder)}
             for key, place in {**aside, **there}.items():
                 if not key.startswith(f"{folder}/") or key in self.used.keys:
                     continue
-                digest = key.removeprefix(f"{folder}/").removesuffix(ending)
-                if not is_digest(digest) or key != f"{folder}/{digest}{ending}":
+                if content_digest(key) is None:
                     raise LabError(f"{self.folder.where(key)!a} is not a file of the registry; remove it.")
                 yield key, place
         yield from ((key, key) for key in self.folder.list("tmp") if key not in aside.values())

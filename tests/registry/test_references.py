@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
 from moe_lab.registry import ArtifactRef, Registry
-from moe_lab.registry.references import version_order
+from moe_lab.registry.references import blob_key, content_digest, digest_of, manifest_key, version_order
 
 HOSTILE = [
     *("..", ".", "", "../x", "/etc/passwd", "a/../../b", "%2e%2e", "%252e%252e", "a\\b", "C:", "\\\\host\\x"),
@@ -161,6 +161,14 @@ def test_no_hostile_digest_reaches_the_disk(registry, digest):
         registry.manifest(digest)
     with pytest.raises(LabError):
         registry.tensor(digest, "x")
+
+
+@pytest.mark.parametrize("digest", ["sha256-" + "0" * 64, digest_of(b"x")])
+def test_the_keys_of_content_tell_its_digest_and_no_others_do(digest):
+    assert content_digest(blob_key(digest)) == content_digest(manifest_key(digest)) == digest
+    near = (f"blobs/{digest}.json", f"manifests/{digest}", f"blobs/x/{digest}", f"refs/{digest}", digest, "blobs/")
+    for key in (*near, f"blobs/{digest}0", f"blobs/{digest}\n", f"blobs/{digest.upper()}", f"tmp/blobs/{digest}"):
+        assert content_digest(key) is None
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from moe_lab.errors import LabError
-from moe_lab.registry.references import digest_of, is_digest, is_version
+from moe_lab.registry.references import content_digest, digest_of, is_version
 from moe_lab.registry.stores.local import LocalStore
 from moe_lab.registry.stores.protocol import Keys, Store
 
-_CONTENT = ("blobs", "manifests")
 _NAMED = ("refs", "signatures")
 
 
@@ -67,7 +66,7 @@ class CachedStore:
         return created
 
     def get(self, key: str, limit: int) -> bytes:
-        digest = _digest(key)
+        digest = content_digest(key)
         if digest is not None or self.offline:
             data = self._cached(key, limit)
             if data is not None and (digest is None or digest_of(data) == digest):
@@ -170,7 +169,7 @@ class CachedStore:
             cached = [key.rpartition("/")[2] for key in self._cached_keys(f"refs/{parts[0]}/{parts[1]}")]
             versions = ", ".join(version for version in cached if is_version(version))
             name = f"{parts[0]}/{parts[1]}@{parts[2]}{f' (of its versions there is {versions})' if versions else ''}"
-        elif folder in _CONTENT:
+        elif folder in ("blobs", "manifests"):
             name = self.where(key)
         else:
             return FileNotFoundError(2, "not in the cache", str(self.folder / key))
@@ -178,9 +177,3 @@ class CachedStore:
             f"{name} is not in the cache {self.folder}, and MOE_LAB_OFFLINE=1 forbids asking {self.where('')}. "
             "With a network, run `moe-lab module fetch REF` first."
         )
-
-
-def _digest(key: str) -> str | None:
-    folder, _, name = key.partition("/")
-    digest = name.removesuffix(".json") if folder == "manifests" else name
-    return digest if folder in _CONTENT and is_digest(digest) else None
