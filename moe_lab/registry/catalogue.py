@@ -6,7 +6,6 @@ A manifest never changes under its digest, so what was read once stays true. The
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from moe_lab.registry.read import read_manifest
 from moe_lab.registry.references import ArtifactRef, digest_of
 from moe_lab.registry.refs import MAX_REF_BYTES, digest_in, published_of, retired_reason
 from moe_lab.registry.stores import LocalStore, Store
+from moe_lab.registry.stores.cache import user_cache
 from moe_lab.registry.stores.walk import read_tree
 
 _WORTH_KEEPING = 100
@@ -67,9 +67,8 @@ def catalogue(store: Store, cache: Path | None) -> list[Entry]:
 def cache_file(store: Store) -> Path | None:
     """Where the catalogue of a registry is kept; None on an account without a home."""
     with suppress(RuntimeError):
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         place = digest_of(store.where("").encode("utf-8", "surrogateescape")).removeprefix("sha256-")
-        return Path(base) / "moe-lab" / f"catalogue-{place[:16]}.json"
+        return user_cache() / f"catalogue-{place[:16]}.json"
     return None
 
 

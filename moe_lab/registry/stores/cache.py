@@ -20,15 +20,17 @@ class CacheWarning(UserWarning):
     """The cache could not be written; everything is still read, from the registry itself."""
 
 
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME/moe-lab`, else `~/.cache/moe-lab`; `RuntimeError` on an account without a home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-lab"
+
+
 def cache_folder(identity: str, by_default: bool) -> Path | None:
     """Where the registry with this identity is cached, or None for nowhere: `MOE_LAB_CACHE`, else XDG's place."""
     chosen = os.environ.get("MOE_LAB_CACHE", "")
     if chosen == "off" or not (chosen or by_default):
         return None
-    if chosen:
-        base = Path(chosen).expanduser().absolute()
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-lab" / "registries"
+    base = Path(chosen).expanduser().absolute() if chosen else user_cache() / "registries"
     return base / hashlib.sha256(identity.encode("utf-8")).hexdigest()[:32]
 
 
