@@ -218,4 +218,6 @@ def test_a_folder_that_cannot_be_a_registry_is_refused(tmp_path):
         Registry(tmp_path / "absent", create=False)
     with pytest.raises(LabError, match="cannot be opened"):
         Registry(str(tmp_path / "a\0b"))
+    with pytest.raises(LabError, match="'~nobody at all/x': there is no such home; write the path in full"):
+        Registry("~nobody at all/x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

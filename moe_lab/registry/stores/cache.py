@@ -30,7 +30,12 @@ def cache_folder(identity: str, by_default: bool) -> Path | None:
     chosen = os.environ.get("MOE_LAB_CACHE", "")
     if chosen == "off" or not (chosen or by_default):
         return None
-    base = Path(chosen).expanduser().absolute() if chosen else user_cache() / "registries"
+    try:
+        base = Path(chosen).expanduser().absolute() if chosen else user_cache() / "registries"
+    except RuntimeError:
+        raise LabError(
+            "this account has no home to keep a cache in: set MOE_LAB_CACHE to a folder, or to off."
+        ) from None
     return base / hashlib.sha256(identity.encode("utf-8")).hexdigest()[:32]
 
 

@@ -22,10 +22,8 @@ _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
-def open_folder(path: str | os.PathLike[str], create: bool) -> LocalStore:
+def open_folder(root: Path, create: bool) -> LocalStore:
     """Opens the folder of a registry, making it first if asked."""
-    text = os.fspath(path)
-    root = Path(text).expanduser()
     try:
         if create:
             _make_folders(root)
@@ -36,7 +34,9 @@ def open_folder(path: str | os.PathLike[str], create: bool) -> LocalStore:
         raise LabError(f"registry {root}: a file is in the way; name a folder.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise LabError(f"registry {text!r} cannot be opened: {reason}; check the path and its permissions.") from None
+        raise LabError(
+            f"registry {str(root)!r} cannot be opened: {reason}; check the path and its permissions."
+        ) from None
     return LocalStore(root)
 
 
