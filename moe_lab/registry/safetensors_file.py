@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.registry.chunks import flat_bytes, numpy_dtype
 from moe_lab.registry.manifest import ITEM_BYTES, MAX_INTEGER, ManifestProblem, TensorRecord, canonical, exact_json
+from moe_lab.registry.stores.local import READ_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,8 +99,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 def open_plain(path: Path) -> Iterator[BinaryIO]:
     """Opens a plain file; a link, or something that would wait or never end, is a `LabError`."""
     try:
-        # Without O_NONBLOCK, opening a FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, READ_FILE)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise not_plain(path) from None
