@@ -83,10 +83,15 @@ class TensorRecord:
         if not (isinstance(value, dict) and value.keys() == cls.__dataclass_fields__.keys()):
             raise ManifestProblem(f"tensor {_shown(name)}: a record has exactly {', '.join(cls.__dataclass_fields__)}")
         problem = _record_problem(**value)
-        if problem or not (1 <= len(name) <= 256 and name.isprintable()):
-            problem = problem or "a name is 1 to 256 printable characters"
+        if problem:
             raise ManifestProblem(f"tensor {_shown(name)}: {problem}")
+        require_tensor_name(name)
         return cls(**{**value, "shape": tuple(value["shape"]), "chunks": tuple(value["chunks"])})
+
+
+def require_tensor_name(name: str) -> None:
+    if not (1 <= len(name) <= 256 and name.isprintable()):
+        raise ManifestProblem(f"tensor {_shown(name)}: a name is 1 to 256 printable characters")
 
 
 def _record_problem(dtype: Any, shape: Any, chunk_bytes: Any, chunks: Any, blocks: Any) -> str | None:

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.registry.chunks import flat_bytes, numpy_dtype
-from moe_lab.registry.manifest import ITEM_BYTES, MAX_INTEGER, ManifestProblem, TensorRecord, canonical, exact_json
+from moe_lab.registry.manifest import (
+    ITEM_BYTES,
+    MAX_INTEGER,
+    ManifestProblem,
+    TensorRecord,
+    canonical,
+    exact_json,
+    require_tensor_name,
+)
 from moe_lab.registry.stores.local import READ_FILE
 
 if TYPE_CHECKING:
@@ -173,8 +181,7 @@ def _check_metadata(metadata: Any) -> None:
 
 def _begin(name: str, record: Any) -> tuple[int, int, str]:
     """Where a tensor lies, and a check of its form."""
-    if not (1 <= len(name) <= 256 and name.isprintable()):
-        raise ManifestProblem(f"tensor {ascii(name)[:60]}: a name is 1 to 256 printable characters")
+    require_tensor_name(name)
     if not (isinstance(record, dict) and record.keys() == _RECORD):
         raise ManifestProblem(f"tensor {name!a}: a record has exactly {', '.join(sorted(_RECORD))}")
     if not (_are_counts(record["shape"], 32) and _are_counts(record["data_offsets"], 2)):
