@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from moe_lab.compose import model as model_module
-from moe_lab.compose.model import ComposedModel, Decision
+from moe_lab.compose.lockfile import LockedPart, pin
+from moe_lab.compose.model import ComposedModel, Decision, with_router
 from moe_lab.compose.parts import load_trunk
 from moe_lab.errors import LabError
 from moe_lab.nn.trunk import token_losses
@@ -297,6 +298,23 @@ def test_a_router_trained_for_another_trunk_is_refused(own: Published) -> None:
 def test_a_router_that_cannot_be_made_is_refused(published: Published, router: dict, message: str) -> None:
     with pytest.raises(LabError, match=message):
         published.model(published.lock(router))
+
+
+def test_another_router_over_the_same_weights_is_the_composition_with_it(own: Published) -> None:
+    """Equal in all that a pass is computed from, also where the other router knows a module more."""
+    own.put_router("lab/fewer", ROUTERS["topk"], OTHERS, **ADDED["topk"])
+    model = own.model(own.lock("lab/fewer", OTHERS))
+    anew = own.lock("lab/gain", OTHERS)
+    assert isinstance(anew.router, LockedPart)
+    other = with_router(model, anew.router, own.registry, own.lab)
+    assert other.pools is model.pools
+    built = own.model(anew)
+    assert nnx.graphdef(other.router) == nnx.graphdef(built.router) != nnx.graphdef(model.router)
+    jax.tree.map(np.testing.assert_array_equal, other.arrays(), built.arrays())
+    assert (other.price, other.run_layer, other.space) == (built.price, built.run_layer, built.space)
+    whole = own.model(own.lock("lab/gain"))
+    with pytest.raises(LabError, match=rf"router lab/fewer@1 does not know module {OUT}"):
+        with_router(whole, pin(own.registry, "lab/fewer", "router"), own.registry, own.lab)
 
 
 def test_a_composition_keeps_a_module(published: Published) -> None:
