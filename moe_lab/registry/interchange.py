@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from moe_lab.errors import LabError, printable
-from moe_lab.registry.manifest import MAX_BYTES, ManifestProblem, TensorRecord, exact_json
+from moe_lab.registry.exact_json import MAX_BYTES, ManifestProblem, exact_json
+from moe_lab.registry.manifest import TensorRecord
 from moe_lab.registry.references import is_digest
 from moe_lab.registry.safetensors_file import not_plain, open_plain, read_safetensors, write_safetensors
 from moe_lab.registry.stores.local import sync_folder

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
+from moe_lab.registry.exact_json import canonical
 from moe_lab.registry.failures import write_error
 from moe_lab.registry.lineage import LineageNode, ancestors
-from moe_lab.registry.manifest import Chunk, Manifest, canonical
+from moe_lab.registry.manifest import Chunk, Manifest
 from moe_lab.registry.marks import Mark, read_mark
 from moe_lab.registry.publish import put_content
 from moe_lab.registry.read import read_chunk, read_manifest

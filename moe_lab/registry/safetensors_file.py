@@ -18,15 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.registry.chunks import flat_bytes, numpy_dtype
-from moe_lab.registry.manifest import (
-    ITEM_BYTES,
-    MAX_INTEGER,
-    ManifestProblem,
-    TensorRecord,
-    canonical,
-    exact_json,
-    require_tensor_name,
-)
+from moe_lab.registry.exact_json import MAX_INTEGER, ManifestProblem, canonical, exact_json
+from moe_lab.registry.manifest import ITEM_BYTES, TensorRecord, require_tensor_name
 from moe_lab.registry.stores.local import READ_FILE
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from functools import partial
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
-from moe_lab.registry.manifest import MAX_BYTES, MAX_CHUNK_BYTES, Chunk
+from moe_lab.registry.exact_json import MAX_BYTES
+from moe_lab.registry.manifest import MAX_CHUNK_BYTES, Chunk
 from moe_lab.registry.marks import read_mark
 from moe_lab.registry.read import read_chunk, read_manifest
 from moe_lab.registry.references import blob_key, content_digest, digest_of, manifest_key
