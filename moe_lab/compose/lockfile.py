@@ -32,11 +32,6 @@ class Lock(Spec):
     backend: str
     dtype: Literal["float32"] = "float32"
 
-    def without(self, names: tuple[str, ...]) -> Lock:
-        """The composition without some modules, as if they had never been listed."""
-        kept = tuple(part for part in self.modules if artifact_name(part.ref) not in names)
-        return self.model_copy(update={"modules": kept})
-
 
 def artifact_name(ref: str) -> str:
     """`owner/name` of `owner/name@version`."""

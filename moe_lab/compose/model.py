@@ -364,8 +364,7 @@ def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tupl
     if not modules:
         raise LabError(f"composition {lock.name} has no modules left; keep at least one")
     if isinstance(lock.router, LockedPart):
-        router = load_router(registry, lab, lock.router, trunk)
-        _require_same_ladders(router.space, modules, lock.router.ref)
+        router = _published_router(lock.router, registry, lab, trunk, modules)
     else:
         router = make_router(lab, lock.router, candidate_space(modules), trunk.spec.d_model)
         if router.trains_on is not None:
@@ -374,6 +373,19 @@ def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tupl
                 "and name it here as owner/name"
             )
     return modules, router
+
+
+def _published_router(
+    part: LockedPart, registry: Registry, lab: Lab, trunk: LoadedTrunk, modules: Sequence[PublishedModule]
+) -> Router:
+    router = load_router(registry, lab, part, trunk)
+    _require_same_ladders(router.space, modules, part.ref)
+    return router
+
+
+def with_router(model: ComposedModel, part: LockedPart, registry: Registry, lab: Lab) -> ComposedModel:
+    """The same trunk and modules under another published router, as if composed so: no weights are read again."""
+    return dataclasses.replace(model, router=_published_router(part, registry, lab, model.trunk, model.modules))
 
 
 def exchange_modules(

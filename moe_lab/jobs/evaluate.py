@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, load_lock, pin, require_trusted, resolve
-from moe_lab.compose.model import ComposedModel, build_model
+from moe_lab.compose.model import ComposedModel, build_model, with_router
 from moe_lab.compose.parts import make_router
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import load_config
@@ -61,17 +61,6 @@ def compose(workspace: Workspace, config: Path, overrides: Sequence[str] = ()) -
     return lock, path
 
 
-def _built(workspace: Workspace, lock: Lock) -> ComposedModel:
-    return build_model(
-        lock,
-        workspace.registry,
-        workspace.lab,
-        workspace.mesh,
-        shard_trunk=workspace.shard_trunk,
-        transport=workspace.transport,
-    )
-
-
 def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
     """A lockfile by path, or the lock of a composition config as its names resolve now."""
     for path in (base / composition, Path(composition)):
@@ -89,7 +78,14 @@ def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
 def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluated:
     """Measures everything, or points to where an identical evaluation lies."""
     lock = find_lock(workspace, spec.composition, base)
-    model = _built(workspace, lock)
+    model = build_model(
+        lock,
+        workspace.registry,
+        workspace.lab,
+        workspace.mesh,
+        shard_trunk=workspace.shard_trunk,
+        transport=workspace.transport,
+    )
     model.available(spec.without)  # a name that is not composed ends here, before anything is written
     if model.mesh is not None:
         read = f"{model.pools.bytes_read:,} bytes of modules read for the devices of this process"
@@ -131,6 +127,10 @@ def _measure(
     others: Mapping[str, LockedPart],
     corpora: Sequence[Corpus],
 ) -> dict[str, list[Any]]:
+    # First, so that a router that does not fit is refused before anything is measured.
+    beside = {
+        artifact_name(part.ref): with_router(model, part, workspace.registry, workspace.lab) for part in others.values()
+    }
     batch_size = min(spec.batch_size, spec.rows)
     batches = domain_batches(corpora, "test", spec.rows, batch_size, spec.seq_len)
     decision = outcome_table(workspace, model, corpora, spec.decision_rows, spec.seq_len)
@@ -144,10 +144,7 @@ def _measure(
         label=artifact_name(lock.router.ref)
         if isinstance(lock.router, LockedPart)
         else f"router {lock.router['type']}",
-        others={
-            artifact_name(part.ref): _built(workspace, lock.model_copy(update={"router": part}))
-            for part in others.values()
-        },
+        others=beside,
         random=dataclasses.replace(
             model,
             router=make_router(workspace.lab, {"type": "random"}, model.candidates, model.trunk.spec.d_model),

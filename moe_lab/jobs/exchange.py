@@ -19,8 +19,9 @@ from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.registry import ArtifactRef, Manifest, Registry
 from moe_lab.registry.chunks import describe
+from moe_lab.registry.exact_json import ManifestProblem
 from moe_lab.registry.interchange import CARD, Card, read_folder
-from moe_lab.registry.manifest import ManifestProblem, build
+from moe_lab.registry.manifest import build
 from moe_lab.registry.references import manifest_key
 from moe_lab.training.processes import first_goes_first
 

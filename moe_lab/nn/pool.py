@@ -27,10 +27,6 @@ class Blocks(NamedTuple):
     def num_blocks(self) -> int:
         return self.gate.shape[0]
 
-    def prefix(self, blocks: int) -> Blocks:
-        """The first `blocks` blocks."""
-        return Blocks(*(projection[:blocks] for projection in self))
-
 
 class Routing(NamedTuple):
     """What each token runs: `width` counts blocks, 0 runs nothing; wider than the module runs all of it."""

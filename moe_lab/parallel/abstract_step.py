@@ -26,12 +26,11 @@ from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Experts, Layer, token_losses
 from moe_lab.parallel.compiled import LOOP
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import BLOCKS, DATA, EVERYWHERE, EXPERT, TOKENS, longest_axis
+from moe_lab.parallel.mesh import BLOCKS, EVERYWHERE, TOKENS, longest_axis
 from moe_lab.parallel.placement import Placement
 from moe_lab.parallel.pool import Holdings, PlacedPool, room_for
 
 LONGEST_UNIT = 8  # layers after which a pattern of layers may repeat
-BOTH = (DATA, EXPERT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

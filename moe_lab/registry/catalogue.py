@@ -6,7 +6,6 @@ A manifest never changes under its digest, so what was read once stays true. The
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -16,13 +15,14 @@ from typing import Any
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
+from moe_lab.registry.exact_json import canonical
 from moe_lab.registry.lineage import summary_of
-from moe_lab.registry.manifest import canonical
 from moe_lab.registry.marks import Mark
 from moe_lab.registry.read import read_manifest
-from moe_lab.registry.references import ArtifactRef, digest_of
-from moe_lab.registry.refs import MAX_REF_BYTES, digest_in, published_of, retired_reason
+from moe_lab.registry.references import ArtifactRef, digest_of, manifest_key
+from moe_lab.registry.refs import MAX_REF_BYTES, digest_in, published_of, ref_key, retired_reason
 from moe_lab.registry.stores import LocalStore, Store
+from moe_lab.registry.stores.cache import user_cache
 from moe_lab.registry.stores.walk import read_tree
 
 _WORTH_KEEPING = 100
@@ -56,7 +56,7 @@ def catalogue(store: Store, cache: Path | None) -> list[Entry]:
     known = _load(cache) if cache else {}
     # One listing tells which manifests are gone, without opening any.
     there = set(store.list("manifests"))
-    known = {digest: known[digest] for digest in wanted if digest in known and f"manifests/{digest}.json" in there}
+    known = {digest: known[digest] for digest in wanted if digest in known and manifest_key(digest) in there}
     new = {digest: ref for digest, ref in wanted.items() if digest not in known}
     shown = {**known, **_read(store, new)}
     if cache and len(new) >= _WORTH_KEEPING:
@@ -67,9 +67,8 @@ def catalogue(store: Store, cache: Path | None) -> list[Entry]:
 def cache_file(store: Store) -> Path | None:
     """Where the catalogue of a registry is kept; None on an account without a home."""
     with suppress(RuntimeError):
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         place = digest_of(store.where("").encode("utf-8", "surrogateescape")).removeprefix("sha256-")
-        return Path(base) / "moe-lab" / f"catalogue-{place[:16]}.json"
+        return user_cache() / f"catalogue-{place[:16]}.json"
     return None
 
 
@@ -91,7 +90,7 @@ def _small(store: Store, key: str) -> bytes | None:
 def _digest(store: Store, ref: ArtifactRef, references: Mapping[str, bytes | None]) -> tuple[str, str]:
     """The digest a reference holds, or "" and why it has none."""
     try:
-        return digest_in(store, ref, references[f"refs/{ref.title}/{ref.version}"]), ""
+        return digest_in(store, ref, references[ref_key(ref)]), ""
     except LabError as error:
         return "", str(error)
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from moe_lab.errors import LabError
 from moe_lab.registry.failures import write_error
-from moe_lab.registry.lineage import parents_of
+from moe_lab.registry.lineage import ancestors
+from moe_lab.registry.manifest import Manifest
 from moe_lab.registry.marks import read_mark
 from moe_lab.registry.read import read_manifest
-from moe_lab.registry.references import blob_key, is_digest, manifest_key
+from moe_lab.registry.references import blob_key, content_digest, manifest_key
 from moe_lab.registry.refs import read_ref, split_key
 from moe_lab.registry.stores import LocalStore, Store
 from moe_lab.registry.stores.sweep import FileStatus, SweepFolder
@@ -95,16 +96,16 @@ class _Used:
 
     def _reach(self, digest: str, label: str) -> None:
         """Marks an artifact and its ancestors, as far as they are here."""
-        pending = [(digest, label, True)]
-        while pending:
-            digest, label, required = pending.pop()
-            key = manifest_key(digest)
-            if key in self.keys or not (required or self.folder.exists(key)):
-                continue
-            manifest = read_manifest(self.folder, digest, label)
-            self.keys.add(key)
-            self.keys.update(blob_key(chunk) for record in manifest.records.values() for chunk in record.chunks)
-            pending.extend((parent.digest, f"a parent of {label}", False) for parent in parents_of(manifest))
+        if manifest_key(digest) in self.keys:
+            return
+        manifest = read_manifest(self.folder, digest, label)
+        self.keys.add(manifest_key(digest))
+        self._mark_blobs(manifest)
+        for above in ancestors(self.folder, manifest, lambda _, child: f"a parent of {child}", self.keys):
+            self._mark_blobs(above)
+
+    def _mark_blobs(self, manifest: Manifest) -> None:
+        self.keys.update(blob_key(chunk) for record in manifest.records.values() for chunk in record.chunks)
 
 
 class _Sweep:
@@ -142,13 +143,12 @@ class _Sweep:
     def _candidates(self) -> Iterator[tuple[str, str]]:
         """Unused files: their keys, and where they are, which for a dry run may be aside."""
         aside = self.folder.aside
-        for folder, ending in (("manifests", ".json"), ("blobs", "")):
+        for folder in ("manifests", "blobs"):
             there = {key: key for key in self.folder.list(folder)}
             for key, place in {**aside, **there}.items():
                 if not key.startswith(f"{folder}/") or key in self.used.keys:
                     continue
-                digest = key.removeprefix(f"{folder}/").removesuffix(ending)
-                if not is_digest(digest) or key != f"{folder}/{digest}{ending}":
+                if content_digest(key) is None:
                     raise LabError(f"{self.folder.where(key)!a} is not a file of the registry; remove it.")
                 yield key, place
         yield from ((key, key) for key in self.folder.list("tmp") if key not in aside.values())

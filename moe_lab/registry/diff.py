@@ -78,7 +78,7 @@ def diff(old: Manifest, new: Manifest) -> ArtifactDiff:
     found = [_tensor(name, old.records.get(name), new.records.get(name)) for name in names]
     sections = sorted((old.keys() | new.keys()) - {"tensors"})
     changes = [change for key in sections for change in _values(key, old.get(key, ABSENT), new.get(key, ABSENT))]
-    before, after = _blobs(old), _blobs(new)
+    before, after = ({digest: chunk.size for digest, chunk in side.blobs().items()} for side in (old, new))
     return ArtifactDiff(
         sections=tuple(changes),
         tensors=tuple(change for change in found if change is not None),
@@ -114,9 +114,3 @@ def _tensor(name: str, old: TensorRecord | None, new: TensorRecord | None) -> Te
     places = [place for place, chunk in enumerate(new.chunks) if old.chunks[place : place + 1] != (chunk,)]
     size = sum(new.size(place) for place in places)
     return TensorChange(name, "changed" if alike else "reshaped", old, new, len(places), size)
-
-
-def _blobs(manifest: Manifest) -> dict[str, int]:
-    return {
-        chunk: record.size(place) for record in manifest.records.values() for place, chunk in enumerate(record.chunks)
-    }

@@ -39,22 +39,18 @@ def fetch(store: Store, resolved: Resolved) -> Fetched:
         )
     name = str(resolved.ref or resolved.digest)
     manifest = read_manifest(store, resolved.digest, name)
-    chunks = {
-        digest: (digest, record.size(index), f"{name}: tensor {tensor!r}: chunk {index}")
-        for tensor, record in manifest.records.items()
-        for index, digest in enumerate(record.chunks)
-    }
-    total = sum(size for _, size, _ in chunks.values())
-    for _ in spread(lambda chunk: len(read_chunk(store, *chunk)), list(chunks.values()), total):
+    blobs = manifest.blobs()
+    total = sum(chunk.size for chunk in blobs.values())
+    for _ in spread(lambda chunk: len(read_chunk(store, chunk)), list(blobs.values()), total):
         pass
     _read_signatures(store, resolved.ref)
-    wanted = [manifest_key(resolved.digest), *map(blob_key, chunks)]
+    wanted = [manifest_key(resolved.digest), *map(blob_key, blobs)]
     if not all(store.keeps(key) for key in wanted):
         raise LabError(
             f"{name} is not whole in the cache {store.folder}, which cannot be written: free space there, or set "
             "MOE_LAB_CACHE to another folder."
         )
-    return Fetched(name, resolved.digest, len(chunks), total, store.folder)
+    return Fetched(name, resolved.digest, len(blobs), total, store.folder)
 
 
 def _read_signatures(store: Store, ref: ArtifactRef | None) -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from moe_lab.errors import LabError, printable
-from moe_lab.registry.manifest import MAX_BYTES, ManifestProblem, TensorRecord, exact_json
+from moe_lab.registry.exact_json import MAX_BYTES, ManifestProblem, exact_json
+from moe_lab.registry.manifest import TensorRecord
 from moe_lab.registry.references import is_digest
 from moe_lab.registry.safetensors_file import not_plain, open_plain, read_safetensors, write_safetensors
+from moe_lab.registry.stores.local import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,9 +167,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         scratch.mkdir()
         yield scratch
-        _sync(scratch)
+        sync_folder(scratch)
         scratch.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise LabError(
             f"cannot write {folder}: {error.strerror}. Nothing was exported; check that there is a folder "
@@ -183,11 +185,3 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write(file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_lab.errors import LabError, did_you_mean
+from moe_lab.registry.stores.local import sync_folder
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -205,8 +206,6 @@ def _write_new(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(descriptor)
         os.link(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(path.parent)
     finally:
         temporary.unlink()

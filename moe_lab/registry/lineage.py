@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from moe_lab.errors import LabError
 from moe_lab.registry.manifest import Manifest
 from moe_lab.registry.read import read_manifest
+from moe_lab.registry.references import manifest_key
 from moe_lab.registry.stores import Store
 
 
@@ -48,7 +50,7 @@ def lineage(store: Store, ref: str, digest: str) -> LineageNode:
             continue
         node.kind, node.summary = manifest["kind"], summary_of(manifest)
         if fresh:
-            node.parents.extend(parents_of(manifest))
+            node.parents.extend(_parents_of(manifest))
             pending.extend(node.parents)
     return root
 
@@ -58,11 +60,32 @@ def summary_of(manifest: Manifest) -> str:
     return summary if isinstance(summary, str) else ""
 
 
-def parents_of(manifest: Manifest) -> list[LineageNode]:
+def _parents_of(manifest: Manifest) -> list[LineageNode]:
     """The parents that a manifest names, their own not yet looked up."""
     section = manifest.get("lineage")
     parents = section.get("parents", []) if isinstance(section, dict) else []
     return [LineageNode(parent["ref"], parent["digest"], parent["relation"]) for parent in parents]
+
+
+def ancestors(
+    store: Store, manifest: Manifest, call: Callable[[LineageNode, str], str], known: set[str]
+) -> Iterator[Manifest]:
+    """The manifests of all ancestors that this registry holds, each once. Absent ones stay absent.
+
+    Args:
+        call: what error messages call a parent; it gets the parent and what they call its child.
+        known: keys of manifests to pass over; those that are found join them.
+    """
+    pending = [(parent, manifest.label) for parent in _parents_of(manifest)]
+    while pending:
+        parent, child = pending.pop()
+        key = manifest_key(parent.digest)
+        if key in known or not store.exists(key):
+            continue
+        above = read_manifest(store, parent.digest, call(parent, child))
+        known.add(key)
+        yield above
+        pending.extend((further, above.label) for further in _parents_of(above))
 
 
 def _manifest_or_problem(store: Store, node: LineageNode) -> Manifest | str:

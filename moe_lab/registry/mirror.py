@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
+from moe_lab.registry.exact_json import canonical
 from moe_lab.registry.failures import write_error
-from moe_lab.registry.lineage import parents_of
-from moe_lab.registry.manifest import Manifest, canonical
+from moe_lab.registry.lineage import LineageNode, ancestors
+from moe_lab.registry.manifest import Chunk, Manifest
 from moe_lab.registry.marks import Mark, read_mark
 from moe_lab.registry.publish import put_content
 from moe_lab.registry.read import read_chunk, read_manifest
@@ -130,26 +131,21 @@ class _Mirror:
         return True
 
     def _content(self, manifest: Manifest, only_missing: bool = False) -> None:
-        chunks = {
-            chunk: (record.size(index), f"{manifest.label}: tensor {name!r}: chunk {index}")
-            for name, record in manifest.records.items()
-            for index, chunk in enumerate(record.chunks)
-        }
+        blobs = list(manifest.blobs().values())
         if only_missing:
-            chunks = {chunk: use for chunk, use in chunks.items() if not self.target.exists(blob_key(chunk))}
-        total = sum(size for size, _ in chunks.values())
-        for size in spread(lambda item: self._chunk(item[0], *item[1]), list(chunks.items()), total):
+            blobs = [chunk for chunk in blobs if not self.target.exists(blob_key(chunk.digest))]
+        for size in spread(self._blob, blobs, sum(chunk.size for chunk in blobs)):
             self._count(manifest.label, size)
         if not (only_missing and self.target.exists(manifest_key(manifest.digest))):
             self._manifest(manifest)
 
-    def _chunk(self, digest: str, size: int, what: str) -> int | None:
+    def _blob(self, chunk: Chunk) -> int | None:
         """Copies one blob and returns its bytes; one that is there is hashed and made young instead."""
-        key = blob_key(digest)
+        key = blob_key(chunk.digest)
         there = self.target.exists(key)
-        data = read_chunk(self.target if there else self.source, digest, size, what)
-        put_content(self.target, key, digest, data)
-        return None if there else size
+        data = read_chunk(self.target if there else self.source, chunk)
+        put_content(self.target, key, chunk.digest, data)
+        return None if there else chunk.size
 
     def _manifest(self, manifest: Manifest) -> None:
         key, data = manifest_key(manifest.digest), canonical(manifest)
@@ -158,16 +154,13 @@ class _Mirror:
         self._count(manifest.label, None if there else len(data))
 
     def _ancestors(self, manifest: Manifest) -> None:
-        """Manifests only, which are small: the target can then print the lineage. Absent ones stay absent."""
-        pending, seen = parents_of(manifest), {manifest.digest}
-        while pending:
-            parent = pending.pop()
-            if parent.digest in seen or not self.source.exists(manifest_key(parent.digest)):
-                continue
-            seen.add(parent.digest)
-            above = read_manifest(self.source, parent.digest, f"{parent.ref}, an ancestor of {manifest.label}")
+        """Manifests only, which are small: the target can then print the lineage."""
+
+        def call(parent: LineageNode, _: str) -> str:
+            return f"{parent.ref}, an ancestor of {manifest.label}"
+
+        for above in ancestors(self.source, manifest, call, {manifest_key(manifest.digest)}):
             self._manifest(above)
-            pending.extend(parents_of(above))
 
     def _signatures(self, ref: ArtifactRef, digest: str) -> None:
         """Those of this very manifest; others are left from a publisher that came second."""

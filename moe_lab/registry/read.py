@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import numpy_dtype, spread
-from moe_lab.registry.manifest import MAX_BYTES, Manifest, ManifestProblem, TensorRecord, parse
+from moe_lab.registry.exact_json import MAX_BYTES, ManifestProblem
+from moe_lab.registry.manifest import Chunk, Manifest, TensorRecord, parse
 from moe_lab.registry.references import blob_key, digest_of, manifest_key
 from moe_lab.registry.stores import Store
 
@@ -28,14 +29,14 @@ def read_manifest(store: Store, digest: str, label: str | None = None) -> Manife
         raise LabError(f"{label or digest}: its manifest {store.where(key)} is not usable: {problem}.") from None
 
 
-def read_chunk(store: Store, digest: str, size: int, what: str) -> bytes:
-    """One blob, which must have this digest and this many bytes."""
-    key = blob_key(digest)
-    data = _read(store, key, size, what)
-    if digest_of(data) != digest:
-        raise LabError(f"{what} {store.where(key)} is damaged: its bytes are not what its name says. {_RESTORE}")
-    if len(data) != size:
-        raise LabError(f"{what} {store.where(key)} has {len(data):,} bytes and the manifest says {size:,}.")
+def read_chunk(store: Store, chunk: Chunk) -> bytes:
+    """One blob, which must have the digest and the bytes that the manifest says."""
+    key = blob_key(chunk.digest)
+    data = _read(store, key, chunk.size, chunk.use)
+    if digest_of(data) != chunk.digest:
+        raise LabError(f"{chunk.use} {store.where(key)} is damaged: its bytes are not what its name says. {_RESTORE}")
+    if len(data) != chunk.size:
+        raise LabError(f"{chunk.use} {store.where(key)} has {len(data):,} bytes and the manifest says {chunk.size:,}.")
     return data
 
 
@@ -65,10 +66,9 @@ def _filler(store: Store, manifest: Manifest, name: str, buffer: memoryview, beg
     """A function that reads one chunk and copies what `buffer`, which starts at byte `begin`, needs of it."""
     record = manifest.record(name)
 
-    def fill(chunk: int) -> None:
-        what = f"{manifest.label}: tensor {name!r}: chunk {chunk}"
-        data = read_chunk(store, record.chunks[chunk], record.size(chunk), what)
-        start = chunk * record.chunk_bytes
+    def fill(index: int) -> None:
+        data = read_chunk(store, manifest.chunk(name, index))
+        start = index * record.chunk_bytes
         low, high = max(start, begin), min(start + len(data), begin + len(buffer))
         buffer[low - begin : high - begin] = data[low - start : high - start]
 

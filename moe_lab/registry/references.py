@@ -19,6 +19,7 @@ _VERSION = re.compile(rf"{_INTEGER}(?:\.{_INTEGER}){{0,3}}")
 _VERSION_RULE = "text of one to four integers joined by dots, such as '1' or '1.2', without leading zeros"
 _WIDTH = re.compile(r"[1-9][0-9]{0,8}")
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
+_CONTENT = re.compile(rf"(?:blobs/({_DIGEST.pattern})|manifests/({_DIGEST.pattern})\.json)")
 
 
 def digest_of(data: bytes | memoryview) -> str:
@@ -38,6 +39,12 @@ def blob_key(digest: str) -> str:
 def manifest_key(digest: str) -> str:
     assert is_digest(digest)
     return f"manifests/{digest}.json"
+
+
+def content_digest(key: str) -> str | None:
+    """The digest of the blob or manifest that has this key; None for any other key."""
+    found = _CONTENT.fullmatch(key)
+    return (found[1] or found[2]) if found else None
 
 
 def is_version(text: object) -> bool:

@@ -135,11 +135,6 @@ def titles(store: Store) -> set[str]:
     return {found[0].title for key in store.list("refs") if (found := split_key(key))}
 
 
-def newest(store: Store, ref: ArtifactRef) -> str | None:
-    """The highest version that is not retired."""
-    return next(reversed(versions(store, ref).in_use), None)
-
-
 def resolve_ref(store: Store, ref: ArtifactRef, read_reason: bool = True) -> Resolved:
     """Fills in the version and reads the digest; says what there is where the name leads nowhere."""
     there = versions(store, ref)

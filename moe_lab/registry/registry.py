@@ -13,10 +13,11 @@ from moe_lab.errors import LabError
 from moe_lab.registry.catalogue import Entry, cache_file, catalogue
 from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
 from moe_lab.registry.diff import ArtifactDiff, diff
+from moe_lab.registry.exact_json import ManifestProblem, canonical
 from moe_lab.registry.fetch import Fetched, fetch
 from moe_lab.registry.keys import OwnerKey, find_key, load_key
 from moe_lab.registry.lineage import LineageNode, lineage
-from moe_lab.registry.manifest import Manifest, ManifestProblem, canonical, parse
+from moe_lab.registry.manifest import Manifest, parse
 from moe_lab.registry.mirror import Mirrored, mirror
 from moe_lab.registry.mirror import Progress as MirrorProgress
 from moe_lab.registry.publish import Published, publish

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.registry.chunks import flat_bytes, numpy_dtype
-from moe_lab.registry.manifest import ITEM_BYTES, MAX_INTEGER, ManifestProblem, TensorRecord, canonical, exact_json
+from moe_lab.registry.exact_json import MAX_INTEGER, ManifestProblem, canonical, exact_json
+from moe_lab.registry.manifest import ITEM_BYTES, TensorRecord, require_tensor_name
+from moe_lab.registry.stores.local import READ_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,8 +100,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 def open_plain(path: Path) -> Iterator[BinaryIO]:
     """Opens a plain file; a link, or something that would wait or never end, is a `LabError`."""
     try:
-        # Without O_NONBLOCK, opening a FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, READ_FILE)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise not_plain(path) from None
@@ -173,8 +174,7 @@ def _check_metadata(metadata: Any) -> None:
 
 def _begin(name: str, record: Any) -> tuple[int, int, str]:
     """Where a tensor lies, and a check of its form."""
-    if not (1 <= len(name) <= 256 and name.isprintable()):
-        raise ManifestProblem(f"tensor {ascii(name)[:60]}: a name is 1 to 256 printable characters")
+    require_tensor_name(name)
     if not (isinstance(record, dict) and record.keys() == _RECORD):
         raise ManifestProblem(f"tensor {name!a}: a record has exactly {', '.join(sorted(_RECORD))}")
     if not (_are_counts(record["shape"], 32) and _are_counts(record["data_offsets"], 2)):

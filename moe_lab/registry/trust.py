@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -12,7 +13,7 @@ from moe_lab.config import Spec, load_config
 from moe_lab.errors import LabError
 from moe_lab.registry.keys import parse_public
 from moe_lab.registry.references import ArtifactRef
-from moe_lab.registry.refs import Resolved, read_ref, split_key
+from moe_lab.registry.refs import Resolved, published, read_ref
 from moe_lab.registry.signatures import Signature, problem_with, signatures, signatures_of_digest
 from moe_lab.registry.stores import Store
 
@@ -162,11 +163,6 @@ class Trust:
             return False
 
     def _references(self) -> Iterator[tuple[ArtifactRef, str]]:
-        for key in self.store.list("refs"):
-            found = split_key(key)
-            if found is None or found[1]:
-                continue
-            try:
-                yield found[0], read_ref(self.store, found[0])
-            except (FileNotFoundError, LabError):
-                continue
+        for ref, _ in published(self.store):
+            with suppress(FileNotFoundError, LabError):
+                yield ref, read_ref(self.store, ref)

@@ -8,10 +8,11 @@ from functools import partial
 
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
-from moe_lab.registry.manifest import MAX_BYTES, MAX_CHUNK_BYTES
+from moe_lab.registry.exact_json import MAX_BYTES
+from moe_lab.registry.manifest import MAX_CHUNK_BYTES, Chunk
 from moe_lab.registry.marks import read_mark
 from moe_lab.registry.read import read_chunk, read_manifest
-from moe_lab.registry.references import blob_key, digest_of, is_digest, manifest_key
+from moe_lab.registry.references import blob_key, content_digest, digest_of, manifest_key
 from moe_lab.registry.refs import Resolved, read_ref, split_key
 from moe_lab.registry.signatures import FOLDER, check_file, signatures_of_digest
 from moe_lab.registry.stores import Store
@@ -94,28 +95,25 @@ class _Check:
     def manifest(self, digest: str) -> int:
         label = ", ".join(self.artifacts[digest])
         manifest = read_manifest(self.store, digest, label)
-        for name, record in manifest.records.items():
-            for index, chunk in enumerate(record.chunks):
-                use = f"{label}: tensor {name!r}: chunk {index}"
-                self.uses.setdefault((chunk, record.size(index)), []).append(use)
+        for chunk in manifest.chunks():
+            self.uses.setdefault((chunk.digest, chunk.size), []).append(chunk.use)
         return manifest.size
 
     def chunk(self, digest: str, size: int) -> int:
         uses = self.uses[digest, size]
         more = f" (and {len(uses) - 1} more uses)" if len(uses) > 1 else ""
-        return len(read_chunk(self.store, digest, size, f"{uses[0]}{more}"))
+        return len(read_chunk(self.store, Chunk(digest, size, f"{uses[0]}{more}")))
 
     def unused_files(self) -> Iterator[Job]:
         """Files that no sound artifact uses. Harmless, but a damaged one stops who publishes that content."""
         used = {manifest_key(digest) for digest in self.artifacts} | {blob_key(digest) for digest, _ in self.uses}
-        for folder, ending in (("manifests", ".json"), ("blobs", "")):
-            for key in self.store.list(folder):
-                digest = key.removeprefix(f"{folder}/").removesuffix(ending)
-                if key not in used:
-                    yield partial(self.unused_file, key, digest if key == f"{folder}/{digest}{ending}" else "")
+        for key in (*self.store.list("manifests"), *self.store.list("blobs")):
+            if key not in used:
+                yield partial(self.unused_file, key)
 
-    def unused_file(self, key: str, digest: str) -> int:
-        if not is_digest(digest):
+    def unused_file(self, key: str) -> int:
+        digest = content_digest(key)
+        if digest is None:
             raise LabError(f"{self.store.where(key)!a} is not a file of the registry; remove it.")
         data = self.store.get(key, MAX_BYTES if key.startswith("manifests/") else MAX_CHUNK_BYTES)
         if digest_of(data) != digest:

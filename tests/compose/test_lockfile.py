@@ -38,10 +38,7 @@ def test_a_new_version_moves_the_name_but_not_the_lock(own: Published) -> None:
     assert own.lock(FIXED, ("north/code@1", "south/prose")).modules == before.modules[:2]
 
 
-def test_leaving_modules_out_is_not_having_listed_them(published: Published) -> None:
-    lock = published.lock("lab/gain")
-    assert lock.without(("south/prose",)) == published.lock("lab/gain", ("north/code", "west/sums"))
-    assert lock.without(()) == lock
+def test_an_artifact_keeps_its_name_through_its_versions() -> None:
     assert artifact_name("south/prose@3") == artifact_name("south/prose") == "south/prose"
 
 

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from moe_lab.compose import model as model_module
-from moe_lab.compose.model import ComposedModel, Decision
+from moe_lab.compose.lockfile import LockedPart, pin
+from moe_lab.compose.model import ComposedModel, Decision, with_router
 from moe_lab.compose.parts import load_trunk
 from moe_lab.errors import LabError
 from moe_lab.nn.trunk import token_losses
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.slow
 
 PRICE = 0.3
 OUT = "west/sums"
+OTHERS = tuple(name for name in MODULES if name != OUT)
 COUNTS = {name: {layer: -(-width // TRUNK.block) for layer, width in widths.items()} for name, widths in WIDTHS.items()}
 ROUTERS_BY_NAME: dict[str, Any] = {name: f"lab/{name}" for name in LEARNED} | {"fixed": FIXED}
 all_routers = pytest.mark.parametrize("router", ROUTERS_BY_NAME.values(), ids=ROUTERS_BY_NAME.keys())
@@ -94,8 +96,9 @@ def test_a_backend_for_another_machine_is_refused(published: Published) -> None:
 
 @pytest.mark.parametrize(("router", "backend"), WITH_BACKENDS)
 def test_opting_out_at_run_time_is_composing_without(published: Published, batch: Tokens, router, backend: str) -> None:
-    lock = published.lock(router, backend=backend)
-    whole, smaller = published.model(lock), published.model(lock.without((OUT,)))
+    whole, smaller = (
+        published.model(published.lock(router, modules, backend=backend)) for modules in (MODULES, OTHERS)
+    )
     everything, masked = decide(whole, batch), decide(whole, batch, without=(OUT,))
     if router != FIXED:
         assert runs(whole, everything, OUT).any(), "the module that is opted out was in use"
@@ -123,8 +126,7 @@ def test_a_learned_router_that_shuns_a_module_is_the_same_with_it_and_without(
     path = {"gain": "module_head.bias", "domain": "head.bias", "topk": "gates.bias"}[name]
     shunned = [-1e9 if module == OUT else 0.0 for module in MODULES]
     own.put_router("lab/shy", ROUTERS[name], **ADDED[name], **{path: shunned})
-    lock = own.lock("lab/shy")
-    whole, smaller = own.model(lock), own.model(lock.without((OUT,)))
+    whole, smaller = own.model(own.lock("lab/shy")), own.model(own.lock("lab/shy", OTHERS))
     decision = decide(whole, batch)
     assert not runs(whole, decision, OUT).any()
     assert decision.blocks_BS.any()
@@ -237,7 +239,7 @@ def test_a_router_s_own_cost_is_an_entry_of_its_matrices_each(
 
 
 def test_opting_out_what_is_not_composed_is_an_error(published: Published) -> None:
-    model = published.model(published.lock("lab/gain").without((OUT,)))
+    model = published.model(published.lock("lab/gain", OTHERS))
     np.testing.assert_array_equal(model.available(("north/code",)), [False, True, True])
     with pytest.raises(LabError, match=r'cannot leave out "north/cod": .* Did you mean "north/code"'):
         model.available(("north/cod",))
@@ -298,9 +300,26 @@ def test_a_router_that_cannot_be_made_is_refused(published: Published, router: d
         published.model(published.lock(router))
 
 
+def test_another_router_over_the_same_weights_is_the_composition_with_it(own: Published) -> None:
+    """Equal in all that a pass is computed from, also where the other router knows a module more."""
+    own.put_router("lab/fewer", ROUTERS["topk"], OTHERS, **ADDED["topk"])
+    model = own.model(own.lock("lab/fewer", OTHERS))
+    anew = own.lock("lab/gain", OTHERS)
+    assert isinstance(anew.router, LockedPart)
+    other = with_router(model, anew.router, own.registry, own.lab)
+    assert other.pools is model.pools
+    built = own.model(anew)
+    assert nnx.graphdef(other.router) == nnx.graphdef(built.router) != nnx.graphdef(model.router)
+    jax.tree.map(np.testing.assert_array_equal, other.arrays(), built.arrays())
+    assert (other.price, other.run_layer, other.space) == (built.price, built.run_layer, built.space)
+    whole = own.model(own.lock("lab/gain"))
+    with pytest.raises(LabError, match=rf"router lab/fewer@1 does not know module {OUT}"):
+        with_router(whole, pin(own.registry, "lab/fewer", "router"), own.registry, own.lab)
+
+
 def test_a_composition_keeps_a_module(published: Published) -> None:
     with pytest.raises(LabError, match="composition tiny has no modules left"):
-        published.model(published.lock("lab/gain").without(MODULES))
+        published.model(published.lock("lab/gain").model_copy(update={"modules": ()}))
 
 
 def test_a_router_that_looks_outcomes_up_must_be_given_them(published: Published, batch: Tokens) -> None:

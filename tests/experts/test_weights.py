@@ -108,7 +108,9 @@ def test_a_cut_module_is_the_first_hidden_units(width: int) -> None:
 
 def test_a_cut_at_whole_blocks_is_a_prefix() -> None:
     weights = random_expert()
-    jax.tree.map(np.testing.assert_array_equal, cut(weights, 8), {0: weights[0].prefix(2), 1: weights[1]})
+    jax.tree.map(
+        np.testing.assert_array_equal, cut(weights, 8), {0: Blocks(*(part[:2] for part in weights[0])), 1: weights[1]}
+    )
     jax.tree.map(np.testing.assert_array_equal, cut(weights, 12), weights)
 
 

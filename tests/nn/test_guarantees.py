@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moe_lab.experts.weights import permute
 from moe_lab.nn.expert_ffn import expert_ffn
-from moe_lab.nn.pool import Pool, Routing, from_blocks, make_pool, to_blocks
+from moe_lab.nn.pool import Blocks, Pool, Routing, from_blocks, make_pool, to_blocks
 from tests.nn.drawing import (
     BLOCK,
     EXACT,
@@ -88,7 +88,7 @@ def test_3_running_a_width_equals_the_stored_child_of_that_width(backend, seed, 
     routing = random_routing(rng, tokens, top_k, counts)
     rung = np.array([count - count // 2 for count in counts])
     narrowed = routing._replace(width=jnp.minimum(routing.width, jnp.asarray(rung)[routing.expert]))
-    children = [module.prefix(int(width)) for module, width in zip(modules, rung, strict=True)]
+    children = [Blocks(*(part[:width] for part in module)) for module, width in zip(modules, rung, strict=True)]
     full = routing._replace(width=jnp.where(routing.width > 0, 99, 0))
     equal_bits(run(h, modules, narrowed, backend), run(h, children, narrowed, backend))
     equal_bits(

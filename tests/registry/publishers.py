@@ -59,9 +59,14 @@ def mirror(registry: str, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def gc_often(registry: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Collects without any grace again and again; it may give up, and says how often it did."""
-    deleted = stopped = 0
-    for _ in range(job["times"]):
+    """Collects without any grace again and again; it may give up, and says how often it did.
+
+    Beside publishers that have not left anything yet it goes on until they have, or for a minute.
+    """
+    deleted = stopped = rounds = 0
+    end = time.monotonic() + 60
+    while rounds < job["times"] or (not deleted and time.monotonic() < end):
+        rounds += 1
         try:
             deleted += len(Registry(registry).gc(0).files)
         except LabError:

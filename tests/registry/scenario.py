@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,58 @@ def dies(name: str, arguments: tuple[Any, ...]) -> None:
     if name == "write":
         _write_half(arguments)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_everywhere(
+    publishers: Callable[..., list[Any]], old: Path, job: dict[str, Any]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Copies of `old`, in each of which the job was killed at another operation; and what it answers if it is not.
+
+    Its whole work stays beside them in `whole`.
+    """
+    shutil.copytree(old, old.with_name("whole"))
+    (whole,) = publishers(old.with_name("whole"), job)
+    for at in range(whole["operations"]):
+        root = old.with_name(str(at))
+        shutil.copytree(old, root)
+        assert publishers(root, {**job, "kill_at": at}) == [None]
+        yield root, whole
+        shutil.rmtree(root)
+
+
+def assert_appears_once(states: Sequence[bool]) -> None:
+    """From some operation on it is there, and before that it is not."""
+    assert list(states) == sorted(states)
+    assert set(states) == {False, True}
+
+
+def safe_order(trace: Sequence[tuple[str, ...]], root: Path, loose: set[str]) -> list[str]:
+    """Replays a publication on a disk that keeps only what was synced: no name may come before what it needs.
+
+    Args:
+        loose: names that a power cut could still take away.
+
+    Returns:
+        The folders in which names appeared, in that order.
+    """
+    synced: set[str] = set()
+    links: list[str] = []
+    for name, path, *target in trace:
+        if name == "write":
+            synced.discard(path)
+        elif name == "mkdir":
+            loose.add(path)
+        elif name == "fsync":
+            synced.add(path)
+            loose -= {entry for entry in loose if str(Path(entry).parent) == path}
+        elif name == "link":
+            links.append(os.path.relpath(target[0], root).split("/")[0])
+            assert path in synced, "a name appeared before its bytes were safe"
+            if links[-1] != "blobs":
+                assert not {entry for entry in loose if Path(entry).name != "tmp"}
+            loose.add(target[0])
+    assert not loose, "publish returned before everything was safe"
+    return links
 
 
 def _write_half(arguments: tuple[Any, ...]) -> None:

@@ -1,6 +1,7 @@
 """The cache before a registry far away: never a wrong byte, never in the way, and enough to work offline."""
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -277,6 +278,22 @@ def test_where_it_is(isolated, quick, root, tmp_path):
     isolated.setenv("MOE_LAB_OFFLINE", "yes")
     with pytest.raises(LabError, match="MOE_LAB_OFFLINE is 'yes': it must be 1"):
         Registry("s3://bucket/registry")
+
+
+@pytest.mark.parametrize("chosen", ["", "~/cache"])
+def test_an_account_without_a_home_is_asked_for_a_place(isolated, root, chosen):
+    def nobody(_):
+        raise KeyError
+
+    isolated.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        isolated.delenv(name)
+    isolated.setenv("MOE_LAB_CACHE", chosen)
+    with pytest.raises(LabError, match="no home to keep a cache in: set MOE_LAB_CACHE"):
+        Registry("s3://bucket/registry")
+    isolated.setenv("MOE_LAB_CACHE", "off")
+    publish(root, 0)
+    assert len(Registry(root).list()) == 1
 
 
 def test_without_a_cache_there_is_nothing_to_fetch_into(isolated, root):

@@ -15,7 +15,7 @@ import pytest
 import moe_lab.registry.stores.local as store_module
 from moe_lab.errors import LabError
 from moe_lab.registry import Registry
-from tests.registry.scenario import BLOCKS, ShakyOs, fails_with, fields, files, tensors
+from tests.registry.scenario import BLOCKS, ShakyOs, fails_with, fields, files, safe_order, tensors
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,39 +36,17 @@ def publish(root, version="2", seed=2, blocks=1):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="paths of descriptors come from /proc")
 def test_whatever_a_reference_needs_is_on_disk_before_it(root, shaky):
-    """Replays the operations on a disk that keeps only what was synced, as after a power cut."""
+    links = ["blobs"] * 4 + ["manifests", "refs"]
     root = root / "in" / "new folders"
     shaken = shaky()
     registry = Registry(root)
     registry.publish("team", "part", None, fields(), tensors(1, blocks=1), BLOCKS)
-    assert_safe(shaken.trace, root, {str(root), str(root.parent), str(root.parent.parent)})
+    assert safe_order(shaken.trace, root, {str(root), str(root.parent), str(root.parent.parent)}) == links
     shutil.rmtree(root)
     root.mkdir()
     shaken.trace.clear()
     registry.publish("team", "part", None, fields(), tensors(1, blocks=1), BLOCKS)
-    assert_safe(shaken.trace, root, set())
-
-
-def assert_safe(trace, root, loose):
-    """`loose` are names that a power cut could still take away."""
-    synced: set[str] = set()
-    links: list[str] = []
-    for name, path, *target in trace:
-        if name == "write":
-            synced.discard(path)
-        elif name == "mkdir":
-            loose.add(path)
-        elif name == "fsync":
-            synced.add(path)
-            loose -= {entry for entry in loose if str(Path(entry).parent) == path}
-        elif name == "link":
-            links.append(os.path.relpath(target[0], root).split("/")[0])
-            assert path in synced, "a name appeared before its bytes were safe"
-            if links[-1] != "blobs":
-                assert not {entry for entry in loose if Path(entry).name != "tmp"}
-            loose.add(target[0])
-    assert not loose, "publish returned before everything was safe"
-    assert links == ["blobs"] * 4 + ["manifests", "refs"]
+    assert safe_order(shaken.trace, root, set()) == links
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="paths of descriptors come from /proc")

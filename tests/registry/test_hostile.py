@@ -22,7 +22,8 @@ import pytest
 from moe_lab.cli.lineage_tree import tree_lines
 from moe_lab.errors import LabError, printable
 from moe_lab.registry import LineageNode, Registry
-from moe_lab.registry.manifest import MAX_BYTES, ManifestProblem, TensorRecord, build, canonical, parse
+from moe_lab.registry.exact_json import MAX_BYTES, ManifestProblem, canonical
+from moe_lab.registry.manifest import TensorRecord, build, parse
 from moe_lab.registry.references import digest_of
 from tests.registry.scenario import BLOCKS, fields, files, tensors
 

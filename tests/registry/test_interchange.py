@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import moe_lab.registry.stores.local as store_module
 from moe_lab.errors import LabError
 from moe_lab.registry import interchange
 from moe_lab.registry.chunks import describe
@@ -101,7 +102,8 @@ def test_everything_is_on_disk_before_the_folder_has_its_name(quick, monkeypatch
             renamed.append((quick / "out").exists())
             os.fsync(descriptor)
 
-    monkeypatch.setattr(interchange, "os", Watched())
+    for module in (interchange, store_module):
+        monkeypatch.setattr(module, "os", Watched())
     export(quick / "out")
     names = [os.path.basename(path) for path in synced]  # noqa: PTH119
     assert names[:3] == [CARD, README, TENSORS]

@@ -7,15 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
-from moe_lab.registry.manifest import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    ManifestProblem,
-    TensorRecord,
-    build,
-    canonical,
-    parse,
-)
+from moe_lab.registry.exact_json import MAX_BYTES, MAX_DEPTH, ManifestProblem, canonical
+from moe_lab.registry.manifest import TensorRecord, build, parse
 from moe_lab.registry.references import digest_of
 
 CHUNK = digest_of(b"")

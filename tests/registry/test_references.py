@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
 from moe_lab.registry import ArtifactRef, Registry
-from moe_lab.registry.references import version_order
+from moe_lab.registry.references import blob_key, content_digest, digest_of, manifest_key, version_order
 
 HOSTILE = [
     *("..", ".", "", "../x", "/etc/passwd", "a/../../b", "%2e%2e", "%252e%252e", "a\\b", "C:", "\\\\host\\x"),
@@ -163,6 +163,14 @@ def test_no_hostile_digest_reaches_the_disk(registry, digest):
         registry.tensor(digest, "x")
 
 
+@pytest.mark.parametrize("digest", ["sha256-" + "0" * 64, digest_of(b"x")])
+def test_the_keys_of_content_tell_its_digest_and_no_others_do(digest):
+    assert content_digest(blob_key(digest)) == content_digest(manifest_key(digest)) == digest
+    near = (f"blobs/{digest}.json", f"manifests/{digest}", f"blobs/x/{digest}", f"refs/{digest}", digest, "blobs/")
+    for key in (*near, f"blobs/{digest}0", f"blobs/{digest}\n", f"blobs/{digest.upper()}", f"tmp/blobs/{digest}"):
+        assert content_digest(key) is None
+
+
 @pytest.mark.parametrize(
     "key", ["../x", "blobs/../../x", "/x", "", "blobs//x", "blobs/.x", "blobs/a\0", "blobs/" + "a" * 300]
 )
@@ -210,4 +218,6 @@ def test_a_folder_that_cannot_be_a_registry_is_refused(tmp_path):
         Registry(tmp_path / "absent", create=False)
     with pytest.raises(LabError, match="cannot be opened"):
         Registry(str(tmp_path / "a\0b"))
+    with pytest.raises(LabError, match="'~nobody at all/x': there is no such home; write the path in full"):
+        Registry("~nobody at all/x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

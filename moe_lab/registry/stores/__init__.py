@@ -27,12 +27,15 @@ def open_store(path: str | os.PathLike[str], create: bool) -> Store:
         raise LabError(
             f"registry {text!r}: a URL has two slashes, {text[:3]}//bucket/prefix; a Path drops one, so use text."
         )
-    folder = Path(text).expanduser()
+    try:
+        folder = Path(text).expanduser()
+    except RuntimeError:
+        raise LabError(f"registry {text!r}: there is no such home; write the path in full.") from None
     if cache_folder("", by_default=False) is None:
-        return open_folder(path, create)
+        return open_folder(folder, create)
     offline = offline_asked()
     # Without its server a mounted folder may be gone, or hang; offline it is not touched.
-    remote = LocalStore(folder) if offline else open_folder(path, create)
+    remote = LocalStore(folder) if offline else open_folder(folder, create)
     return _cached(remote, str(folder.absolute()), offline)
 
 

@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from moe_lab.errors import LabError
-from moe_lab.registry.references import digest_of, is_digest, is_version
+from moe_lab.registry.references import content_digest, digest_of, is_version
 from moe_lab.registry.stores.local import LocalStore
 from moe_lab.registry.stores.protocol import Keys, Store
 
-_CONTENT = ("blobs", "manifests")
 _NAMED = ("refs", "signatures")
 
 
@@ -21,15 +20,22 @@ class CacheWarning(UserWarning):
     """The cache could not be written; everything is still read, from the registry itself."""
 
 
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME/moe-lab`, else `~/.cache/moe-lab`; `RuntimeError` on an account without a home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-lab"
+
+
 def cache_folder(identity: str, by_default: bool) -> Path | None:
     """Where the registry with this identity is cached, or None for nowhere: `MOE_LAB_CACHE`, else XDG's place."""
     chosen = os.environ.get("MOE_LAB_CACHE", "")
     if chosen == "off" or not (chosen or by_default):
         return None
-    if chosen:
-        base = Path(chosen).expanduser().absolute()
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-lab" / "registries"
+    try:
+        base = Path(chosen).expanduser().absolute() if chosen else user_cache() / "registries"
+    except RuntimeError:
+        raise LabError(
+            "this account has no home to keep a cache in: set MOE_LAB_CACHE to a folder, or to off."
+        ) from None
     return base / hashlib.sha256(identity.encode("utf-8")).hexdigest()[:32]
 
 
@@ -67,7 +73,7 @@ class CachedStore:
         return created
 
     def get(self, key: str, limit: int) -> bytes:
-        digest = _digest(key)
+        digest = content_digest(key)
         if digest is not None or self.offline:
             data = self._cached(key, limit)
             if data is not None and (digest is None or digest_of(data) == digest):
@@ -170,7 +176,7 @@ class CachedStore:
             cached = [key.rpartition("/")[2] for key in self._cached_keys(f"refs/{parts[0]}/{parts[1]}")]
             versions = ", ".join(version for version in cached if is_version(version))
             name = f"{parts[0]}/{parts[1]}@{parts[2]}{f' (of its versions there is {versions})' if versions else ''}"
-        elif folder in _CONTENT:
+        elif folder in ("blobs", "manifests"):
             name = self.where(key)
         else:
             return FileNotFoundError(2, "not in the cache", str(self.folder / key))
@@ -178,9 +184,3 @@ class CachedStore:
             f"{name} is not in the cache {self.folder}, and MOE_LAB_OFFLINE=1 forbids asking {self.where('')}. "
             "With a network, run `moe-lab module fetch REF` first."
         )
-
-
-def _digest(key: str) -> str | None:
-    folder, _, name = key.partition("/")
-    digest = name.removesuffix(".json") if folder == "manifests" else name
-    return digest if folder in _CONTENT and is_digest(digest) else None

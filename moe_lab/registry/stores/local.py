@@ -13,30 +13,30 @@ from pathlib import Path
 from moe_lab.errors import LabError
 from moe_lab.registry.stores.protocol import Keys, key_parts
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# O_NONBLOCK: opening a FIFO that somebody put in place of a blob must not wait for its writer.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: opening a FIFO that somebody put in place of a file must not wait for its writer.
+READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Another user's file, or a registry that is mounted read-only: its time stays, and publishing looks again at the end.
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
-def open_folder(path: str | os.PathLike[str], create: bool) -> LocalStore:
+def open_folder(root: Path, create: bool) -> LocalStore:
     """Opens the folder of a registry, making it first if asked."""
-    text = os.fspath(path)
-    root = Path(text).expanduser()
     try:
         if create:
             _make_folders(root)
-        os.close(os.open(root, _FOLDER))
+        os.close(os.open(root, READ_FOLDER))
     except FileNotFoundError:
         raise LabError(f"there is no registry at {root}: publish a module to make one, or name its folder.") from None
     except (FileExistsError, NotADirectoryError):
         raise LabError(f"registry {root}: a file is in the way; name a folder.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise LabError(f"registry {text!r} cannot be opened: {reason}; check the path and its permissions.") from None
+        raise LabError(
+            f"registry {str(root)!r} cannot be opened: {reason}; check the path and its permissions."
+        ) from None
     return LocalStore(root)
 
 
@@ -45,11 +45,16 @@ def _make_folders(root: Path) -> None:
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        descriptor = os.open(folder.parent, _FOLDER)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    descriptor = os.open(folder, READ_FOLDER)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class LocalStore:
@@ -78,7 +83,7 @@ class LocalStore:
         *folders, name = key_parts(key)
         with self._folder(folders) as folder:
             try:
-                descriptor = os.open(name, _READ, dir_fd=folder)
+                descriptor = os.open(name, READ_FILE, dir_fd=folder)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENXIO):
                     raise self._not_plain(key) from None
@@ -125,7 +130,7 @@ class LocalStore:
     @contextmanager
     def _folder(self, parts: Keys, create: bool = False) -> Iterator[int]:
         """Descriptor of a folder below the root. The root itself may be a link: the user chose it."""
-        descriptor = os.open(self.root, _FOLDER)
+        descriptor = os.open(self.root, READ_FOLDER)
         try:
             for depth in range(len(parts)):
                 inner = self._enter(descriptor, parts[: depth + 1], create)
@@ -138,14 +143,14 @@ class LocalStore:
     def _enter(self, parent: int, parts: Keys, create: bool) -> int:
         known = tuple(parts) in self._durable
         try:
-            inner = os.open(parts[-1], _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+            inner = os.open(parts[-1], READ_FOLDER | os.O_NOFOLLOW, dir_fd=parent)
         except FileNotFoundError:
             if not create:
                 raise
             known = False
             with suppress(FileExistsError):
                 os.mkdir(parts[-1], dir_fd=parent)
-            inner = os.open(parts[-1], _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+            inner = os.open(parts[-1], READ_FOLDER | os.O_NOFOLLOW, dir_fd=parent)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise self._not_plain("/".join(parts)) from None
@@ -188,7 +193,7 @@ def _present(name: str, folder: int) -> bool:
 def _link_new(scratch: int, folder: int, name: str, data: bytes | memoryview) -> bool:
     """Writes a temporary file and links it to its name: a link, unlike a rename, fails on a taken name."""
     temporary = f"{os.getpid()}-{secrets.token_hex(16)}"
-    descriptor = os.open(temporary, _CREATE, 0o666, dir_fd=scratch)
+    descriptor = os.open(temporary, NEW_FILE, 0o666, dir_fd=scratch)
     try:
         _write_all(descriptor, data)
         os.fsync(descriptor)

@@ -9,7 +9,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass
 
-from moe_lab.registry.stores.local import LocalStore
+from moe_lab.registry.stores.local import NEW_FILE, LocalStore
 from moe_lab.registry.stores.protocol import key_parts
 
 _ASIDE = re.compile(r"tmp/aside\.[0-9a-f]{16}\.(blobs|manifests)\.([^/]+)")
@@ -55,7 +55,7 @@ class SweepFolder(LocalStore):
         """Now, as the file system sees it, which on NFS is another machine's opinion than ours."""
         name = f"clock-{os.getpid()}-{secrets.token_hex(8)}"
         with self._folder(["tmp"], create=True) as scratch:
-            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=scratch)
+            descriptor = os.open(name, NEW_FILE, 0o666, dir_fd=scratch)
             try:
                 # The time of writing is the server's; that of creating is the client's on some.
                 os.write(descriptor, b"\n")

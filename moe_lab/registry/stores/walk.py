@@ -7,10 +7,8 @@ import stat
 from contextlib import suppress
 
 from moe_lab.errors import LabError
-from moe_lab.registry.stores.local import LocalStore
+from moe_lab.registry.stores.local import READ_FILE, READ_FOLDER, LocalStore
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Deeper folders hold nothing of a registry, and each level costs a descriptor.
 _DEPTH = 8
 
@@ -34,7 +32,7 @@ def _read_folder(folder: int, path: str, limit: int, depth: int, found: dict[str
             key = f"{path}/{entry.name}"
             with suppress(FileNotFoundError):  # removed since the folder was read: it is not there
                 if depth and entry.is_dir(follow_symlinks=False):
-                    inner = os.open(entry.name, _FOLDER, dir_fd=folder)
+                    inner = os.open(entry.name, READ_FOLDER | os.O_NOFOLLOW, dir_fd=folder)
                     try:
                         _read_folder(inner, key, limit, depth - 1, found)
                     finally:
@@ -45,7 +43,7 @@ def _read_folder(folder: int, path: str, limit: int, depth: int, found: dict[str
 
 def _read_file(folder: int, name: str, limit: int) -> bytes | None:
     try:
-        descriptor = os.open(name, _FILE, dir_fd=folder)
+        descriptor = os.open(name, READ_FILE, dir_fd=folder)
     except FileNotFoundError:
         raise
     except OSError:
