@@ -46,6 +46,25 @@ class Router(nnx.Module):
         self.config = config
         self.space = space
 
+    @property
+    def needs_training(self) -> bool:
+        """Whether a composition takes it published only. One that starts sensibly without any data may say no."""
+        return self.trains_on is not None
+
+    @property
+    def multiply_adds(self) -> int:
+        """Its own cost per token: one multiply-add per entry of every array of two or more axes.
+
+        Routers that use their matrices otherwise (look rows up, use one twice) state their own figure.
+        """
+        arrays = jax.tree.leaves(nnx.state(self))
+        return sum(array.size for array in arrays if array.ndim > 1 and jnp.issubdtype(array.dtype, jnp.floating))
+
+    @property
+    def budget(self) -> float | None:
+        """The mean cost per token that no batch ever exceeds, as a share of the dearest candidate's; None: no limit."""
+        return None
+
     def route(self, features: Features) -> Routing:
         """Routing with arrays [B, S, K]. Pure and jittable; token t may only see tokens up to t if `causal`."""
         raise NotImplementedError
