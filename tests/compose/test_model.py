@@ -287,15 +287,27 @@ def test_a_router_trained_for_another_trunk_is_refused(own: Published) -> None:
 @pytest.mark.parametrize(
     ("router", "message"),
     [
-        ({"candidate": "trunk"}, "router: needs type: one of domain, fixed, gain, oracle, random, topk"),
+        (
+            {"candidate": "trunk"},
+            "router: needs type: one of budget, cascade, domain, fixed, gain, oracle, random, topk",
+        ),
         ({"type": "gian"}, 'unknown router "gian". Did you mean "gain"'),
         ({"type": "gain", "half_live": 3.0}, "half_live"),
+        ({"type": "domain"}, "router domain has to be trained"),
         ({"type": "fixed", "candidate": "south/prose:9"}, '"south/prose:9" is not in the composition'),
     ],
 )
 def test_a_router_that_cannot_be_made_is_refused(published: Published, router: dict, message: str) -> None:
     with pytest.raises(LabError, match=message):
         published.model(published.lock(router))
+
+
+def test_a_router_that_starts_without_data_is_composed_untrained(published: Published, batch: Tokens) -> None:
+    model = published.model(published.lock({"type": "domain", "prior_gain": 1.0}))
+    cheapest = min(MODULES, key=lambda name: sum(COUNTS[name].values()))
+    decision = decide(model, batch)
+    assert runs(model, decision, cheapest).all()
+    np.testing.assert_array_equal(decision.blocks_BS, sum(COUNTS[cheapest].values()))
 
 
 def test_a_composition_keeps_a_module(published: Published) -> None:
