@@ -68,6 +68,8 @@ def test_no_choice_within_the_budget_gains_more_than_this_and_one_upgrade(seed: 
     tokens = np.arange(len(rung_N))
     spent = cost_NQ[tokens, rung_N].sum()
     assert spent <= total
+    for gain_Q, cost_Q, rung in zip(gain_NQ, cost_NQ, rung_N, strict=True):
+        assert rung in {0, *(end for _, end in steepest_edges(gain_Q, cost_Q))}  # never in the middle of an edge
     worth_NQ = gain_NQ - price * cost_NQ  # what is bought must gain more than its price
     own = worth_NQ[tokens, rung_N].sum()
     choices = np.array(list(itertools.product(range(4), repeat=len(tokens))))

@@ -159,6 +159,7 @@ def test_the_bias_moves_the_load_to_its_targets_and_nothing_else(tmp_path: Path,
     assert result.metrics["load_error"] < 0.08
     after = nnx.merge(nnx.graphdef(router), result.params)
     np.testing.assert_array_equal(after.gates.kernel[...], router.gates.kernel[...])
+    assert jax.jit(after.auxiliary_loss)(features)[0] == 0.0  # a gradient, and no loss
     expert_T = np.asarray(jax.jit(after.route)(features).expert)[features.segment_ids_BS > 0]
     load_E = [(expert_T == e).mean() for e in range(3)]
     wanted = np.array([6, 3, 1]) if isinstance(target, tuple) else np.ones(3)
