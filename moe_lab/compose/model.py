@@ -111,12 +111,6 @@ class ComposedModel:
     def multiply_adds_per_block(self) -> int:
         return block_multiply_adds(self.trunk.spec.d_model, self.trunk.spec.block)
 
-    @property
-    def router_multiply_adds(self) -> int:
-        """The router's own cost per token: one multiply-add per entry of its matrices."""
-        flat = nnx.to_flat_state(nnx.state(self.router, nnx.Param))
-        return sum(matrix.size for path, matrix in flat if path[-1] == "kernel")
-
     @cached_property
     def _trunk_state(self) -> nnx.State:
         return self.trunk.on(self.mesh)
@@ -367,7 +361,7 @@ def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tupl
         router = _published_router(lock.router, registry, lab, trunk, modules)
     else:
         router = make_router(lab, lock.router, candidate_space(modules), trunk.spec.d_model)
-        if router.trains_on is not None:
+        if router.needs_training:
             raise LabError(
                 f"router {lock.router['type']} has to be trained: train it with a config of kind router, publish it, "
                 "and name it here as owner/name"

@@ -123,7 +123,7 @@ def run_pass(
     counted = heldout.counted_NS
     return Pass(
         bits_T=loss[counted].astype(np.float64) / math.log(2),
-        cost_T=blocks[counted].astype(np.float64) * model.multiply_adds_per_block + model.router_multiply_adds,
+        cost_T=blocks[counted].astype(np.float64) * model.multiply_adds_per_block + model.router.multiply_adds,
         hit_NS=hit,
         expert_NSK=expert,
         width_NSK=width * model.trunk.spec.block,

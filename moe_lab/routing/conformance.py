@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cached_property, partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from moe_lab.config import Spec, decode
 from moe_lab.nn.pool import Routing
 from moe_lab.routing.example import SPACE, draw_example, make_example_router
 from moe_lab.routing.router import Features, Router
+from moe_lab.routing.traced_cost import traced_multiply_adds
 
 PRICES = (0.0, 0.003, 0.03, 0.3, 3.0, 30.0)
 
@@ -95,11 +97,11 @@ class _Bench:
                 f"{self.cls.__name__}.route must be jittable, but it reads a value: {error}"
             ) from error
 
-    def mean_blocks(self, routing: Routing) -> float:
-        """Blocks run per token that counts; in the example space cost is in proportion."""
+    def blocks(self, routing: Routing, features: Features) -> np.ndarray:
+        """Blocks run by each token that counts; in the example space cost is in proportion."""
         own_E = SPACE.blocks_C[SPACE.widest_E]
         run_BS = np.minimum(routing.width, own_E[routing.expert]).sum(-1)
-        return float(run_BS[np.asarray(self.features.segment_ids_BS) > 0].mean())
+        return run_BS[np.asarray(features.segment_ids_BS) > 0]
 
 
 def _differs(a: Routing, b: Routing) -> np.ndarray:
@@ -196,11 +198,42 @@ def opted_out_modules_do_not_run(bench: _Bench) -> None:
 
 def a_higher_price_never_costs_more(bench: _Bench) -> None:
     """The mean cost falls, or stays, as the price rises."""
-    blocks = [bench.mean_blocks(bench.route(bench.features._replace(price=jnp.float32(price)))) for price in PRICES]
+    priced = [bench.features._replace(price=jnp.float32(price)) for price in PRICES]
+    blocks = [float(bench.blocks(bench.route(features), features).mean()) for features in priced]
     for (low, high), (cheap, dear) in zip(itertools.pairwise(PRICES), itertools.pairwise(blocks), strict=True):
         assert dear <= cheap, (
             f"{bench.cls.__name__}: runs {cheap:.3f} blocks a token at price {low}, but {dear:.3f} at {high}"
         )
+
+
+def its_budget_is_kept(bench: _Bench) -> None:
+    """A batch costs no more than the router's budget, exactly, whatever the text, the price and the opt-outs."""
+    if (budget := nnx.merge(bench.graph, bench.state).budget) is None:
+        return
+    choices = itertools.product(range(3), (0.0, 0.3), ((True, True, True), (True, False, False)))
+    for seed, price, available in choices:
+        drawn = bench.visible(draw_example(seed).features)
+        features = drawn._replace(price=jnp.float32(price), available_E=jnp.array(available))
+        blocks = bench.blocks(bench.route(features), features)
+        limit = Fraction(budget) * len(blocks) * int(SPACE.blocks_C.max())
+        assert blocks.sum() <= limit, (
+            f"{bench.cls.__name__}: runs {blocks.sum()} blocks for {len(blocks)} tokens at price {price}; its budget "
+            f"of {budget} of the dearest candidate allows {float(limit):.3f}"
+        )
+
+
+def its_own_cost_is_counted(bench: _Bench) -> None:
+    """The router states at least the matrix products that one of its calls is traced to do, per token."""
+    router, tokens = nnx.merge(bench.graph, bench.state), bench.features.segment_ids_BS.size
+
+    def route(state: nnx.State, features: Features) -> Routing:
+        return nnx.merge(bench.graph, state).route(features)
+
+    traced = traced_multiply_adds(route, bench.state, bench.features)
+    assert traced <= router.multiply_adds * tokens, (
+        f"{bench.cls.__name__}: route does {traced / tokens:.1f} multiply-adds a token in matrix products, its "
+        f"multiply_adds says {router.multiply_adds}; state what it costs"
+    )
 
 
 def other_numbers_compile_nothing(bench: _Bench) -> None:
@@ -262,6 +295,8 @@ CHECKS: tuple[Callable[[_Bench], None], ...] = (
     documents_are_apart,
     opted_out_modules_do_not_run,
     a_higher_price_never_costs_more,
+    its_budget_is_kept,
+    its_own_cost_is_counted,
     other_numbers_compile_nothing,
     it_learns,
 )

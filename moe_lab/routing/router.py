@@ -46,6 +46,25 @@ class Router(nnx.Module):
         self.config = config
         self.space = space
 
+    @property
+    def needs_training(self) -> bool:
+        """Whether a composition takes it published only. One that starts sensibly without any data may say no."""
+        return self.trains_on is not None
+
+    @property
+    def multiply_adds(self) -> int:
+        """Its own cost per token: one multiply-add per entry of every array of two or more axes.
+
+        Routers that use their matrices otherwise (look rows up, use one twice) state their own figure.
+        """
+        arrays = jax.tree.leaves(nnx.state(self))
+        return sum(array.size for array in arrays if array.ndim > 1 and jnp.issubdtype(array.dtype, jnp.floating))
+
+    @property
+    def budget(self) -> float | None:
+        """The mean cost per token that no batch ever exceeds, as a share of the dearest candidate's; None: no limit."""
+        return None
+
     def route(self, features: Features) -> Routing:
         """Routing with arrays [B, S, K]. Pure and jittable; token t may only see tokens up to t if `causal`."""
         raise NotImplementedError
@@ -80,6 +99,11 @@ def masked_mean(values_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
     return (values_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1)
 
 
+def document_starts(segment_ids_BS: jax.Array) -> jax.Array:
+    """bool[B, S]: the first token of each document, and of each row."""
+    return jnp.pad(segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+
+
 def surrounding_mean(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: float) -> jax.Array:
     """The fading mean of a token's document in both directions. It sees what comes after: for labels only."""
     before = running_mean(values_BSD, segment_ids_BS, half_life)
@@ -99,8 +123,7 @@ def running_mean(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: fl
     A token's own value is included, other documents are not. `half_life` counts tokens.
     """
     decay = 0.5 ** (1.0 / half_life)
-    starts = jnp.pad(segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    keep_BS1 = jnp.where(starts, 0.0, decay).astype(jnp.float32)[..., None]
+    keep_BS1 = jnp.where(document_starts(segment_ids_BS), 0.0, decay).astype(jnp.float32)[..., None]
     counted = jnp.concatenate([values_BSD, jnp.ones_like(values_BSD[..., :1])], axis=-1)
 
     def join(before: tuple, after: tuple) -> tuple:

@@ -4,6 +4,9 @@ One linear head reads the fading mean of the trunk's hidden states and scores th
 exact expected loss of its own soft choice, since the outcome of every choice is known. The width comes from a small
 table, learned beside it: what each module's rungs lose on the tokens that choose that module.
 
+With a margin a document keeps its module until the evidence for another leads by that much. With a prior the router
+can be composed before there is any data: it believes every module to gain the same and starts with the cheapest.
+
 Shape letters: B batch, S sequence, D model width, E modules, R rungs, C candidates.
 """
 
@@ -12,18 +15,35 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from moe_lab.config.spec import Spec
 from moe_lab.nn.pool import Routing
-from moe_lab.routing.router import Features, Metrics, Router, masked_mean, route_candidates, running_mean
+from moe_lab.routing.router import (
+    Features,
+    Metrics,
+    Router,
+    document_starts,
+    masked_mean,
+    route_candidates,
+    running_mean,
+)
 from moe_lab.routing.space import CandidateSpace
 
 
 class DomainConfig(Spec):
-    """`half_life` is the number of tokens after which evidence counts half."""
+    """Settings of the domain router.
+
+    Attributes:
+        half_life: tokens after which evidence counts half.
+        margin: lead in score that another module needs before a document changes its module; read when it routes.
+        prior_gain: nats per token that any module at full width is believed to gain before anything is learned, in
+            proportion to width. Left out: such a belief is not held, and the router must be trained.
+    """
 
     half_life: PositiveFloat = 64.0
+    margin: NonNegativeFloat = 0.0
+    prior_gain: NonNegativeFloat | None = None
 
 
 class DomainRouter(Router):
@@ -38,13 +58,26 @@ class DomainRouter(Router):
         # Tables of one axis: weight decay, which would pull losses towards zero, is for matrices.
         self.rung_loss_C = nnx.Param(jnp.zeros(len(space)))
         self.trunk_loss_E = nnx.Param(jnp.zeros(len(space.modules)))
+        if config.prior_gain is not None:
+            self._believe(config.prior_gain)
+
+    def _believe(self, gain: float) -> None:
+        """Nothing is known of the text, and of the modules only what they cost: the cheapest is tried first."""
+        widest_C = self.space.cost_C[self.space.widest_E][self.space.module_C]
+        self.rung_loss_C[...] = jnp.asarray(-gain * self.space.cost_C / widest_C, jnp.float32)
+        assert self.head.bias is not None, "a linear head has a bias unless told otherwise"
+        self.head.bias[...] = -jnp.asarray(self.space.relative_cost_C[self.space.widest_E])
+
+    @property
+    def needs_training(self) -> bool:
+        return self.config.prior_gain is None
 
     def _scores(self, features: Features) -> jax.Array:
         evidence_BSD = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
         return jnp.where(features.available_E, self.head(evidence_BSD), -jnp.inf)
 
     def route(self, features: Features) -> Routing:
-        module_BS = jnp.argmax(self._scores(features), axis=-1)
+        module_BS = settled(self._scores(features), features.segment_ids_BS, self.config.margin)
         cost_ER = self.space.relative_cost_C[self.space.candidate_ER]
         bill_ER = jnp.where(
             self.space.valid_ER, self.rung_loss_C[...][self.space.candidate_ER] + features.price * cost_ER, jnp.inf
@@ -70,3 +103,22 @@ class DomainRouter(Router):
         trunk_E = jnp.einsum("bse,bs->e", chosen_BSE, outcomes_BSC[..., 0]) / share_E
         error = jnp.square(self.rung_loss_C[...][self.space.candidate_ER] - mean_ER).mean()
         return error + jnp.square(self.trunk_loss_E[...] - trunk_E).mean()
+
+
+def settled(scores_BSE: jax.Array, segment_ids_BS: jax.Array, margin: float) -> jax.Array:
+    """The module [B, S] that leads at the start of a document, kept until another leads it by more than `margin`.
+
+    Each token is a map from the module before it to its own. Maps are joined in a parallel scan; the first token of a
+    document maps all modules to one, so what came before it does not matter.
+    """
+    leader_BS1 = jnp.argmax(scores_BSE, axis=-1, keepdims=True)
+    if margin == 0:
+        return leader_BS1[..., 0]
+    behind_BSE = scores_BSE.max(-1, keepdims=True) - scores_BSE
+    stays_BSE = (behind_BSE <= margin) & ~document_starts(segment_ids_BS)[..., None]
+    next_BSE = jnp.where(stays_BSE, jnp.arange(scores_BSE.shape[-1]), leader_BS1)
+
+    def join(before: jax.Array, after: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(after, before, axis=-1)
+
+    return jax.lax.associative_scan(join, next_BSE, axis=1)[..., 0]

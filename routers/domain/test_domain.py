@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_lab.lab import find_lab
 from moe_lab.nn.pool import Routing
@@ -17,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 lab = find_lab()
 DomainRouter = lab.load(lab.get("routers", "domain"))
+settled = inspect.getmodule(DomainRouter).settled  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def route(trained: Router, unseen: Example):
 
 
 def test_it_keeps_the_contract() -> None:
-    check_router(DomainRouter)
+    check_router(DomainRouter, margin=0.3, prior_gain=0.1)
 
 
 def test_the_module_follows_the_document(route, unseen: Example) -> None:
@@ -76,3 +80,62 @@ def test_with_its_module_opted_out_a_document_goes_to_another(route) -> None:
     assert (without.expert[lost] > 0).all()
     assert (without.width[lost] > 0).all()
     np.testing.assert_array_equal(without.expert[~lost], everything.expert[~lost])
+
+
+def settled_by_hand(scores_SE: np.ndarray, segments_S: np.ndarray, margin: float) -> list[int]:
+    chosen: list[int] = []
+    for place, score_E in enumerate(scores_SE):
+        leader = int(score_E.argmax())
+        new = place == 0 or segments_S[place] != segments_S[place - 1]
+        stays = not new and score_E[leader] - score_E[chosen[-1]] <= margin
+        chosen.append(chosen[-1] if stays else leader)
+    return chosen
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0, 100.0])
+def test_a_document_keeps_its_module_until_another_leads_by_the_margin(margin: float) -> None:
+    segments_BS = np.asarray(draw_example(0, rows=6).features.segment_ids_BS)
+    scores_BSE = np.random.default_rng(0).normal(size=(*segments_BS.shape, 4)).astype(np.float32)
+    scores_BSE[..., 2] = -np.inf  # opted out
+    kept = np.asarray(jax.jit(settled, static_argnums=2)(scores_BSE, segments_BS, margin))
+    expected = [settled_by_hand(*row, margin) for row in zip(scores_BSE, segments_BS, strict=True)]
+    np.testing.assert_array_equal(kept, expected)
+    assert (kept != 2).all()
+
+
+def test_a_margin_makes_fewer_changes_and_finds_the_document_s_module_all_the_same(
+    trained: Router, unseen: Example
+) -> None:
+    noise_BSD = np.random.default_rng(0).normal(size=unseen.features.hidden_BSD.shape).astype(np.float32)
+    features = unseen.features._replace(price=jnp.float32(0), hidden_BSD=unseen.features.hidden_BSD + 1.5 * noise_BSD)
+    segments_BS = np.asarray(features.segment_ids_BS)
+    inside = (segments_BS[:, 1:] == segments_BS[:, :-1]) & (segments_BS[:, 1:] > 0)
+    changes, right = [], []
+    for margin in (0.0, 4.0):
+        calm = make_example_router(DomainRouter, half_life=4, margin=margin)
+        nnx.update(calm, nnx.state(trained))
+        expert_BS = np.asarray(jax.jit(calm.route)(features).expert)[..., 0]
+        changes.append(((expert_BS[:, 1:] != expert_BS[:, :-1]) & inside).sum())
+        right.append((expert_BS == unseen.module_BS)[segments_BS > 0].mean())
+    assert changes[1] < changes[0] / 2
+    assert right[1] > right[0] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("price", "available", "runs"),
+    [(0.3, (True, True, True), (0, 1)), (0.3, (False, True, True), (1, 2)), (0.9, (True, True, True), (0, 0))],
+)
+def test_before_any_data_it_tries_the_cheapest_module_while_the_prior_is_worth_the_price(
+    price: float, available: tuple[bool, ...], runs: tuple[int, int]
+) -> None:
+    # Full widths cost 1/4, 1/2 and 1 of the dearest: at a price of 0.9 the cheapest costs 0.225 nats.
+    router = make_example_router(DomainRouter, prior_gain=0.2)
+    features = draw_example(0).features
+    routing = jax.jit(router.route)(features._replace(price=jnp.float32(price), available_E=jnp.array(available)))
+    assert not router.needs_training
+    assert (np.asarray(routing.width) == runs[1]).all()
+    assert not runs[1] or (np.asarray(routing.expert) == runs[0]).all()
+
+
+def test_without_a_prior_it_has_to_be_trained() -> None:
+    assert make_example_router(DomainRouter).needs_training

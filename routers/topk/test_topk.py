@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from moe_lab.compose.parts import state_from_tensors, state_tensors
+from moe_lab.errors import LabError
 from moe_lab.lab import find_lab
 from moe_lab.routing.conformance import check_router
-from moe_lab.routing.example import D_MODEL, SPACE, make_example_router
+from moe_lab.routing.example import D_MODEL, SPACE, draw_example, make_example_router
 from moe_lab.routing.router import Features, Router
+from moe_lab.training import Objective, TrainSpec, fit, open_run
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +40,7 @@ def by_hand(**settings: Any) -> tuple[Router, Features]:
     return router, Features(jnp.asarray(hidden), segments, jnp.ones(3, bool), jnp.float32(0))
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_k": 9, "gate": "sigmoid", "balance": "count"}])
+@pytest.mark.parametrize("settings", [{"bias_speed": 0.5}, {"top_k": 9, "gate": "sigmoid", "balance": "count"}])
 def test_it_keeps_the_contract(settings: dict) -> None:
     check_router(TopKRouter, **settings)
 
@@ -79,3 +85,134 @@ def test_the_size_form_charges_a_module_for_its_width() -> None:
     router, features = by_hand(top_k=1, balance="size")
     expected = 3 * (2 / 3 * (1 / (7 / 3)) * 1.4 / 3 + 1 / 3 * (2 / (7 / 3)) * 1.3 / 3)
     np.testing.assert_allclose(router.auxiliary_loss(features)[1]["load_balancing_loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_size_form_is_the_p_penalty(top_k: int) -> None:
+    # N sum_e M_e P_e, M_e = (1/T) sum_t 1[e in E_t] h_e; here h is a multiple of the mean width, and k divides.
+    features = draw_example(4).features
+    router = make_example_router(TopKRouter, top_k=top_k)
+    counted = np.asarray(features.segment_ids_BS) > 0
+    expert_TK, logits_TE, balance = jax.jit(
+        lambda shown: (
+            router.route(shown).expert[counted],
+            router._logits(shown)[counted],
+            router.auxiliary_loss(shown)[1]["load_balancing_loss"],
+        )
+    )(features)
+    probability_TE = np.exp(logits_TE) / np.exp(logits_TE).sum(-1, keepdims=True)
+    size_E = WIDEST / WIDEST.mean()
+    size_load_E = [(np.asarray(expert_TK) == e).any(-1).mean() * size_E[e] for e in range(3)]
+    penalty = 3 * (np.array(size_load_E) * probability_TE.mean(0)).sum() / top_k
+    np.testing.assert_allclose(balance, penalty, rtol=1e-5)
+
+
+def test_the_cost_is_what_the_gates_expect_to_spend() -> None:
+    router, features = by_hand(top_k=1, price=0.5, load_balancing_loss=0.0, router_z_loss=0.0)
+    # Relative costs of the full widths are (1, 2, 4) / 4; the padding does not count.
+    expected = (PROBABILITIES @ [0.25, 0.5, 1.0]).mean()
+    total, metrics = router.auxiliary_loss(features)
+    np.testing.assert_allclose(metrics["expected_cost"], expected, rtol=1e-5)
+    np.testing.assert_allclose(total, 0.5 * expected, rtol=1e-5)
+
+
+class Worth(Objective):
+    """Stands for the language model: each choice saves what its module is worth to the token, times its weight."""
+
+    def __init__(self, router: Router, worth_E: tuple[float, ...], interrupted_at: int = -1):
+        self.graph, self.start = nnx.split(router)
+        self.worth_E, self.interrupted_at, self.units_per_step = jnp.array(worth_E), interrupted_at, 1
+
+    def init(self, key: jax.Array) -> nnx.State:
+        return self.start
+
+    def batch(self, step: int) -> Features:
+        if step == self.interrupted_at:
+            raise KeyboardInterrupt
+        return draw_example(step % 8).features._replace(outcomes_BSC=None)
+
+    def loss(self, params: Any, frozen: Any, batch: Features, key: jax.Array) -> tuple[jax.Array, dict]:
+        router = nnx.merge(self.graph, params)
+        routing = router.route(batch)
+        auxiliary, metrics = router.auxiliary_loss(batch)
+        counted = (batch.segment_ids_BS > 0)[..., None]
+        return auxiliary - (counted * routing.weight * self.worth_E[routing.expert]).mean(), metrics
+
+
+SPEC = TrainSpec(steps=160, batch_size=4, seq_len=24, learning_rate=0.01, weight_decay=0.0, schedule="constant")
+
+
+def trained(folder: Path, objective: Objective, spec: TrainSpec = SPEC) -> Any:
+    with open_run(folder, "router", "lab/toy", {}, {}) as run:
+        return fit(objective, spec, run)
+
+
+@pytest.mark.parametrize("target", ["even", (6.0, 3.0, 1.0)])
+def test_the_bias_moves_the_load_to_its_targets_and_nothing_else(tmp_path: Path, target) -> None:
+    quiet = {"load_balancing_loss": 0.0, "router_z_loss": 0.0}
+    router = make_example_router(TopKRouter, top_k=1, bias_speed=1.0, target_load=target, **quiet)
+    router.gates.bias[...] = jnp.array([0.0, 0.0, 1.0])  # without help most tokens would go to the widest
+    features = draw_example(3).features
+    before = jax.jit(router.auxiliary_loss)(features)[1]["load_error"]
+    result = trained(tmp_path, Worth(router, (0.0, 0.0, 0.0)))
+    assert before > 0.25
+    assert result.metrics["load_error"] < 0.08
+    after = nnx.merge(nnx.graphdef(router), result.params)
+    np.testing.assert_array_equal(after.gates.kernel[...], router.gates.kernel[...])
+    assert jax.jit(after.auxiliary_loss)(features)[0] == 0.0  # a gradient, and no loss
+    expert_T = np.asarray(jax.jit(after.route)(features).expert)[features.segment_ids_BS > 0]
+    load_E = [(expert_T == e).mean() for e in range(3)]
+    wanted = np.array([6, 3, 1]) if isinstance(target, tuple) else np.ones(3)
+    np.testing.assert_allclose(load_E, wanted / wanted.sum(), atol=0.15)
+
+
+def test_a_weight_is_that_of_the_gates_whatever_the_bias_says() -> None:
+    router, features = by_hand(top_k=2, bias_speed=1.0)
+    router.selection_bias[...] = jnp.array([-9.0, 0.0, 9.0])
+    routing = jax.jit(router.route)(features)
+    np.testing.assert_array_equal(routing.expert[0, :3], [[2, 1]] * 3)
+    np.testing.assert_allclose(routing.weight[0, :3], [[1 / 3, 2 / 3], [1 / 4, 3 / 4], [1 / 9, 8 / 9]], rtol=1e-5)
+
+
+def test_the_bias_is_resumed_and_published_like_any_parameter(tmp_path: Path) -> None:
+    router = make_example_router(TopKRouter, top_k=1, bias_speed=1.0)
+    spec = SPEC.model_copy(update={"steps": 12, "checkpoint_every": 5})
+    whole = trained(tmp_path / "whole", Worth(router, (0.1, 0.2, 0.3)), spec)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", Worth(router, (0.1, 0.2, 0.3), interrupted_at=8), spec)
+    resumed = trained(tmp_path / "cut", Worth(router, (0.1, 0.2, 0.3)), spec)
+    assert resumed.resumed_from == 5
+    published = state_tensors(resumed.params)
+    assert np.any(published["selection_bias"] != 0)
+    for name, tensor in state_tensors(whole.params).items():
+        np.testing.assert_array_equal(published[name], tensor)
+    again = nnx.merge(nnx.graphdef(router), state_from_tensors(nnx.state(router), published, "toy"))
+    np.testing.assert_array_equal(again.selection_bias[...], published["selection_bias"])
+
+
+def test_a_price_in_training_makes_it_spend_less(tmp_path: Path) -> None:
+    spent = []
+    for price in (0.0, 3.0):
+        router = make_example_router(TopKRouter, top_k=3, price=price, load_balancing_loss=0.0)
+        spec = SPEC.model_copy(update={"learning_rate": 0.03})
+        result = trained(tmp_path / str(price), Worth(router, (0.1, 0.3, 0.5)), spec)
+        spent.append(result.metrics["expected_cost"])
+    assert spent[0] > 0.8  # the dearest module is worth most
+    assert spent[1] < 0.3  # and not worth this price; the cheapest costs a quarter
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_load": (1.0, 2.0)}, "has 2 numbers, but there are 3 modules; give one for each of north/one, east"),
+        ({"target_load": "width"}, r"asks for 0.57 of all choices for south/three, but with 2 .* gets 0.50 at most"),
+    ],
+)
+def test_a_target_that_cannot_be_reached_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(LabError, match=message):
+        make_example_router(TopKRouter, bias_speed=1.0, **settings)
+
+
+def test_a_target_without_a_bias_is_refused() -> None:
+    with pytest.raises(ValueError, match="target_load has no effect while bias_speed is 0"):
+        TopKRouter.Config(target_load="width")

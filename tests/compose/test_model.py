@@ -233,8 +233,8 @@ def test_a_router_s_own_cost_is_an_entry_of_its_matrices_each(
     published: Published, name: str, matrices: list[tuple[int, int]]
 ) -> None:
     model = published.model(published.lock(f"lab/{name}"))
-    assert model.router_multiply_adds == sum(rows * columns for rows, columns in matrices)
-    assert published.model(published.lock(FIXED)).router_multiply_adds == 0
+    assert model.router.multiply_adds == sum(rows * columns for rows, columns in matrices)
+    assert published.model(published.lock(FIXED)).router.multiply_adds == 0
     assert model.multiply_adds_per_block == 3 * 16 * 4
 
 
@@ -289,9 +289,13 @@ def test_a_router_trained_for_another_trunk_is_refused(own: Published) -> None:
 @pytest.mark.parametrize(
     ("router", "message"),
     [
-        ({"candidate": "trunk"}, "router: needs type: one of domain, fixed, gain, oracle, random, topk"),
+        (
+            {"candidate": "trunk"},
+            "router: needs type: one of budget, cascade, domain, fixed, gain, oracle, random, topk",
+        ),
         ({"type": "gian"}, 'unknown router "gian". Did you mean "gain"'),
         ({"type": "gain", "half_live": 3.0}, "half_live"),
+        ({"type": "domain"}, "router domain has to be trained"),
         ({"type": "fixed", "candidate": "south/prose:9"}, '"south/prose:9" is not in the composition'),
     ],
 )
@@ -315,6 +319,14 @@ def test_another_router_over_the_same_weights_is_the_composition_with_it(own: Pu
     whole = own.model(own.lock("lab/gain"))
     with pytest.raises(LabError, match=rf"router lab/fewer@1 does not know module {OUT}"):
         with_router(whole, pin(own.registry, "lab/fewer", "router"), own.registry, own.lab)
+
+
+def test_a_router_that_starts_without_data_is_composed_untrained(published: Published, batch: Tokens) -> None:
+    model = published.model(published.lock({"type": "domain", "prior_gain": 1.0}))
+    cheapest = min(MODULES, key=lambda name: sum(COUNTS[name].values()))
+    decision = decide(model, batch)
+    assert runs(model, decision, cheapest).all()
+    np.testing.assert_array_equal(decision.blocks_BS, sum(COUNTS[cheapest].values()))
 
 
 def test_a_composition_keeps_a_module(published: Published) -> None:

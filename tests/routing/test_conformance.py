@@ -147,6 +147,22 @@ class LikesItDear(Sound):
         return super().route(features._replace(price=-features.price))
 
 
+class Overspends(Sound):
+    budget = 0.25
+
+    def losses(self, features: Features) -> jax.Array:
+        return -jnp.asarray(self.space.relative_cost_C) - 30.0 + 0 * super().losses(features)
+
+
+class HidesItsCost(Sound):
+    def __init__(self, *arguments: Any, rngs: nnx.Rngs):
+        super().__init__(*arguments, rngs=rngs)
+        self.squares = nnx.Param(jnp.eye(8).reshape(64))
+
+    def losses(self, features: Features) -> jax.Array:
+        return self.head(features.hidden_BSD @ self.squares[...].reshape(8, 8))
+
+
 class HoldsALambda(Sound):
     def __init__(self, *arguments: Any, rngs: nnx.Rngs):
         super().__init__(*arguments, rngs=rngs)
@@ -215,6 +231,8 @@ def test_a_sound_router_passes() -> None:
         (IgnoresOptOut, "run a module that is opted out"),
         (NoNumberWithoutModules, r"with \(False, False, False\) a weight is not finite"),
         (LikesItDear, r"runs 2\.\d+ blocks a token at price 0.003, but 2\.\d+ at 0.03"),
+        (Overspends, r"runs \d+ blocks for \d+ tokens at price 0.0; its budget of 0.25 of the dearest"),
+        (HidesItsCost, "does 120.0 multiply-adds a token in matrix products, its multiply_adds says 56"),
         (HoldsALambda, "no lambdas"),
         (DeadParameter, "gives unused no gradient"),
         (NothingToTrain, "has no nnx.Param"),

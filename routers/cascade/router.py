@@ -1,0 +1,57 @@
+"""Widens when unsure: a chain of checks along the chosen module's ladder, each of which stops or goes on.
+
+Check q sits between rung q and the next (rung 0 is the bare trunk) and predicts one number from the token: the price
+up to which it is worth to go on,
+
+    s_q = max_{j > q} E[loss_q - loss_j] / (cost_j - cost_q).
+
+Going on from q is right at price p exactly if some wider rung gains more than p times what it costs more, that is if
+p < s_q: the deferral rule of Jitkrittum et al. 2023 (arXiv 2307.02764, expected gain against cost) for a ladder of
+any shape. One number per check serves every price, and a higher price can only stop a token earlier.
+
+The checks learn by stopping: a softened chain stops at each rung with a known probability, so the expectation of
+`loss + price * cost` is exact. The module is chosen as in `moe_lab.routing.ladder`.
+
+Shape letters: B batch, S sequence, E modules, R checks, Q the bare trunk and then the rungs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from moe_lab.nn.pool import Routing
+from moe_lab.routing.ladder import LadderConfig, LadderRouter
+from moe_lab.routing.router import Features, route_candidates
+
+
+class CascadeConfig(LadderConfig):
+    """Nothing beyond what every ladder router has."""
+
+
+class CascadeRouter(LadderRouter):
+    """Module from the document so far; each check from the token."""
+
+    Config = CascadeConfig
+    first_score = 0.0
+
+    def route(self, features: Features) -> Routing:
+        seen, available_E = self.seen(features), features.available_E
+        goes_on_BSER = (self.width_scores(seen) > features.price) & self.space.valid_ER
+        rung_BSE = jnp.cumprod(goes_on_BSER, axis=-1).sum(-1)
+        candidate_BSE = self.candidates()[jnp.arange(rung_BSE.shape[-1]), rung_BSE]
+        module_BS1 = jnp.argmax(self.module_shares(seen, available_E), axis=-1)[..., None]
+        candidate_BS = jnp.take_along_axis(jnp.where(available_E, candidate_BSE, 0), module_BS1, axis=-1)[..., 0]
+        return route_candidates(self.space, candidate_BS)
+
+    def policy(self, seen: jax.Array, price: jax.Array) -> jax.Array:
+        """[B, S, E, Q] how likely the softened chain stops there.
+
+        What is at stake in a check, in nats, is its score's lead over the price times all that may still be spent.
+        """
+        costs_EQ = self.costs()
+        stake_BSER = (self.width_scores(seen) - price) * (costs_EQ[:, -1:] - costs_EQ[:, :-1])
+        goes_on_BSER = jax.nn.sigmoid(stake_BSER / self.config.temperature) * self.space.valid_ER
+        reached = jnp.cumprod(goes_on_BSER, axis=-1)
+        sure = jnp.ones_like(reached[..., :1])
+        return jnp.concatenate([sure, reached], -1) * jnp.concatenate([1 - goes_on_BSER, sure], -1)

@@ -1,0 +1,116 @@
+"""The cascade keeps the contract, stops where the deferral rule says, and learns what going on is worth."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_lab.lab import find_lab
+from moe_lab.routing.conformance import check_router
+from moe_lab.routing.example import SPACE, draw_example, learn_example, make_example_router
+from moe_lab.routing.router import Features, Router
+
+pytestmark = pytest.mark.slow
+
+lab = find_lab()
+CascadeRouter = lab.load(lab.get("routers", "cascade"))
+COST_EQ = np.concatenate([np.zeros((3, 1)), SPACE.relative_cost_C[SPACE.candidate_ER]], axis=1)
+VALID_ER = SPACE.valid_ER
+
+
+class Told(CascadeRouter):
+    """Reads its break-even prices off the hidden state: one per (module, check), and the module's number last."""
+
+    def width_scores(self, seen: jax.Array) -> jax.Array:
+        return seen[..., :9].reshape(*seen.shape[:2], 3, 3)
+
+    def module_scores(self, seen: jax.Array, available_E: jax.Array) -> jax.Array:
+        return -jnp.square(seen[..., 9:10] - jnp.arange(3))
+
+
+def told(score_NER: np.ndarray, module_N: np.ndarray, price: float) -> Features:
+    hidden_BSD = jnp.asarray(np.concatenate([score_NER.reshape(-1, 9), module_N[:, None]], axis=1), jnp.float32)[None]
+    return Features(hidden_BSD, jnp.ones(hidden_BSD.shape[:2], jnp.int32), jnp.ones(3, bool), jnp.float32(price))
+
+
+def break_even(loss_NEQ: np.ndarray) -> np.ndarray:
+    """Closed form: the steepest way on from each rung, over all wider ones."""
+    scores = np.full((len(loss_NEQ), 3, 3), -np.inf)
+    for module, check in zip(*np.nonzero(VALID_ER), strict=True):
+        wider = [rung + 1 for rung in range(check, 3) if VALID_ER[module, rung]]
+        saved = loss_NEQ[:, module, check, None] - loss_NEQ[:, module, wider]
+        scores[:, module, check] = (saved / (COST_EQ[module, wider] - COST_EQ[module, check])).max(-1)
+    return scores
+
+
+@pytest.fixture(scope="module")
+def route():
+    return jax.jit(make_example_router(Told).route)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[np.ndarray, np.ndarray]:
+    """Losses of ladders of any shape, some of which lose more the wider they run; and the module of each token."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(500, 3, 4)), rng.integers(0, 3, 500)
+
+
+def test_it_keeps_the_contract() -> None:
+    check_router(CascadeRouter)
+
+
+@pytest.mark.parametrize("price", [0.0, 0.3, 1.0, 4.0])
+def test_told_the_break_even_prices_it_stops_at_the_least_bill(price: float, drawn, route) -> None:
+    loss_NEQ, module_N = drawn
+    bill_NEQ = loss_NEQ + price * COST_EQ
+    bill_NEQ[:, :, 1:][:, ~VALID_ER] = np.inf
+    best_N = bill_NEQ[np.arange(500), module_N].argmin(-1)
+    expected_N = np.where(best_N > 0, SPACE.blocks_C[SPACE.candidate_ER[module_N, best_N - 1]], 0)
+    routing = route(told(break_even(loss_NEQ), module_N, price))
+    np.testing.assert_array_equal(routing.width[0, :, 0], expected_N)
+    assert len(np.unique(expected_N)) > 2
+
+
+def test_a_higher_price_widens_no_token(drawn, route) -> None:
+    _, module_N = drawn
+    scores = np.random.default_rng(1).normal(size=(500, 3, 3))
+    before = np.full(500, 99)
+    for price in (0.0, 0.2, 0.7, 2.0):
+        routing = route(told(scores, module_N, price))
+        assert (routing.width[0, :, 0] <= before).all()
+        before = np.asarray(routing.width[0, :, 0])
+
+
+def test_the_softened_chain_is_the_chain_when_it_is_cold(drawn, route) -> None:
+    loss_NEQ, module_N = drawn
+    shown = told(np.where(VALID_ER, break_even(loss_NEQ), 0.0), module_N, 0.5)
+    soft = make_example_router(Told).policy(shown.hidden_BSD, shown.price)
+    np.testing.assert_allclose(soft.sum(-1), 1.0, rtol=1e-5)
+    cold = make_example_router(Told, temperature=1e-6).policy(shown.hidden_BSD, shown.price)[0]
+    stops_N = np.asarray(cold)[np.arange(500), module_N].argmax(-1)
+    width_N = np.where(stops_N > 0, SPACE.blocks_C[SPACE.candidate_ER[module_N, stops_N - 1]], 0)
+    np.testing.assert_array_equal(width_N, route(shown).width[0, :, 0])
+
+
+def test_its_cost_is_that_of_all_checks_of_all_modules() -> None:
+    router = make_example_router(CascadeRouter, hidden=16)
+    assert router.multiply_adds == 2 * (16 * 16) + 16 * 3 + 16 * 9
+
+
+@pytest.fixture(scope="module")
+def trained() -> Router:
+    return learn_example(make_example_router(CascadeRouter, half_life=16, hidden=16, prices=(0.01, 20.0)))
+
+
+def test_it_learns_which_tokens_to_go_on_for(trained: Router) -> None:
+    unseen = draw_example(7, rows=32)
+    counted = np.asarray(unseen.features.segment_ids_BS) > 0
+    routing = jax.jit(trained.route)(unseen.features._replace(price=jnp.float32(1.0)))
+    expert, width = np.asarray(routing.expert)[..., 0], np.asarray(routing.width)[..., 0]
+    marked, easy = counted & unseen.marked_BS, counted & ~unseen.marked_BS
+    assert (expert == unseen.module_BS)[marked].mean() > 0.9
+    # Between what width gains on marked tokens (2 nats) and on the others (0.2 nats).
+    assert (width == SPACE.blocks_C[SPACE.widest_E][unseen.module_BS])[marked].mean() > 0.9
+    assert (width == 0)[easy].mean() > 0.9
