@@ -128,12 +128,6 @@ def measure_router(router: QuestionRouter, table: ItemTable) -> RouterCost:
     )
 
 
-def resampling_unit(table: ItemTable) -> np.ndarray:
-    """Which bootstrap unit each item belongs to [N]: items that look the same are drawn together."""
-    number: dict[str, int] = {}
-    return np.array([number.setdefault(key, len(number)) for key in table.keys], np.int64)
-
-
 def plain(value: Any) -> Any:
     """A float that JSON can hold, or None."""
     return float(value) if np.isfinite(value) else None

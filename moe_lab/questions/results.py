@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 
 from moe_lab.config.spec import Spec
 from moe_lab.metrics.bootstrap import Interval
+from moe_lab.questions.router import Mode
 
 CurveRole = Literal["routed", "learned", "group_table", "difficulty", "zero_router", "oracle", "fixed"]
 
@@ -69,7 +70,7 @@ class FoldVerdict(Spec):
     """What one fold's router was let do, and the areas on held-back items that decided it."""
 
     fold: int
-    mode: Literal["learned", "group_table", "zero_router"]
+    mode: Mode
     validation: dict[str, float]
 
 
@@ -109,7 +110,7 @@ class RouteResults(Spec):
     cost_unit: str
     warnings: tuple[str, ...]
     candidates: tuple[CandidateRow, ...]
-    mode: Literal["learned", "group_table", "zero_router"]
+    mode: Mode
     verdicts: tuple[FoldVerdict, ...]
     figures: tuple[Figure, ...]
     curves: tuple[RouteCurve, ...]

@@ -14,7 +14,8 @@ from moe_lab.metrics.bootstrap import Interval, ratio_interval, statistic_interv
 from moe_lab.metrics.choices import Choice, choose, fixed, oracle_point
 from moe_lab.metrics.deferral import apgr, cpt, deferral_curve
 from moe_lab.metrics.published import aiq_routerbench_code, area_cascade_routing_code
-from moe_lab.questions.evaluate import OutOfFold, plain, resampling_unit
+from moe_lab.questions.evaluate import OutOfFold, plain
+from moe_lab.questions.folds import number_keys
 from moe_lab.questions.results import (
     Band,
     CalibrationBin,
@@ -154,7 +155,7 @@ def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarr
 def _intervals(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> list[Figure]:
     """APGR (two candidates) or AIQ of every router, and this router's differences to the baselines, paired."""
     table, pair = scored.table, _pair(scored.table)
-    unit_N = resampling_unit(table)
+    unit_N = number_keys(table.keys)  # items that look the same are drawn together
     roles = list(ROLES)
 
     def areas(weight_U: np.ndarray) -> np.ndarray:
@@ -196,7 +197,7 @@ def _range(table: ItemTable, weight_N: np.ndarray) -> CostRange:
 def _band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> Band:
     """Quality at budgets between the cheapest and the dearest candidate, and the gain over the zero router."""
     table = scored.table
-    unit_N = resampling_unit(table)
+    unit_N = number_keys(table.keys)  # items that look the same are drawn together
     routed, zero = _picked(swept["routed"][1], table), _picked(swept["zero_router"][1], table)
     share = np.linspace(0, 1, _BAND_COSTS)
 
