@@ -98,7 +98,7 @@ def _costs(table: ItemTable) -> list[str]:
     if varies_C.any() and not varies_C.all():
         return [
             f"{table.names[c]}: the same cost on every item while others' costs vary; was it measured?"
-            for c in np.flatnonzero(~varies_C)
+            for c in np.flatnonzero(~varies_C & (table.cost_C > 0))  # what is free is free on every item
         ]
     return []
 

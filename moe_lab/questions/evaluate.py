@@ -60,10 +60,10 @@ class OutOfFold:
 
     def choices(self, role: CurveRole, points: int) -> tuple[list[float], list[Choice]]:
         """Prices, and each one's choice [N]."""
-        predicted, cost_C = self.predicted(role), self.table.cost_C
-        prices = price_grid(predicted, cost_C, points)
+        predicted = self.predicted(role)
         # The oracle knows what each item will cost as well.
-        cost = relative_items(self.table) if role == "oracle" else relative_cost(cost_C)
+        cost = relative_items(self.table) if role == "oracle" else relative_cost(self.table.cost_C)
+        prices = price_grid(predicted, cost, points)
         return prices, [choose(-predicted, cost, price) for price in prices]
 
 

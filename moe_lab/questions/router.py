@@ -6,6 +6,7 @@ Legend: N items, C candidates, G groups, F numbers, D features.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -183,19 +184,18 @@ def relative_cost(cost_C: np.ndarray) -> np.ndarray:
     return np.asarray(cost_C, np.float64) / most if most > 0 else np.zeros_like(cost_C, dtype=np.float64)
 
 
-def price_grid(predicted_NC: np.ndarray, cost_C: np.ndarray, points: int) -> list[float]:
+def price_grid(predicted_NC: np.ndarray, relative: np.ndarray, points: int) -> list[float]:
     """Prices at which choices change, evenly spread over the changes: from 0 to where only the cheapest is left.
 
-    An item goes from candidate j to a cheaper i at the price (q_j - q_i) / (c_j - c_i), with relative costs.
+    An item goes from candidate j to a cheaper i at the price (q_j - q_i) / (c_j - c_i), with relative costs, which are
+    one number a candidate [C] or one for each item and candidate [N, C].
     """
-    relative_C = relative_cost(cost_C)
-    changes = [
-        (predicted_NC[:, j] - predicted_NC[:, i]) / (relative_C[j] - relative_C[i])
-        for i in range(len(relative_C))
-        for j in range(len(relative_C))
-        if relative_C[j] > relative_C[i]
-    ]
-    found = np.concatenate([np.zeros(1), *changes])
+    cost_NC = np.broadcast_to(relative, predicted_NC.shape)
+    found = np.zeros(1)
+    for j, i in itertools.permutations(range(predicted_NC.shape[1]), 2):
+        dearer = cost_NC[:, j] > cost_NC[:, i]
+        gain = predicted_NC[dearer, j] - predicted_NC[dearer, i]
+        found = np.concatenate([found, gain / (cost_NC[dearer, j] - cost_NC[dearer, i])])
     found = found[np.isfinite(found) & (found > 0)]
     if not len(found):
         return [0.0]

@@ -191,7 +191,12 @@ def _weighted(picked: tuple[np.ndarray, np.ndarray], weight_N: np.ndarray) -> np
 
 
 def _range(table: ItemTable, weight_N: np.ndarray) -> CostRange:
-    return CostRange.of(weight_N @ table.cost_NC / weight_N.sum())
+    """From the cheapest to the dearest candidate of the whole table, which need not be those of a resample.
+
+    Every curve can send all items to the table's cheapest one, so every curve has a point where the range begins.
+    """
+    mean_C = weight_N @ table.cost_NC / weight_N.sum()
+    return CostRange(float(mean_C[table.cost_C.argmin()]), float(mean_C[table.cost_C.argmax()]))
 
 
 def _band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> Band:

@@ -163,5 +163,5 @@ def sweep(
 ) -> np.ndarray:
     """(mean cost, mean quality) of each price's choice [P, 2]."""
     relative_C = relative_cost(cost_C)
-    choices = [choose(-predicted_NC, relative_C, price) for price in price_grid(predicted_NC, cost_C, points)]
+    choices = [choose(-predicted_NC, relative_C, price) for price in price_grid(predicted_NC, relative_C, points)]
     return policy_points(choices, quality_NC, cost_NC)
