@@ -61,7 +61,8 @@ def compose(workspace: Workspace, config: Path, overrides: Sequence[str] = ()) -
     return lock, path
 
 
-def _built(workspace: Workspace, lock: Lock) -> ComposedModel:
+def built(workspace: Workspace, lock: Lock) -> ComposedModel:
+    """The model of a lockfile on the workspace's devices."""
     return build_model(
         lock,
         workspace.registry,
@@ -89,7 +90,7 @@ def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
 def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluated:
     """Measures everything, or points to where an identical evaluation lies."""
     lock = find_lock(workspace, spec.composition, base)
-    model = _built(workspace, lock)
+    model = built(workspace, lock)
     model.available(spec.without)  # a name that is not composed ends here, before anything is written
     if model.mesh is not None:
         read = f"{model.pools.bytes_read:,} bytes of modules read for the devices of this process"
@@ -133,7 +134,7 @@ def _measure(
 ) -> dict[str, list[Any]]:
     batch_size = min(spec.batch_size, spec.rows)
     batches = domain_batches(corpora, "test", spec.rows, batch_size, spec.seq_len)
-    decision = outcome_table(workspace, model, corpora, spec.decision_rows, spec.seq_len)
+    decision = outcome_table(workspace, model, corpora, spec.decision_rows, spec.seq_len).table
     heldout = HeldOut(domains=tuple(corpus.name for corpus in corpora), batches=tuple(batches))
     with workspace.progress.stage("every candidate alone", len(batches), "batches") as shown:
         table, hits = measure_outcomes(
@@ -145,7 +146,7 @@ def _measure(
         if isinstance(lock.router, LockedPart)
         else f"router {lock.router['type']}",
         others={
-            artifact_name(part.ref): _built(workspace, lock.model_copy(update={"router": part}))
+            artifact_name(part.ref): built(workspace, lock.model_copy(update={"router": part}))
             for part in others.values()
         },
         random=dataclasses.replace(

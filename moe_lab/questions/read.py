@@ -55,6 +55,7 @@ def map_table(spec: OutcomesSpec, base: Path) -> tuple[ItemTable, list[str]]:
         cost_NC[kept],
         outcome=spec.outcome,
         cost_unit=spec.cost_unit,
+        outcome_unit=spec.outcome_unit,
         text=["\n".join(_lines(row[column]) for column in spec.text) for row in rows] if spec.text else None,
         group=[row[spec.group] for row in rows] if spec.group else None,
         numbers={column: [_number(row[column], where, column) for row in rows] for column in spec.numbers},

@@ -108,6 +108,7 @@ class RouteResults(Spec):
     head: str
     outcome: Literal["score", "loss"]
     cost_unit: str
+    outcome_unit: str = ""
     warnings: tuple[str, ...]
     candidates: tuple[CandidateRow, ...]
     mode: Mode

@@ -58,6 +58,7 @@ class OutcomesSpec(Spec):
         group: the column of the subject, task or source.
         numbers: columns of numeric features, known before any candidate runs.
         outcome: whether the candidates' columns hold scores (higher is better) or losses.
+        outcome_unit, cost_unit: what reports call them.
         right_when_equals: the candidates' columns hold answers; an answer scores 1 where it equals this column.
         missing: what to do with an item that lacks an outcome or a cost of some candidate.
         duplicates: items of equal text and features are always kept in one fold; or refuse them.
@@ -74,6 +75,7 @@ class OutcomesSpec(Spec):
     group: str | None = None
     numbers: tuple[str, ...] = ()
     outcome: Literal["score", "loss"] = "score"
+    outcome_unit: str = ""
     right_when_equals: str | None = None
     cost_unit: str = "cost"
     missing: Literal["refuse", "drop"] = "refuse"

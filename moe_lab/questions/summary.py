@@ -70,6 +70,7 @@ def summarise(
         head=spec.head,
         outcome=table.outcome,
         cost_unit=table.cost_unit,
+        outcome_unit=table.outcome_unit,
         warnings=tuple(warnings),
         candidates=_candidates(table),
         mode=mode,

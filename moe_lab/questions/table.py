@@ -48,6 +48,7 @@ class ItemTable:
     outcome_NC: np.ndarray  # float64
     cost_NC: np.ndarray  # float64, not negative
     cost_unit: str
+    outcome_unit: str = ""
     text_N: tuple[str, ...] | None = None
     groups: tuple[str, ...] = ("all",)
     group_N: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
@@ -131,6 +132,7 @@ def make_table(
     *,
     outcome: Literal["score", "loss"] = "score",
     cost_unit: str = "cost",
+    outcome_unit: str = "",
     text: Any = None,
     group: Any = None,
     numbers: dict[str, Any] | None = None,
@@ -153,6 +155,7 @@ def make_table(
         outcome_NC=outcomes,
         cost_NC=np.broadcast_to(np.asarray(cost, np.float64), outcomes.shape),
         cost_unit=cost_unit,
+        outcome_unit=outcome_unit,
         text_N=None if text is None else tuple(text),
         groups=tuple(labels.tolist()),
         group_N=codes.reshape(-1).astype(np.int64),
@@ -192,6 +195,7 @@ def load_items(path: Path) -> ItemTable:
         outcome_NC=stacked(header["outcome"], named),
         cost_NC=stacked("cost", named),
         cost_unit=header["cost_unit"],
+        outcome_unit=header.get("outcome_unit", ""),
         text_N=tuple(read.arrow.column("text").to_pylist()) if header["text"] else None,
         groups=tuple(header["groups"]),
         group_N=read.column("group"),
@@ -215,4 +219,6 @@ def _header(table: ItemTable) -> dict[str, Any]:
         "groups": list(table.groups),
         "numbers": list(table.number_names),
         "text": table.text_N is not None,
+        # Left out where there is none, so that tables without it keep their digest.
+        **({"outcome_unit": table.outcome_unit} if table.outcome_unit else {}),
     }
