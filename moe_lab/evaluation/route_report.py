@@ -80,7 +80,7 @@ def main_metric(results: RouteResults) -> str:
 def _header(results: RouteResults) -> Markup:
     line = (
         f"{counted(results.items, 'question')} of {results.table}, {counted(len(results.candidates), 'candidate')}, "
-        f"{results.folds} folds · trained and evaluated {moment(results.created)} in {duration(results.seconds)}"
+        f"{_folds(results)} · trained and evaluated {moment(results.created)} in {duration(results.seconds)}"
     )
     metric = main_metric(results)
     own = next(f for f in results.figures if f.metric == metric and f.role == "routed")
@@ -97,6 +97,10 @@ def _header(results: RouteResults) -> Markup:
     tiled = element("div", tiles, class_="tiles")
     warned = [element("p", warning, class_="note") for warning in results.warnings]
     return element("header", element("h1", results.name), element("p", line, class_="line"), verdict, warned, tiled)
+
+
+def _folds(results: RouteResults) -> str:
+    return f"each of {results.folds} groups left out in turn" if results.by_group else f"{results.folds} folds"
 
 
 def _tile(figure: str, headline: str, detail: str | None) -> Markup:
@@ -209,7 +213,7 @@ def _made(results: RouteResults) -> Markup:
     )
     rows: list[tuple[Content, ...]] = [
         (
-            str(verdict.fold + 1),
+            str(verdict.fold + 1) if verdict.group is None else verdict.group,
             _MODES[verdict.mode],
             *(_number(verdict.validation[name]) for name in ("learned", "group_table", "zero_router")),
         )
@@ -227,8 +231,15 @@ def _made(results: RouteResults) -> Markup:
     ]
     heads = ("candidate", "family", "size", f"cost ({results.cost_unit})", "quality")
     digest = element("p", f"table {results.table_digest}", class_="note")
-    folds = _table(("fold", "verdict", "learned", "group table", "zero router"), rows)
-    return section("The router and its table", caption, folds, _table(heads, candidates), digest)
+    unseen = note(
+        "Every group was scored by a router that never saw it. A group table has no row for such a group: it answers "
+        "with the mean of all other items, as the zero router does. The items held back are whole groups too."
+    )
+    folds = _table(
+        ("group left out" if results.by_group else "fold", "verdict", "learned", "group table", "zero router"), rows
+    )
+    told = [unseen] if results.by_group else []
+    return section("The router and its table", caption, folds, *told, _table(heads, candidates), digest)
 
 
 def _words() -> Markup:

@@ -14,6 +14,7 @@ from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import Lab
 from moe_lab.questions.evaluate import measure_router, score_out_of_fold, train_final
+from moe_lab.questions.folds import evaluation_folds
 from moe_lab.questions.read import read_table
 from moe_lab.questions.results import RouteResults
 from moe_lab.questions.router import QuestionRouter
@@ -33,10 +34,11 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
         if run.done:
             return staged(run)
         started = time.perf_counter()
-        with workspace.progress.stage(f"{spec.folds} folds and all of {len(table)} items", spec.folds + 1, "fits") as p:
+        folds = int(evaluation_folds(table, spec).max()) + 1
+        with workspace.progress.stage(f"{folds} folds and all of {len(table)} items", folds + 1, "fits") as p:
             scored, raw = score_out_of_fold(table, spec, lambda done, of: p.update(done, None, 0.0, 0.0))
             trained = train_final(table, raw, spec)
-            p.update(spec.folds + 1, None, 0.0, 0.0)
+            p.update(folds + 1, None, 0.0, 0.0)
         results = summarise(
             scored,
             spec,

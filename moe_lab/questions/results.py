@@ -67,9 +67,13 @@ class CalibrationBin(Spec):
 
 
 class FoldVerdict(Spec):
-    """What one fold's router was let do, and the areas on held-back items that decided it."""
+    """What one fold's router was let do, and the areas on held-back items that decided it.
+
+    `group` is the one that was left out, where folds are groups.
+    """
 
     fold: int
+    group: str | None = None
     mode: Mode
     validation: dict[str, float]
 
@@ -122,6 +126,11 @@ class RouteResults(Spec):
     router_cost: RouterCost
     best_routed_quality: float
     oracle_free_cost: float
+
+    @property
+    def by_group(self) -> bool:
+        """Whether each fold is a whole group that its router never saw."""
+        return self.verdicts[0].group is not None
 
     def figure(self, metric: str, role: CurveRole = "routed") -> float | None:
         """The value of one metric; None where it was not measured or is infinite."""

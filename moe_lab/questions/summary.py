@@ -66,7 +66,7 @@ def summarise(
         table=table.name,
         table_digest=table.digest,
         items=len(table),
-        folds=spec.folds,
+        folds=len(scored.verdicts),
         head=spec.head,
         outcome=table.outcome,
         cost_unit=table.cost_unit,
@@ -147,8 +147,10 @@ def _pair_figures(scored: OutOfFold) -> list[Figure]:
 
 
 def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarray:
-    if role == "zero_router":
-        return np.zeros(len(scored.table))  # it throws dice, whatever the folds' means
+    if role == "zero_router" or (role == "group_table" and scored.verdicts[0].group is not None):
+        # It throws dice, whatever the folds' means; so does a group table for groups that it never saw. Those means
+        # are low where the item's own group is high, so sorting by them would be worse than dice.
+        return np.zeros(len(scored.table))
     predicted = scored.predicted(role)
     return predicted[:, pair[1]] - predicted[:, pair[0]]
 
