@@ -29,7 +29,7 @@ REPORT_FILE = "route-report.html"
 
 def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -> Candidate:
     """Trains the router, or returns what an identical run on an identical table made before."""
-    table, warnings = find_table(workspace.lab, spec, base)
+    table, warnings = find_table(workspace.lab, spec.table, base)
     with workspace.open_run(spec, {"table": table.digest}) as run:
         if run.done:
             return staged(run)
@@ -55,12 +55,12 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
         return candidate
 
 
-def find_table(lab: Lab, spec: QuestionRouterRun, base: Path) -> tuple[ItemTable, list[str]]:
+def find_table(lab: Lab, table: str, base: Path) -> tuple[ItemTable, list[str]]:
     """The table that a config means: a file by path, or a name in `configs/outcomes/`."""
-    beside = base / spec.table
+    beside = base / table
     if beside.is_file():
         return read_table(beside)
-    return read_table(lab.find_config(spec.table if "/" in spec.table else f"outcomes/{spec.table}"))
+    return read_table(lab.find_config(table if "/" in table else f"outcomes/{table}"))
 
 
 def load_question_router(registry: Registry, digest: str) -> QuestionRouter:
