@@ -72,6 +72,9 @@ def print_figures(results: RouteResults) -> None:
     folds = f"each of {results.folds} groups left out" if results.by_group else f"{results.folds}-fold out of fold"
     title = f"{main[0].metric}, {folds}, {results.items} items of {results.table}"
     print_table(title, ("router", main[0].metric, "95% interval"), rows, right=(main[0].metric,))
+    above, below, of = results.beside_group_table
+    if of:
+        print(f"at {above} of {of} of the group table's own costs the router is above it, at {below} below (95%)")
     for warning in results.warnings:
         print(f"note: {warning}")
     abstained = [verdict for verdict in results.verdicts if verdict.mode != "learned"]

@@ -128,14 +128,28 @@ def _curves(results: RouteResults) -> Markup:
     labels: dict[CurveRole, str] = {curve.role: curve.label for curve in results.curves if curve.role != "fixed"}
     named = [(labels.get(role, "dots"), style) for role, style in STYLES.items() if role in roles]
     figure = drawing(quality_svg(results), "Mean quality against mean cost, one line for each router")
+    above, below, of = results.beside_group_table
+    beside = note(
+        f"At {above} of {of} of the group table's own costs the whole 95% interval of this router minus the group "
+        f"table lies above zero, at {below} below."
+        if of
+        else None
+    )
     cut = note("The oracle runs out of the top of the figure: its points are in the table.")
     rows: list[tuple[Content, ...]] = [
-        (curve.label, "" if point.price is None else f"{point.price:.4g}", f"{point.cost:.4g}", _number(point.quality))
+        (
+            curve.label,
+            "" if point.price is None else f"{point.price:.4g}",
+            f"{point.cost:.4g}",
+            _number(point.quality),
+            _span(point.routed_difference) or "",
+        )
         for curve in results.curves
         for point in curve.points
     ]
-    points = folded("The same points as a table", _table(("router", "price", "mean cost", "mean quality"), rows))
-    return section("Quality against cost", caption, legend(named), figure, cut, points)
+    heads = ("router", "price", "mean cost", "mean quality", "this router at that cost, minus it")
+    points = folded("The same points as a table", _table(heads, rows))
+    return section("Quality against cost", caption, legend(named), figure, beside, cut, points)
 
 
 def _figures(results: RouteResults) -> Markup:

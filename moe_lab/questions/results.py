@@ -14,11 +14,16 @@ CurveRole = Literal["routed", "learned", "group_table", "difficulty", "zero_rout
 
 
 class RoutePoint(Spec):
-    """One policy: a price of a router, or a candidate alone."""
+    """One policy: a price of a router, or a candidate alone.
+
+    `routed_difference`, of some points of the group table: this router's quality at the point's cost, mixing its two
+    prices nearest in cost, minus the point's. Above zero the router is better.
+    """
 
     cost: float
     quality: float
     price: float | None = None
+    routed_difference: Interval | None = None
 
 
 class RouteCurve(Spec):
@@ -126,6 +131,13 @@ class RouteResults(Spec):
     router_cost: RouterCost
     best_routed_quality: float
     oracle_free_cost: float
+
+    @property
+    def beside_group_table(self) -> tuple[int, int, int]:
+        """At how many of the group table's own costs the router's whole interval is above it, below it; of how many."""
+        points = [point for curve in self.curves if curve.role == "group_table" for point in curve.points]
+        found = [point.routed_difference for point in points if point.routed_difference is not None]
+        return sum(d.low > 0 for d in found), sum(d.high < 0 for d in found), len(found)
 
     @property
     def by_group(self) -> bool:

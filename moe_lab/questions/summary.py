@@ -41,6 +41,7 @@ ROLES: dict[CurveRole, str] = {
 }
 _BAND_COSTS = 21
 _BINS = 10
+_BESIDE = 9
 _CPT = (0.5, 0.8)
 
 
@@ -76,7 +77,7 @@ def summarise(
         mode=mode,
         verdicts=scored.verdicts,
         figures=tuple(_figures(scored, swept, points, spec)),
-        curves=tuple(_curves(swept, points, table)),
+        curves=tuple(_curves(swept, points, table, _beside_group_table(scored, swept, spec))),
         band=_band(scored, swept, spec),
         groups=tuple(_groups(scored, price)),
         shown_price=price,
@@ -230,12 +231,36 @@ def _height(points: np.ndarray, budgets: np.ndarray) -> np.ndarray:
     return -np.interp(budgets, hull.costs_V, hull.losses_V)
 
 
-def _curves(swept: Swept, points: dict[CurveRole, np.ndarray], table: ItemTable) -> list[RouteCurve]:
+def _beside_group_table(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> dict[float, Interval]:
+    """By price of the group table: this router's quality at the table's own cost minus the table's, paired."""
+    table = scored.table
+    unit_N = number_keys(table.keys)
+    prices, choices = swept["group_table"]
+    shown = np.unique(np.linspace(0, len(prices) - 1, min(_BESIDE, len(prices))).round().astype(int))
+    routed, beside = _picked(swept["routed"][1], table), _picked([choices[p] for p in shown], table)
+
+    def differences(weight_U: np.ndarray) -> np.ndarray:
+        points, at = (_weighted(picked, weight_U[unit_N]) for picked in (routed, beside))
+        points = points[np.lexsort((points[:, 1], points[:, 0]))]
+        return np.interp(at[:, 0], points[:, 0], points[:, 1]) - at[:, 1]
+
+    found = statistic_intervals(differences, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    return {prices[p]: interval for p, interval in zip(shown, found, strict=True)}
+
+
+def _curves(
+    swept: Swept, points: dict[CurveRole, np.ndarray], table: ItemTable, beside: dict[float, Interval]
+) -> list[RouteCurve]:
     curves = []
     for role, label in ROLES.items():
         rows = sorted(
             (
-                RoutePoint(cost=cost, quality=quality, price=price)
+                RoutePoint(
+                    cost=cost,
+                    quality=quality,
+                    price=price,
+                    routed_difference=beside.get(price) if role == "group_table" else None,
+                )
                 for (cost, quality), price in zip(points[role].tolist(), swept[role][0], strict=True)
             ),
             key=lambda point: (point.cost, point.quality),
