@@ -23,11 +23,11 @@ ARROWS: dict[str, set[str]] = {
     "registry": {"errors", "config"},
     "experts": {"errors", "config", "nn", "registry"},
     "parallel": {"errors", "config", "nn"},
-    "routing": {"errors", "config", "nn", "experts", "registry"},
+    "routing": {"errors", "config", "data", "nn", "experts", "registry"},
     "training": {"errors", "config"},
     "compose": {"errors", "config", "lab", "data", "nn", "parallel", "registry", "experts", "routing"},
     "metrics": {"errors", "config"},
-    "questions": {"errors", "config", "metrics"},
+    "questions": {"errors", "config", "data", "metrics"},
     "evaluation": {
         "errors",
         "config",

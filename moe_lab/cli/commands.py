@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "key": "moe_lab.cli.key:key",
     "compose": "moe_lab.cli.compose:compose",
     "eval": "moe_lab.cli.evaluate:evaluate",
+    "outcomes": "moe_lab.cli.outcomes:outcomes",
     "route-report": "moe_lab.cli.route_report:route_report",
     "plan": "moe_lab.cli.plan:plan",
     "bench": "moe_lab.cli.bench:bench",

@@ -69,14 +69,21 @@ def print_figures(results: RouteResults) -> None:
         for figure in main
         if (i := figure.interval) is not None
     ]
-    title = f"{main[0].metric}, {results.folds}-fold out of fold, {results.items} items of {results.table}"
+    folds = f"each of {results.folds} groups left out" if results.by_group else f"{results.folds}-fold out of fold"
+    title = f"{main[0].metric}, {folds}, {results.items} items of {results.table}"
     print_table(title, ("router", main[0].metric, "95% interval"), rows, right=(main[0].metric,))
+    above, below, of = results.beside_group_table
+    if of:
+        print(f"at {above} of {of} of the group table's own costs the router is above it, at {below} below (95%)")
     for warning in results.warnings:
         print(f"note: {warning}")
     abstained = [verdict for verdict in results.verdicts if verdict.mode != "learned"]
     if abstained:
         modes = ", ".join(sorted({verdict.mode.replace("_", " ") for verdict in abstained}))
-        print(f"abstained in {len(abstained)} of {results.folds} folds (to: {modes}): no better on held-back items")
+        names = f", on {', '.join(str(verdict.group) for verdict in abstained)}" if results.by_group else ""
+        print(
+            f"abstained in {len(abstained)} of {results.folds} folds (to: {modes}){names}: no better on held-back items"
+        )
     if results.mode != "learned":
         print(f"the router that was kept abstains: it answers as the {results.mode.replace('_', ' ')} does")
     cost = results.router_cost

@@ -66,9 +66,13 @@ def print_acceptance(results: Any) -> None:
         if curve.role != "fixed"
         for point in curve.points
     ]
+    from moe_lab.evaluation.findings import beside_group_table
+
     print_table(
         "quality and cost over all domains",
         ("router", "price", "multiply-adds per token", "bits per byte", "95% interval"),
         points,
         right=("price", "multiply-adds per token", "bits per byte"),
     )
+    if (found := beside_group_table(results)) is not None:
+        print(f"\n{found.figure} {found.headline} ({found.detail})")

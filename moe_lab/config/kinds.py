@@ -27,6 +27,7 @@ KINDS: dict[str, str] = {
     "trust": "moe_lab.registry.trust:TrustPolicy",
     "outcomes": "moe_lab.questions.spec:OutcomesSpec",
     "question_router": "moe_lab.jobs.spec:QuestionRouterRun",
+    "question_join": "moe_lab.jobs.spec:QuestionJoinRun",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import sysconfig
@@ -23,6 +22,7 @@ from moe_lab.data.documents import (
 )
 from moe_lab.data.exercises import exercise_documents
 from moe_lab.data.files import find_files, read_text
+from moe_lab.data.json_lines import json_rows
 from moe_lab.data.spec import (
     AnySource,
     DataSpec,
@@ -93,19 +93,12 @@ def _read_files(source: FilesSource, base: Path, _: DataSpec) -> Iterator[Docume
 
 def _read_jsonl(source: JsonlSource, base: Path, _: DataSpec) -> Iterator[Document]:
     for path in _matches(base, (source.path,)):
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
-            if line.strip():
-                text = _json_column(line, source.column, f"{path}:{number}")
-                yield Document(text, f"jsonl:{_shown(path, base)}:{number}")
+        for number, row in json_rows(path, read_text(path)):
+            text = _json_column(row, source.column, f"{path}:{number}")
+            yield Document(text, f"jsonl:{_shown(path, base)}:{number}")
 
 
-def _json_column(line: str, column: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise LabError(f"{where}: not JSON: {error}; write one JSON object a line") from error
-    if not isinstance(row, dict):
-        raise LabError(f"{where}: a {type(row).__name__}, not an object; write one JSON object a line")
+def _json_column(row: dict[str, Any], column: str, where: str) -> str:
     if column not in row:
         raise LabError(f'{where}: no column "{column}".{did_you_mean(column, row)}')
     text = row[column]

@@ -7,9 +7,10 @@ candidate for each token [T]. The reference routers themselves are in `moe_lab.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,19 +97,48 @@ def curve_point(
     return CurvePoint(price=price, cost=float(cost), bits_per_byte=quality, difference_to_zero=difference)
 
 
+Pass = tuple[float, Floats]
+"""What a router did at one price: mean cost, and bits of each unit [U]."""
+
+
+def bits_at_cost(passes: Sequence[Pass], cost: float) -> Floats | None:
+    """Bits of each unit [U] when the two passes nearest in cost are mixed at random to meet a cost.
+
+    At more than the dearest pass costs, those of the dearest; None where all cost more.
+    """
+    ordered = sorted(passes, key=lambda made: made[0])
+    cheaper = [made for made in ordered if made[0] <= cost]
+    if not cheaper:
+        return None
+    (low, bits_U), dearer = cheaper[-1], ordered[len(cheaper) :]
+    if not dearer:
+        return bits_U
+    high, dear_bits_U = dearer[0]
+    return bits_U + (cost - low) / (high - low) * (dear_bits_U - bits_U)
+
+
 def choice_point(
     outcomes: TokenOutcomes,
     choice_T: Choice,
     *,
     price: float | None = None,
     zero: ZeroRouter | None = None,
+    routed: Sequence[Pass] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> CurvePoint:
-    """The point of one choice; with `zero`, also its difference to that mixture at the same mean cost."""
-    cost = float(outcomes.cost_C[choice_T].mean())
-    return curve_point(
-        outcomes.bits_per_unit(choice_T),
+    """The point of one choice; with `zero`, also its difference to that mixture at the same mean cost.
+
+    With `routed`, passes of a router, also the difference of that router at the same mean cost to this choice.
+    """
+    cost, bits_U = float(outcomes.cost_C[choice_T].mean()), outcomes.bits_per_unit(choice_T)
+    draws: dict[str, Any] = {"strata": outcomes.strata_U, "resamples": resamples, "seed": seed}
+    at_cost_U = bits_at_cost(routed, cost)
+    difference = None
+    if at_cost_U is not None:
+        difference = paired_difference_interval(at_cost_U, bits_U, outcomes.bytes_U, **draws)
+    point = curve_point(
+        bits_U,
         outcomes.bytes_U,
         cost,
         price=price,
@@ -117,6 +147,7 @@ def choice_point(
         resamples=resamples,
         seed=seed,
     )
+    return point.model_copy(update={"routed_difference": difference})
 
 
 def price_curve(
@@ -125,12 +156,13 @@ def price_curve(
     decide: Callable[[float], Choice],
     *,
     zero: ZeroRouter | None = None,
+    routed: Sequence[Pass] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[CurvePoint]:
     """One point for each price, in order of cost; `decide(price)` gives the choice [T] on these outcomes."""
     points = [
-        choice_point(outcomes, decide(price), price=price, zero=zero, resamples=resamples, seed=seed)
+        choice_point(outcomes, decide(price), price=price, zero=zero, routed=routed, resamples=resamples, seed=seed)
         for price in prices
     ]
     return sorted(points, key=lambda point: (point.cost, point.bits_per_byte.mean))

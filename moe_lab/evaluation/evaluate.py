@@ -245,9 +245,13 @@ class Evaluation:
                 **draws,
             )
 
-        def swept(model: ComposedModel) -> list[CurvePoint]:
-            runs = ((self._pass(model, price=price, without=settings.without), price) for price in settings.prices)
-            return [point(made, price) for made, price in runs]
+        def swept(model: ComposedModel, kept: list[tuple[float, np.ndarray]]) -> list[CurvePoint]:
+            points = []
+            for price in settings.prices:
+                made = self._pass(model, price=price, without=settings.without)
+                kept.append((float(made.cost_T.mean()), outcomes.per_unit(made.bits_T)))
+                points.append(point(made, price))
+            return points
 
         def table_choice(price: float) -> np.ndarray:
             table = group_table(
@@ -267,14 +271,16 @@ class Evaluation:
             point(self._pass(self.model, price=0.0, without=settings.without, width_cap=blocks), None)
             for blocks in self._uniform_blocks()
         ]
+        routed: list[tuple[float, np.ndarray]] = []
+        own = swept(self.model, routed)
         named: list[tuple[str, Role, list[CurvePoint]]] = [
-            (self.label, "learned", swept(self.model)),
-            *((label, "learned", swept(model)) for label, model in self.others.items()),
+            (self.label, "learned", own),
+            *((label, "learned", swept(model, [])) for label, model in self.others.items()),
             ("zero router", "zero_router", zero_curve(outcomes, zero, **draws)),
             (
                 "group table",
                 "group_table",
-                price_curve(outcomes, settings.prices, table_choice, zero=zero, **draws),
+                price_curve(outcomes, settings.prices, table_choice, zero=zero, routed=routed, **draws),
             ),
             ("uniform width", "uniform_width", uniform),
             ("random", "random", [point(self._pass(self.random, without=settings.without), None)]),

@@ -19,8 +19,14 @@ class Finding:
 
 
 def findings(results: Results) -> list[Finding]:
-    """Up to four findings; what was not measured has none."""
-    found = (_beside_trunk(results), _gap(results), _same_quality(results), _beside_zero(results))
+    """Up to five findings; what was not measured has none."""
+    found = (
+        _beside_trunk(results),
+        _gap(results),
+        _same_quality(results),
+        _beside_zero(results),
+        beside_group_table(results),
+    )
     return [finding for finding in found if finding is not None]
 
 
@@ -86,6 +92,17 @@ def _beside_zero(results: Results) -> Finding | None:
                 f"whole interval of {curve.label} minus the zero router below zero",
             )
     return None
+
+
+def beside_group_table(results: Results) -> Finding | None:
+    """At how many of the group table's own costs the first router is below it, and how many above."""
+    points = [point for curve in _of_role(results, "group_table") for point in curve.points]
+    differences = [point.routed_difference for point in points if point.routed_difference is not None]
+    if not differences:
+        return None
+    below, above = sum(d.high < 0 for d in differences), sum(d.low > 0 for d in differences)
+    detail = f"whole interval of router minus group table below zero; above zero at {above}"
+    return Finding(f"{below} of {len(differences)}", "costs of the group table at which routing beats it", detail)
 
 
 def _of_role(results: Results, role: Role) -> list[Curve]:

@@ -125,12 +125,17 @@ class Acceptance(_Record):
 
 
 class CurvePoint(_Record):
-    """One operating point. `difference_to_zero` is bits per byte minus the zero router's at the same cost."""
+    """One operating point. `difference_to_zero` is bits per byte minus the zero router's at the same cost.
+
+    `routed_difference`, of points of the group table: the composition's own router at this point's cost, mixing its
+    two prices nearest in cost, minus this point. Below zero the router is better.
+    """
 
     price: float | None = None
     cost: Cost
     bits_per_byte: Interval
     difference_to_zero: Interval | None = None
+    routed_difference: Interval | None = None
 
 
 class Curve(_Record):

@@ -72,7 +72,8 @@ def calibration_colours(results: RouteResults) -> list[tuple[str, str]]:
 
 
 def _measure(results: RouteResults) -> str:
-    return "score" if results.outcome == "score" else "loss, with its sign turned"
+    unit = f" in {results.outcome_unit}" if results.outcome_unit else ""
+    return f"{results.outcome}{unit}" + ("" if results.outcome == "score" else ", with its sign turned")
 
 
 def _draw_curve(axes: Axes, curve: RouteCurve, dearest: float) -> None:

@@ -80,7 +80,7 @@ def main_metric(results: RouteResults) -> str:
 def _header(results: RouteResults) -> Markup:
     line = (
         f"{counted(results.items, 'question')} of {results.table}, {counted(len(results.candidates), 'candidate')}, "
-        f"{results.folds} folds · trained and evaluated {moment(results.created)} in {duration(results.seconds)}"
+        f"{_folds(results)} · trained and evaluated {moment(results.created)} in {duration(results.seconds)}"
     )
     metric = main_metric(results)
     own = next(f for f in results.figures if f.metric == metric and f.role == "routed")
@@ -97,6 +97,10 @@ def _header(results: RouteResults) -> Markup:
     tiled = element("div", tiles, class_="tiles")
     warned = [element("p", warning, class_="note") for warning in results.warnings]
     return element("header", element("h1", results.name), element("p", line, class_="line"), verdict, warned, tiled)
+
+
+def _folds(results: RouteResults) -> str:
+    return f"each of {results.folds} groups left out in turn" if results.by_group else f"{results.folds} folds"
 
 
 def _tile(figure: str, headline: str, detail: str | None) -> Markup:
@@ -124,14 +128,28 @@ def _curves(results: RouteResults) -> Markup:
     labels: dict[CurveRole, str] = {curve.role: curve.label for curve in results.curves if curve.role != "fixed"}
     named = [(labels.get(role, "dots"), style) for role, style in STYLES.items() if role in roles]
     figure = drawing(quality_svg(results), "Mean quality against mean cost, one line for each router")
+    above, below, of = results.beside_group_table
+    beside = note(
+        f"At {above} of {of} of the group table's own costs the whole 95% interval of this router minus the group "
+        f"table lies above zero, at {below} below."
+        if of
+        else None
+    )
     cut = note("The oracle runs out of the top of the figure: its points are in the table.")
     rows: list[tuple[Content, ...]] = [
-        (curve.label, "" if point.price is None else f"{point.price:.4g}", f"{point.cost:.4g}", _number(point.quality))
+        (
+            curve.label,
+            "" if point.price is None else f"{point.price:.4g}",
+            f"{point.cost:.4g}",
+            _number(point.quality),
+            _span(point.routed_difference) or "",
+        )
         for curve in results.curves
         for point in curve.points
     ]
-    points = folded("The same points as a table", _table(("router", "price", "mean cost", "mean quality"), rows))
-    return section("Quality against cost", caption, legend(named), figure, cut, points)
+    heads = ("router", "price", "mean cost", "mean quality", "this router at that cost, minus it")
+    points = folded("The same points as a table", _table(heads, rows))
+    return section("Quality against cost", caption, legend(named), figure, beside, cut, points)
 
 
 def _figures(results: RouteResults) -> Markup:
@@ -209,7 +227,7 @@ def _made(results: RouteResults) -> Markup:
     )
     rows: list[tuple[Content, ...]] = [
         (
-            str(verdict.fold + 1),
+            str(verdict.fold + 1) if verdict.group is None else verdict.group,
             _MODES[verdict.mode],
             *(_number(verdict.validation[name]) for name in ("learned", "group_table", "zero_router")),
         )
@@ -227,8 +245,15 @@ def _made(results: RouteResults) -> Markup:
     ]
     heads = ("candidate", "family", "size", f"cost ({results.cost_unit})", "quality")
     digest = element("p", f"table {results.table_digest}", class_="note")
-    folds = _table(("fold", "verdict", "learned", "group table", "zero router"), rows)
-    return section("The router and its table", caption, folds, _table(heads, candidates), digest)
+    unseen = note(
+        "Every group was scored by a router that never saw it. A group table has no row for such a group: it answers "
+        "with the mean of all other items, as the zero router does. The items held back are whole groups too."
+    )
+    folds = _table(
+        ("group left out" if results.by_group else "fold", "verdict", "learned", "group table", "zero router"), rows
+    )
+    told = [unseen] if results.by_group else []
+    return section("The router and its table", caption, folds, *told, _table(heads, candidates), digest)
 
 
 def _words() -> Markup:

@@ -61,6 +61,18 @@ def compose(workspace: Workspace, config: Path, overrides: Sequence[str] = ()) -
     return lock, path
 
 
+def built(workspace: Workspace, lock: Lock) -> ComposedModel:
+    """The model of a lockfile on the workspace's devices."""
+    return build_model(
+        lock,
+        workspace.registry,
+        workspace.lab,
+        workspace.mesh,
+        shard_trunk=workspace.shard_trunk,
+        transport=workspace.transport,
+    )
+
+
 def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
     """A lockfile by path, or the lock of a composition config as its names resolve now."""
     for path in (base / composition, Path(composition)):
@@ -78,14 +90,7 @@ def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
 def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluated:
     """Measures everything, or points to where an identical evaluation lies."""
     lock = find_lock(workspace, spec.composition, base)
-    model = build_model(
-        lock,
-        workspace.registry,
-        workspace.lab,
-        workspace.mesh,
-        shard_trunk=workspace.shard_trunk,
-        transport=workspace.transport,
-    )
+    model = built(workspace, lock)
     model.available(spec.without)  # a name that is not composed ends here, before anything is written
     if model.mesh is not None:
         read = f"{model.pools.bytes_read:,} bytes of modules read for the devices of this process"
@@ -133,7 +138,7 @@ def _measure(
     }
     batch_size = min(spec.batch_size, spec.rows)
     batches = domain_batches(corpora, "test", spec.rows, batch_size, spec.seq_len)
-    decision = outcome_table(workspace, model, corpora, spec.decision_rows, spec.seq_len)
+    decision = outcome_table(workspace, model, corpora, spec.decision_rows, spec.seq_len).table
     heldout = HeldOut(domains=tuple(corpus.name for corpus in corpora), batches=tuple(batches))
     with workspace.progress.stage("every candidate alone", len(batches), "batches") as shown:
         table, hits = measure_outcomes(

@@ -14,6 +14,7 @@ from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import Lab
 from moe_lab.questions.evaluate import measure_router, score_out_of_fold, train_final
+from moe_lab.questions.folds import evaluation_folds
 from moe_lab.questions.read import read_table
 from moe_lab.questions.results import RouteResults
 from moe_lab.questions.router import QuestionRouter
@@ -28,15 +29,16 @@ REPORT_FILE = "route-report.html"
 
 def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -> Candidate:
     """Trains the router, or returns what an identical run on an identical table made before."""
-    table, warnings = find_table(workspace.lab, spec, base)
+    table, warnings = find_table(workspace.lab, spec.table, base)
     with workspace.open_run(spec, {"table": table.digest}) as run:
         if run.done:
             return staged(run)
         started = time.perf_counter()
-        with workspace.progress.stage(f"{spec.folds} folds and all of {len(table)} items", spec.folds + 1, "fits") as p:
+        folds = int(evaluation_folds(table, spec).max()) + 1
+        with workspace.progress.stage(f"{folds} folds and all of {len(table)} items", folds + 1, "fits") as p:
             scored, raw = score_out_of_fold(table, spec, lambda done, of: p.update(done, None, 0.0, 0.0))
             trained = train_final(table, raw, spec)
-            p.update(spec.folds + 1, None, 0.0, 0.0)
+            p.update(folds + 1, None, 0.0, 0.0)
         results = summarise(
             scored,
             spec,
@@ -53,12 +55,12 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
         return candidate
 
 
-def find_table(lab: Lab, spec: QuestionRouterRun, base: Path) -> tuple[ItemTable, list[str]]:
+def find_table(lab: Lab, table: str, base: Path) -> tuple[ItemTable, list[str]]:
     """The table that a config means: a file by path, or a name in `configs/outcomes/`."""
-    beside = base / spec.table
+    beside = base / table
     if beside.is_file():
         return read_table(beside)
-    return read_table(lab.find_config(spec.table if "/" in spec.table else f"outcomes/{spec.table}"))
+    return read_table(lab.find_config(table if "/" in table else f"outcomes/{table}"))
 
 
 def load_question_router(registry: Registry, digest: str) -> QuestionRouter:

@@ -10,7 +10,7 @@ from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.model import ComposedModel, assemble, routed_layers_on
 from moe_lab.compose.parts import LoadedTrunk, candidate_space, find_module, make_router, state_tensors
 from moe_lab.config import canonical_json
-from moe_lab.data import Corpus, TrainBatches
+from moe_lab.data import Batch, Corpus, Split, TrainBatches
 from moe_lab.errors import LabError
 from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
 from moe_lab.jobs.candidate import Candidate, stage, staged
@@ -24,6 +24,7 @@ from moe_lab.training.processes import is_first
 
 OUTCOMES_FILE = "outcomes.parquet"
 MEASURING_TOKENS = 4096
+MEASURING_SPLIT: Split = "validation"
 
 
 def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate:
@@ -74,7 +75,7 @@ def _model(workspace: Workspace, spec: RouterRun, trunk: LoadedTrunk, parts: Seq
 def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corpora: Sequence[Corpus]) -> Objective:
     train = spec.train
     if model.router.trains_on == "outcomes":
-        table = outcome_table(workspace, model, corpora, spec.rows, train.seq_len)
+        table = outcome_table(workspace, model, corpora, spec.rows, train.seq_len).table
         return OutcomeObjective(model.router, table, train.batch_size, train.seed, model.mesh)
     # A router must learn from text that no module has learned, or the modules look better than they are.
     unseen = [
@@ -85,9 +86,19 @@ def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corp
     return RouterLanguageObjective(model, batches, train.batch_size * train.seq_len)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasuredOutcomes:
+    """An outcome table, the file that it lies in, and the fingerprint of the run that measured it."""
+
+    table: OutcomeTable
+    path: Path
+    fingerprint: str
+    fresh: bool
+
+
 def outcome_table(
     workspace: Workspace, model: ComposedModel, corpora: Sequence[Corpus], rows: int, seq_len: int
-) -> OutcomeTable:
+) -> MeasuredOutcomes:
     """What every candidate loses on validation text; measured once for the same model and text."""
     domains = [corpus.name for corpus in corpora]
     resolved = {"rows": rows, "seq_len": seq_len, "domains": domains, "space": model.candidates.to_json()}
@@ -96,17 +107,23 @@ def outcome_table(
     inputs |= data_inputs(corpora)
     name = model.trunk.part.ref.partition("@")[0]
     with open_run(workspace.lab.runs, "outcomes", name, resolved, inputs) as run:
-        path = run.path / OUTCOMES_FILE
+        path, found = run.path / OUTCOMES_FILE, run.fingerprint
         if run.done:
-            return load_outcomes(path)
-        batches = domain_batches(corpora, "validation", rows, min(rows, max(1, MEASURING_TOKENS // seq_len)), seq_len)
-        label = f"outcomes of {len(model.space)} candidates"
+            return MeasuredOutcomes(table=load_outcomes(path), path=path, fingerprint=found, fresh=False)
+        batches = measuring_batches(corpora, rows, seq_len)
+        label = f"outcomes of {len(model.candidates)} candidates"
         with workspace.progress.stage(label, len(batches), "batches") as shown:
             table, _ = measure_outcomes(
                 model, corpora, batches, lambda done, each: shown.update(done, None, 1 / each, each)
             )
         table = table.counted()
         if is_first():
-            save_outcomes(table, path, {"split": "validation", **inputs})
+            save_outcomes(table, path, {"split": MEASURING_SPLIT, **inputs})
         run.finish({"rows": len(table.group_N), "tokens": int(table.mask_NS.sum()), "file": OUTCOMES_FILE})
-        return table
+        return MeasuredOutcomes(table=table, path=path, fingerprint=found, fresh=True)
+
+
+def measuring_batches(corpora: Sequence[Corpus], rows: int, seq_len: int) -> list[Batch]:
+    """The text of an outcome table: rows that no module has learned from, and no report is made of."""
+    batch_size = min(rows, max(1, MEASURING_TOKENS // seq_len))
+    return domain_batches(corpora, MEASURING_SPLIT, rows, batch_size, seq_len)

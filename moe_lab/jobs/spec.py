@@ -142,6 +142,35 @@ class QuestionRouterRun(Published, QuestionRouterSettings):
     table: str
 
 
+class QuestionJoinRun(Published):
+    """Lets candidates join a question router on a handful of items; what it says of the others stays the same.
+
+    Attributes:
+        extends: a published question router, `owner/name[@version]`, or the run folder of one.
+        table: as for a question router: the newcomers' cards (size, family, cost), and some 20 items with their
+            outcomes. Candidates that the router knows are passed over.
+    """
+
+    kind: Literal["question_join"]
+    extends: str
+    table: str
+
+
+class OutcomeSettings(Spec):
+    """Which text the candidates of a composition are measured on; always its validation split.
+
+    Attributes:
+        domains: left out, the text that the composed modules were trained on.
+        rows: of `seq_len` tokens per domain.
+        shortest_bytes: items with fewer predicted bytes are left out of a table per sequence.
+    """
+
+    domains: tuple[DataRef, ...] = ()
+    rows: PositiveInt = 64
+    seq_len: PositiveInt = 256
+    shortest_bytes: PositiveInt = 16
+
+
 class EvaluationSpec(Spec):
     """Evaluates a composition: matrix, curve against baselines, report.
 

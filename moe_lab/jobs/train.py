@@ -9,6 +9,7 @@ from typing import Any
 from moe_lab.config import load_config
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate
+from moe_lab.jobs.join import join_questions
 from moe_lab.jobs.module import train_module
 from moe_lab.jobs.questions import train_questions
 from moe_lab.jobs.router import train_router
@@ -22,6 +23,7 @@ TRAININGS: dict[str, Callable[[Workspace, Any, Path], Candidate]] = {
     "distill": train_child,
     "router": train_router,
     "question_router": train_questions,
+    "question_join": join_questions,
 }
 
 

@@ -74,9 +74,7 @@ def ratio_interval(
         sums += _resampled_sums(np.stack([numerator[members], denominator[members]]), resamples, rng)
     drawn = sums[1] > 0
     ratios = sums[0, drawn] / sums[1, drawn]
-    tail = (1 - level) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail]) if ratios.size else (mean, mean)
-    return Interval(mean=mean, low=min(float(low), mean), high=max(float(high), mean))
+    return _percentile_interval(mean, ratios, level)
 
 
 def paired_difference_interval(
@@ -146,10 +144,14 @@ def statistic_intervals(
         for inside in members:
             weight_U[inside] = np.bincount(rng.integers(len(inside), size=len(inside)), minlength=len(inside))
         drawn[resample] = statistic(weight_U)
+    return [
+        _percentile_interval(mean, column[np.isfinite(column)], level)
+        for mean, column in zip(estimate.tolist(), drawn.T, strict=True)
+    ]
+
+
+def _percentile_interval(mean: float, drawn: NDArray[np.float64], level: float) -> Interval:
+    """The middle `level` of what was drawn, widened to hold the estimate; the estimate alone where nothing was."""
     tail = (1 - level) / 2
-    intervals = []
-    for mean, column in zip(estimate.tolist(), drawn.T, strict=True):
-        known = column[np.isfinite(column)]
-        low, high = np.quantile(known, [tail, 1 - tail]) if known.size else (mean, mean)
-        intervals.append(Interval(mean=mean, low=min(float(low), mean), high=max(float(high), mean)))
-    return intervals
+    low, high = np.quantile(drawn, [tail, 1 - tail]) if drawn.size else (mean, mean)
+    return Interval(mean=mean, low=min(float(low), mean), high=max(float(high), mean))

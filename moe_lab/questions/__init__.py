@@ -1,2 +1,2 @@
 """Routers for whole questions on anyone's outcome tables: the table and its checks, features, heads, evaluation.
-May import: errors, config, metrics."""
+May import: errors, config, data, metrics."""

@@ -98,7 +98,7 @@ def _costs(table: ItemTable) -> list[str]:
     if varies_C.any() and not varies_C.all():
         return [
             f"{table.names[c]}: the same cost on every item while others' costs vary; was it measured?"
-            for c in np.flatnonzero(~varies_C)
+            for c in np.flatnonzero(~varies_C & (table.cost_C > 0))  # what is free is free on every item
         ]
     return []
 
@@ -119,7 +119,7 @@ def _duplicates(table: ItemTable, refuse: bool) -> list[str]:
     told = f"{twice} of {len(table)} items look the same to a router as another one"
     if refuse:
         raise LabError(f"{table.name}: {told}; remove them, or write `duplicates: together`")
-    return [f"{told}; those are kept in one fold, so that none is scored by a router that saw its twin"]
+    return [f"{told}; those are kept together, so that none is scored by a router that saw its twin"]
 
 
 def _groups(table: ItemTable) -> list[str]:

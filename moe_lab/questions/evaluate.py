@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_lab.errors import LabError
 from moe_lab.metrics.choices import Choice, choose, group_means_out_of_fold
 from moe_lab.questions.features import RawFeatures, raw_features
-from moe_lab.questions.folds import deal_folds
+from moe_lab.questions.folds import evaluation_folds, outside
 from moe_lab.questions.results import CurveRole, FoldVerdict, RouterCost
 from moe_lab.questions.router import QuestionRouter, price_grid, relative_cost
 from moe_lab.questions.spec import QuestionRouterSettings
@@ -60,10 +59,10 @@ class OutOfFold:
 
     def choices(self, role: CurveRole, points: int) -> tuple[list[float], list[Choice]]:
         """Prices, and each one's choice [N]."""
-        predicted, cost_C = self.predicted(role), self.table.cost_C
-        prices = price_grid(predicted, cost_C, points)
+        predicted = self.predicted(role)
         # The oracle knows what each item will cost as well.
-        cost = relative_items(self.table) if role == "oracle" else relative_cost(cost_C)
+        cost = relative_items(self.table) if role == "oracle" else relative_cost(self.table.cost_C)
+        prices = price_grid(predicted, cost, points)
         return prices, [choose(-predicted, cost, price) for price in prices]
 
 
@@ -77,22 +76,19 @@ def score_out_of_fold(
     table: ItemTable, spec: QuestionRouterSettings, told: Callable[[int, int], None] = lambda done, of: None
 ) -> tuple[OutOfFold, RawFeatures]:
     """Trains one router for each fold on the other folds, and predicts the fold with it."""
-    fold_N = deal_folds(table.keys, spec.folds, spec.seed)
-    if len(np.unique(fold_N)) < spec.folds:
-        raise LabError(
-            f"{table.name}: {len(set(table.keys))} different items do not fill {spec.folds} folds; lower `folds`, or "
-            "measure more items"
-        )
+    fold_N = evaluation_folds(table, spec)
+    folds = int(fold_N.max()) + 1
     raw = raw_features(table, spec.features)
     routed, learned = np.empty_like(table.quality_NC), np.empty_like(table.quality_NC)
     verdicts = []
-    for fold in range(spec.folds):
+    for fold in range(folds):
         inside = np.flatnonzero(fold_N == fold)
-        trained = train_router(table, raw, np.flatnonzero(fold_N != fold), spec)
+        trained = train_router(table, raw, np.flatnonzero(outside(table, inside)), spec)
         part = raw.rows(inside)
         routed[inside], learned[inside] = trained.router.predict(part), trained.router.learned(part)
-        verdicts.append(FoldVerdict(fold=fold, mode=trained.router.mode, validation=trained.validation))
-        told(fold + 1, spec.folds)
+        group = table.groups[table.group_N[inside[0]]] if spec.folds == "groups" else None
+        verdicts.append(FoldVerdict(fold=fold, group=group, mode=trained.router.mode, validation=trained.validation))
+        told(fold + 1, folds)
     groups = group_means_out_of_fold(table.quality_NC, table.group_N, fold_N, shrink=spec.group_shrinkage)
     means = group_means_out_of_fold(table.quality_NC, np.zeros(len(table), np.int64), fold_N)
     scored = OutOfFold(
@@ -126,12 +122,6 @@ def measure_router(router: QuestionRouter, table: ItemTable) -> RouterCost:
         microseconds_per_question=round(min(spent) / len(batch) * 1e6, 1),
         questions_per_batch=len(batch),
     )
-
-
-def resampling_unit(table: ItemTable) -> np.ndarray:
-    """Which bootstrap unit each item belongs to [N]: items that look the same are drawn together."""
-    number: dict[str, int] = {}
-    return np.array([number.setdefault(key, len(number)) for key in table.keys], np.int64)
 
 
 def plain(value: Any) -> Any:

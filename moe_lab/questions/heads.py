@@ -60,7 +60,7 @@ def fit_heads(
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weight_DC, bias_C = flat[:-candidates].reshape(width, candidates), flat[-candidates:]
         z_NC = x_ND @ weight_DC.astype(np.float32) + bias_C
-        loss, slope_NC = _loss(z_NC, target_NC, link)
+        loss, slope_NC = link_loss(z_NC, target_NC, link)
         shared_D1 = weight_DC.mean(axis=1, keepdims=True)
         own_DC = weight_DC - shared_D1
         loss += penalty / 2 * (candidates * float((shared_D1**2).sum()) + own_penalty * float((own_DC**2).sum()))
@@ -79,7 +79,7 @@ def fit_heads(
     )
 
 
-def _loss(z_NC: np.ndarray, target_NC: np.ndarray, link: Link) -> tuple[float, np.ndarray]:
+def link_loss(z_NC: np.ndarray, target_NC: np.ndarray, link: Link) -> tuple[float, np.ndarray]:
     """Summed loss, and its slope in every prediction."""
     if link == "identity":
         slope_NC = z_NC - target_NC
@@ -142,7 +142,7 @@ def fit_calibration(
     blend_NC = (plain.weight_2[0] * away[0] + plain.weight_2[1] * away[1]) / scale_C
 
     def objective(factor: float) -> float:
-        loss, _ = _loss(middle_C / scale_C + factor * blend_NC, quality_NC / scale_C, link)
+        loss, _ = link_loss(middle_C / scale_C + factor * blend_NC, quality_NC / scale_C, link)
         return loss + _PULL / 2 * (factor - 1) ** 2
 
     found = minimize_scalar(objective, bounds=(0.0, 5.0), method="bounded").x

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from moe_lab.config import load_config
+from moe_lab.data.json_lines import json_rows
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.questions.checks import check_items
 from moe_lab.questions.spec import CandidateSpec, OutcomesSpec, TableFile
@@ -55,6 +55,7 @@ def map_table(spec: OutcomesSpec, base: Path) -> tuple[ItemTable, list[str]]:
         cost_NC[kept],
         outcome=spec.outcome,
         cost_unit=spec.cost_unit,
+        outcome_unit=spec.outcome_unit,
         text=["\n".join(_lines(row[column]) for column in spec.text) for row in rows] if spec.text else None,
         group=[row[spec.group] for row in rows] if spec.group else None,
         numbers={column: [_number(row[column], where, column) for row in rows] for column in spec.numbers},
@@ -84,7 +85,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     if kind in ("csv", "tsv"):
         yield from _delimited(path, text, "\t" if kind == "tsv" else ",")
     elif kind in ("jsonl", "ndjson"):
-        yield from _json_lines(path, text)
+        yield from (row for _, row in json_rows(path, text))
     else:
         raise LabError(f"{path}: unknown kind of table; use .csv, .tsv, .jsonl or .ndjson, with or without .gz")
 
@@ -95,19 +96,6 @@ def _delimited(path: Path, text: str, delimiter: str) -> Iterator[Row]:
     for row in reader:
         if None in row or None in row.values():
             raise LabError(f"{path}:{reader.line_num}: this row has more or fewer cells than the header; mend the file")
-        yield row
-
-
-def _json_lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise LabError(f"{path}:{number}: not JSON ({error}); one object a line is needed") from error
-        if not isinstance(row, dict):
-            raise LabError(f"{path}:{number}: a {type(row).__name__}, but one object a line is needed")
         yield row
 
 

@@ -8,16 +8,22 @@ from pydantic import ConfigDict
 
 from moe_lab.config.spec import Spec
 from moe_lab.metrics.bootstrap import Interval
+from moe_lab.questions.router import Mode
 
 CurveRole = Literal["routed", "learned", "group_table", "difficulty", "zero_router", "oracle", "fixed"]
 
 
 class RoutePoint(Spec):
-    """One policy: a price of a router, or a candidate alone."""
+    """One policy: a price of a router, or a candidate alone.
+
+    `routed_difference`, of some points of the group table: this router's quality at the point's cost, mixing its two
+    prices nearest in cost, minus the point's. Above zero the router is better.
+    """
 
     cost: float
     quality: float
     price: float | None = None
+    routed_difference: Interval | None = None
 
 
 class RouteCurve(Spec):
@@ -66,10 +72,14 @@ class CalibrationBin(Spec):
 
 
 class FoldVerdict(Spec):
-    """What one fold's router was let do, and the areas on held-back items that decided it."""
+    """What one fold's router was let do, and the areas on held-back items that decided it.
+
+    `group` is the one that was left out, where folds are groups.
+    """
 
     fold: int
-    mode: Literal["learned", "group_table", "zero_router"]
+    group: str | None = None
+    mode: Mode
     validation: dict[str, float]
 
 
@@ -107,9 +117,10 @@ class RouteResults(Spec):
     head: str
     outcome: Literal["score", "loss"]
     cost_unit: str
+    outcome_unit: str = ""
     warnings: tuple[str, ...]
     candidates: tuple[CandidateRow, ...]
-    mode: Literal["learned", "group_table", "zero_router"]
+    mode: Mode
     verdicts: tuple[FoldVerdict, ...]
     figures: tuple[Figure, ...]
     curves: tuple[RouteCurve, ...]
@@ -120,6 +131,18 @@ class RouteResults(Spec):
     router_cost: RouterCost
     best_routed_quality: float
     oracle_free_cost: float
+
+    @property
+    def beside_group_table(self) -> tuple[int, int, int]:
+        """At how many of the group table's own costs the router's whole interval is above it, below it; of how many."""
+        points = [point for curve in self.curves if curve.role == "group_table" for point in curve.points]
+        found = [point.routed_difference for point in points if point.routed_difference is not None]
+        return sum(d.low > 0 for d in found), sum(d.high < 0 for d in found), len(found)
+
+    @property
+    def by_group(self) -> bool:
+        """Whether each fold is a whole group that its router never saw."""
+        return self.verdicts[0].group is not None
 
     def figure(self, metric: str, role: CurveRole = "routed") -> float | None:
         """The value of one metric; None where it was not measured or is infinite."""

@@ -6,6 +6,7 @@ Legend: N items, C candidates, G groups, F numbers, D features.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from moe_lab.config import canonical_json
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.metrics.choices import Choice, choose
 from moe_lab.questions.features import FeatureMap, RawFeatures, raw_features
-from moe_lab.questions.heads import Calibration, Heads, rising
+from moe_lab.questions.heads import Calibration, Heads, Link, expected, inverse, rising
 from moe_lab.questions.neighbours import Neighbours, make_embedding
 from moe_lab.questions.spec import QuestionFeatures
 from moe_lab.questions.table import ItemTable
@@ -23,9 +24,35 @@ from moe_lab.questions.table import ItemTable
 Mode = Literal["learned", "group_table", "zero_router"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Candidates without heads of their own, read off the others' predictions; made by `moe_lab.questions.join`.
+
+    link(inverse(quality_NC) @ weight_CJ + bias_J), C the candidates that the heads know, J those that joined
+    """
+
+    weight_CJ: np.ndarray
+    bias_J: np.ndarray
+
+    def __call__(self, quality_NC: np.ndarray, link: Link) -> np.ndarray:
+        """Predicted qualities of those that joined [N, J]."""
+        # Not by matmul, whose rounding depends on how many have joined.
+        terms = zip(inverse(quality_NC, link).T, self.weight_CJ, strict=True)
+        return expected(self.bias_J + sum(z_N[:, None] * weight_J for z_N, weight_J in terms), link)
+
+    def and_then(self, later: Joined) -> Joined:
+        """These, and behind them those that joined later."""
+        weight_CJ = np.concatenate([self.weight_CJ, later.weight_CJ], axis=1)
+        return Joined(weight_CJ, np.concatenate([self.bias_J, later.bias_J]))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionRouter:
-    """What training makes. `mode` says whether it routes by what it learnt, or abstains and to what."""
+    """What training makes. `mode` says whether it routes by what it learnt, or abstains and to what.
+
+    `names`, costs and means are of all candidates, those that joined last; heads, neighbours, calibration and ladders
+    are of the ones it was trained on.
+    """
 
     names: tuple[str, ...]
     groups: tuple[str, ...]
@@ -39,6 +66,7 @@ class QuestionRouter:
     neighbours: Neighbours | None
     calibration: Calibration
     ladders: tuple[tuple[int, ...], ...]
+    joined: Joined | None = None
 
     @property
     def relative_cost_C(self) -> np.ndarray:
@@ -54,7 +82,10 @@ class QuestionRouter:
     def learned(self, raw: RawFeatures) -> np.ndarray:
         """Quality [N, C] as the heads see it, calibrated, whatever the mode."""
         predicted = self.calibration(*self.parts(raw))
-        return rising(predicted, [list(ladder) for ladder in self.ladders])
+        risen = rising(predicted, [list(ladder) for ladder in self.ladders])
+        if self.joined is None:
+            return risen
+        return np.concatenate([risen, self.joined(risen, self.heads.link)], axis=1)
 
     def parts(self, raw: RawFeatures) -> tuple[np.ndarray, np.ndarray]:
         """What the calibration blends: heads and neighbours (the heads again, where there are none) [N, C] each."""
@@ -130,6 +161,8 @@ class QuestionRouter:
             arrays |= {f"kept/{block}": kept, f"idf/{block}": idf}
         if (near := self.neighbours) is not None:
             arrays |= {"direction": near.embedding.direction_TE, "point": near.points_ME, "quality": near.quality_MC}
+        if self.joined is not None:
+            arrays |= {"joined_weight": self.joined.weight_CJ, "joined_bias": self.joined.bias_J}
         return arrays
 
     def describe(self) -> dict[str, Any]:
@@ -174,6 +207,7 @@ class QuestionRouter:
             neighbours=near,
             calibration=Calibration(described["link"], tensors["calibration"], tensors["middle"]),
             ladders=tuple(map(tuple, described["ladders"])),
+            joined=Joined(tensors["joined_weight"], tensors["joined_bias"]) if "joined_weight" in tensors else None,
         )
 
 
@@ -183,19 +217,18 @@ def relative_cost(cost_C: np.ndarray) -> np.ndarray:
     return np.asarray(cost_C, np.float64) / most if most > 0 else np.zeros_like(cost_C, dtype=np.float64)
 
 
-def price_grid(predicted_NC: np.ndarray, cost_C: np.ndarray, points: int) -> list[float]:
+def price_grid(predicted_NC: np.ndarray, relative: np.ndarray, points: int) -> list[float]:
     """Prices at which choices change, evenly spread over the changes: from 0 to where only the cheapest is left.
 
-    An item goes from candidate j to a cheaper i at the price (q_j - q_i) / (c_j - c_i), with relative costs.
+    An item goes from candidate j to a cheaper i at the price (q_j - q_i) / (c_j - c_i), with relative costs, which are
+    one number a candidate [C] or one for each item and candidate [N, C].
     """
-    relative_C = relative_cost(cost_C)
-    changes = [
-        (predicted_NC[:, j] - predicted_NC[:, i]) / (relative_C[j] - relative_C[i])
-        for i in range(len(relative_C))
-        for j in range(len(relative_C))
-        if relative_C[j] > relative_C[i]
-    ]
-    found = np.concatenate([np.zeros(1), *changes])
+    cost_NC = np.broadcast_to(relative, predicted_NC.shape)
+    found = np.zeros(1)
+    for j, i in itertools.permutations(range(predicted_NC.shape[1]), 2):
+        dearer = cost_NC[:, j] > cost_NC[:, i]
+        gain = predicted_NC[dearer, j] - predicted_NC[dearer, i]
+        found = np.concatenate([found, gain / (cost_NC[dearer, j] - cost_NC[dearer, i])])
     found = found[np.isfinite(found) & (found > 0)]
     if not len(found):
         return [0.0]

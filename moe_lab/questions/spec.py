@@ -58,6 +58,7 @@ class OutcomesSpec(Spec):
         group: the column of the subject, task or source.
         numbers: columns of numeric features, known before any candidate runs.
         outcome: whether the candidates' columns hold scores (higher is better) or losses.
+        outcome_unit, cost_unit: what reports call them.
         right_when_equals: the candidates' columns hold answers; an answer scores 1 where it equals this column.
         missing: what to do with an item that lacks an outcome or a cost of some candidate.
         duplicates: items of equal text and features are always kept in one fold; or refuse them.
@@ -74,6 +75,7 @@ class OutcomesSpec(Spec):
     group: str | None = None
     numbers: tuple[str, ...] = ()
     outcome: Literal["score", "loss"] = "score"
+    outcome_unit: str = ""
     right_when_equals: str | None = None
     cost_unit: str = "cost"
     missing: Literal["refuse", "drop"] = "refuse"
@@ -125,8 +127,10 @@ class QuestionRouterSettings(Spec):
         monotone: within a family a larger size is never predicted to be worse: `auto` where every group of the
             training items bears it out, or `never`.
         group_shrinkage: items' worth of the overall mean that each group's mean is drawn by.
-        folds: of the evaluation; no item is scored by a router that saw it.
-        validation_share: of the training items, held back to calibrate and to decide whether to abstain.
+        folds: of the evaluation; no item is scored by a router that saw it. With `groups` each group is a fold: it is
+            scored by a router that never saw that group, whose group table has the mean of all items for it.
+        validation_share: of the training items, held back to calibrate and to decide whether to abstain; with
+            `folds: groups` whole groups.
         abstain: answer as the group table or the zero router does where what was learnt is no better on the items held
             back; false routes by what was learnt in any case.
         prices: how many points of the curve are measured.
@@ -140,7 +144,7 @@ class QuestionRouterSettings(Spec):
     monotone: Literal["auto", "never"] = "auto"
     group_shrinkage: Annotated[float, Field(ge=0)] = 10.0
     iterations: PositiveInt = 20
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Annotated[int, Field(ge=2)] | Literal["groups"] = 5
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     abstain: bool = True
     prices: Annotated[int, Field(ge=2)] = 64

@@ -14,7 +14,8 @@ from moe_lab.metrics.bootstrap import Interval, ratio_interval, statistic_interv
 from moe_lab.metrics.choices import Choice, choose, fixed, oracle_point
 from moe_lab.metrics.deferral import apgr, cpt, deferral_curve
 from moe_lab.metrics.published import aiq_routerbench_code, area_cascade_routing_code
-from moe_lab.questions.evaluate import OutOfFold, plain, resampling_unit
+from moe_lab.questions.evaluate import OutOfFold, plain
+from moe_lab.questions.folds import number_keys
 from moe_lab.questions.results import (
     Band,
     CalibrationBin,
@@ -40,6 +41,7 @@ ROLES: dict[CurveRole, str] = {
 }
 _BAND_COSTS = 21
 _BINS = 10
+_BESIDE = 9
 _CPT = (0.5, 0.8)
 
 
@@ -65,16 +67,17 @@ def summarise(
         table=table.name,
         table_digest=table.digest,
         items=len(table),
-        folds=spec.folds,
+        folds=len(scored.verdicts),
         head=spec.head,
         outcome=table.outcome,
         cost_unit=table.cost_unit,
+        outcome_unit=table.outcome_unit,
         warnings=tuple(warnings),
         candidates=_candidates(table),
         mode=mode,
         verdicts=scored.verdicts,
         figures=tuple(_figures(scored, swept, points, spec)),
-        curves=tuple(_curves(swept, points, table)),
+        curves=tuple(_curves(swept, points, table, _beside_group_table(scored, swept, spec))),
         band=_band(scored, swept, spec),
         groups=tuple(_groups(scored, price)),
         shown_price=price,
@@ -145,8 +148,10 @@ def _pair_figures(scored: OutOfFold) -> list[Figure]:
 
 
 def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarray:
-    if role == "zero_router":
-        return np.zeros(len(scored.table))  # it throws dice, whatever the folds' means
+    if role == "zero_router" or (role == "group_table" and scored.verdicts[0].group is not None):
+        # It throws dice, whatever the folds' means; so does a group table for groups that it never saw. Those means
+        # are low where the item's own group is high, so sorting by them would be worse than dice.
+        return np.zeros(len(scored.table))
     predicted = scored.predicted(role)
     return predicted[:, pair[1]] - predicted[:, pair[0]]
 
@@ -154,7 +159,7 @@ def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarr
 def _intervals(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> list[Figure]:
     """APGR (two candidates) or AIQ of every router, and this router's differences to the baselines, paired."""
     table, pair = scored.table, _pair(scored.table)
-    unit_N = resampling_unit(table)
+    unit_N = number_keys(table.keys)  # items that look the same are drawn together
     roles = list(ROLES)
 
     def areas(weight_U: np.ndarray) -> np.ndarray:
@@ -190,13 +195,18 @@ def _weighted(picked: tuple[np.ndarray, np.ndarray], weight_N: np.ndarray) -> np
 
 
 def _range(table: ItemTable, weight_N: np.ndarray) -> CostRange:
-    return CostRange.of(weight_N @ table.cost_NC / weight_N.sum())
+    """From the cheapest to the dearest candidate of the whole table, which need not be those of a resample.
+
+    Every curve can send all items to the table's cheapest one, so every curve has a point where the range begins.
+    """
+    mean_C = weight_N @ table.cost_NC / weight_N.sum()
+    return CostRange(float(mean_C[table.cost_C.argmin()]), float(mean_C[table.cost_C.argmax()]))
 
 
 def _band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> Band:
     """Quality at budgets between the cheapest and the dearest candidate, and the gain over the zero router."""
     table = scored.table
-    unit_N = resampling_unit(table)
+    unit_N = number_keys(table.keys)  # items that look the same are drawn together
     routed, zero = _picked(swept["routed"][1], table), _picked(swept["zero_router"][1], table)
     share = np.linspace(0, 1, _BAND_COSTS)
 
@@ -221,12 +231,36 @@ def _height(points: np.ndarray, budgets: np.ndarray) -> np.ndarray:
     return -np.interp(budgets, hull.costs_V, hull.losses_V)
 
 
-def _curves(swept: Swept, points: dict[CurveRole, np.ndarray], table: ItemTable) -> list[RouteCurve]:
+def _beside_group_table(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> dict[float, Interval]:
+    """By price of the group table: this router's quality at the table's own cost minus the table's, paired."""
+    table = scored.table
+    unit_N = number_keys(table.keys)
+    prices, choices = swept["group_table"]
+    shown = np.unique(np.linspace(0, len(prices) - 1, min(_BESIDE, len(prices))).round().astype(int))
+    routed, beside = _picked(swept["routed"][1], table), _picked([choices[p] for p in shown], table)
+
+    def differences(weight_U: np.ndarray) -> np.ndarray:
+        points, at = (_weighted(picked, weight_U[unit_N]) for picked in (routed, beside))
+        points = points[np.lexsort((points[:, 1], points[:, 0]))]
+        return np.interp(at[:, 0], points[:, 0], points[:, 1]) - at[:, 1]
+
+    found = statistic_intervals(differences, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    return {prices[p]: interval for p, interval in zip(shown, found, strict=True)}
+
+
+def _curves(
+    swept: Swept, points: dict[CurveRole, np.ndarray], table: ItemTable, beside: dict[float, Interval]
+) -> list[RouteCurve]:
     curves = []
     for role, label in ROLES.items():
         rows = sorted(
             (
-                RoutePoint(cost=cost, quality=quality, price=price)
+                RoutePoint(
+                    cost=cost,
+                    quality=quality,
+                    price=price,
+                    routed_difference=beside.get(price) if role == "group_table" else None,
+                )
                 for (cost, quality), price in zip(points[role].tolist(), swept[role][0], strict=True)
             ),
             key=lambda point: (point.cost, point.quality),

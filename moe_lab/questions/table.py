@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +18,15 @@ from typing import Any, Literal
 import numpy as np
 
 from moe_lab.config import canonical_json
+from moe_lab.data.tables import TableFormat
 from moe_lab.errors import LabError, did_you_mean
 
-FORMAT = 1
-HEADER = b"moe_lab_items"
+FILE = TableFormat(
+    key=b"moe_lab_items",
+    version=1,
+    name="item table",
+    remedy="make one from a config of kind `outcomes` with save_items",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,7 @@ class ItemTable:
     outcome_NC: np.ndarray  # float64
     cost_NC: np.ndarray  # float64, not negative
     cost_unit: str
+    outcome_unit: str = ""
     text_N: tuple[str, ...] | None = None
     groups: tuple[str, ...] = ("all",)
     group_N: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
@@ -127,6 +132,7 @@ def make_table(
     *,
     outcome: Literal["score", "loss"] = "score",
     cost_unit: str = "cost",
+    outcome_unit: str = "",
     text: Any = None,
     group: Any = None,
     numbers: dict[str, Any] | None = None,
@@ -149,6 +155,7 @@ def make_table(
         outcome_NC=outcomes,
         cost_NC=np.broadcast_to(np.asarray(cost, np.float64), outcomes.shape),
         cost_unit=cost_unit,
+        outcome_unit=outcome_unit,
         text_N=None if text is None else tuple(text),
         groups=tuple(labels.tolist()),
         group_N=codes.reshape(-1).astype(np.int64),
@@ -159,70 +166,52 @@ def make_table(
 
 def save_items(table: ItemTable, path: Path, provenance: dict[str, Any] | None = None) -> None:
     """Writes the table; `provenance` says where it came from."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrays = {"group": pa.array(table.group_N)}
+    columns: dict[str, Any] = {"group": table.group_N}
     if table.text_N is not None:
-        arrays["text"] = pa.array(table.text_N)
+        columns["text"] = table.text_N
     for c, name in enumerate(table.names):
-        arrays[f"{table.outcome}/{name}"] = pa.array(np.ascontiguousarray(table.outcome_NC[:, c]))
-        arrays[f"cost/{name}"] = pa.array(np.ascontiguousarray(table.cost_NC[:, c]))
+        columns[f"{table.outcome}/{name}"] = np.ascontiguousarray(table.outcome_NC[:, c])
+        columns[f"cost/{name}"] = np.ascontiguousarray(table.cost_NC[:, c])
     for f, name in enumerate(table.number_names):
-        arrays[f"number/{name}"] = pa.array(np.ascontiguousarray(table.number_NF[:, f]))
-    header = {**_header(table), "provenance": provenance or {}}
-    written = pa.table(arrays).replace_schema_metadata({HEADER: json.dumps(header, sort_keys=True)})
-    partial = path.with_suffix(".partial")
-    pq.write_table(written, partial)
-    partial.replace(path)
+        columns[f"number/{name}"] = np.ascontiguousarray(table.number_NF[:, f])
+    FILE.write(path, columns, {**_header(table), "provenance": provenance or {}})
 
 
 def load_items(path: Path) -> ItemTable:
     """Reads a table back, checking that it is whole."""
-    import pyarrow.parquet as pq
-
-    try:
-        read = pq.read_table(path)
-        header = json.loads((read.schema.metadata or {})[HEADER])
-    except (OSError, KeyError, ValueError) as error:
-        raise LabError(
-            f"{path}: not an item table ({error}); make one from a config of kind `outcomes` with save_items"
-        ) from error
-    if header["format"] != FORMAT:
-        raise LabError(f"{path}: item table format {header['format']}, this version reads {FORMAT}")
+    read = FILE.read(path, _columns)
+    header = read.header
     candidates = tuple(ItemCandidate(**candidate) for candidate in header["candidates"])
-    outcome, numbers = header["outcome"], tuple(header["numbers"])
-    columns = [f"{kind}/{candidate.name}" for kind in (outcome, "cost") for candidate in candidates]
-    columns += ["group", *(f"number/{name}" for name in numbers), *(["text"] if header["text"] else [])]
-    if missing := sorted(set(columns) - set(read.column_names)):
-        raise LabError(f"{path}: not an item table (it lacks {', '.join(missing)}); make it again")
 
-    def column(name: str) -> np.ndarray:
-        return read.column(name).combine_chunks().to_numpy(zero_copy_only=False)
-
-    def stacked(kind: str, names: tuple[str, ...]) -> np.ndarray:
-        values = [column(f"{kind}/{name}") for name in names]
-        return np.stack(values, axis=1) if values else np.zeros((read.num_rows, 0))
+    def stacked(kind: str, names: Iterable[str]) -> np.ndarray:
+        values = [read.column(f"{kind}/{name}") for name in names]
+        return np.stack(values, axis=1) if values else np.zeros((len(read), 0))
 
     named = tuple(candidate.name for candidate in candidates)
     return ItemTable(
         name=header["name"],
         candidates=candidates,
-        outcome=outcome,
-        outcome_NC=stacked(outcome, named),
+        outcome=header["outcome"],
+        outcome_NC=stacked(header["outcome"], named),
         cost_NC=stacked("cost", named),
         cost_unit=header["cost_unit"],
-        text_N=tuple(read.column("text").to_pylist()) if header["text"] else None,
+        outcome_unit=header.get("outcome_unit", ""),
+        text_N=tuple(read.arrow.column("text").to_pylist()) if header["text"] else None,
         groups=tuple(header["groups"]),
-        group_N=column("group"),
-        number_names=numbers,
-        number_NF=stacked("number", numbers),
+        group_N=read.column("group"),
+        number_names=tuple(header["numbers"]),
+        number_NF=stacked("number", header["numbers"]),
     )
+
+
+def _columns(header: dict[str, Any]) -> list[str]:
+    named = [f"{kind}/{card['name']}" for kind in (header["outcome"], "cost") for card in header["candidates"]]
+    return [*named, "group", *(f"number/{name}" for name in header["numbers"]), *(["text"] if header["text"] else [])]
 
 
 def _header(table: ItemTable) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": FILE.version,
         "name": table.name,
         "candidates": [dataclasses.asdict(candidate) for candidate in table.candidates],
         "outcome": table.outcome,
@@ -230,4 +219,6 @@ def _header(table: ItemTable) -> dict[str, Any]:
         "groups": list(table.groups),
         "numbers": list(table.number_names),
         "text": table.text_N is not None,
+        # Left out where there is none, so that tables without it keep their digest.
+        **({"outcome_unit": table.outcome_unit} if table.outcome_unit else {}),
     }

@@ -13,7 +13,7 @@ import numpy as np
 from moe_lab.metrics.areas import CostRange, deferral_area, policy_points
 from moe_lab.metrics.choices import choose, group_means
 from moe_lab.questions.features import FeatureMap, RawFeatures, fit_features
-from moe_lab.questions.folds import deal_folds
+from moe_lab.questions.folds import held_back, outside
 from moe_lab.questions.heads import Calibration, Heads, Link, fit_calibration, fit_heads, inverse, plain_calibration
 from moe_lab.questions.neighbours import Embedding, Neighbours, fit_embedding
 from moe_lab.questions.router import Mode, QuestionRouter, price_grid, relative_cost
@@ -38,12 +38,10 @@ def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: Qu
     A first router learns from all but `validation_share` of them; the rest calibrates it and decides the mode. Then
     the heads are fitted again to all of `index`, with that calibration. Duplicates never lie on both sides.
     """
-    keys = [table.keys[i] for i in index]
-    parts = max(2, round(1 / spec.validation_share))
-    held = deal_folds(keys, parts, spec.seed + 1) == 0
-    if held.all() or not held.any():
-        held = np.arange(len(index)) % 2 == 0
-    seen, unseen = index[~held], index[held]
+    unseen = index[held_back(table, index, spec)]
+    seen = index[outside(table, unseen)[index]]
+    if not len(seen):  # all items look the same
+        seen = np.setdiff1d(index, unseen)
     # Frequencies and directions look at no outcome, so both routers may have those of all items.
     features = fit_features(raw.rows(index), spec.features, len(table.groups))
     embedding = _embedding(raw, index, features, spec)
@@ -163,5 +161,5 @@ def sweep(
 ) -> np.ndarray:
     """(mean cost, mean quality) of each price's choice [P, 2]."""
     relative_C = relative_cost(cost_C)
-    choices = [choose(-predicted_NC, relative_C, price) for price in price_grid(predicted_NC, cost_C, points)]
+    choices = [choose(-predicted_NC, relative_C, price) for price in price_grid(predicted_NC, relative_C, points)]
     return policy_points(choices, quality_NC, cost_NC)

@@ -7,18 +7,17 @@ candidates. Shape letters: N sequences, S sequence length, C candidates, D featu
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moe_lab.data.tables import ReadTable, TableFormat
 from moe_lab.errors import LabError
 from moe_lab.routing.space import CandidateSpace
 
-FORMAT = 1
-HEADER = b"moe_lab_outcomes"
+FILE = TableFormat(key=b"moe_lab_outcomes", version=1, name="outcome table", remedy="measure it again")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,72 +52,57 @@ class OutcomeTable:
 def save_outcomes(table: OutcomeTable, path: Path, provenance: dict[str, Any]) -> None:
     """Writes the table; `provenance` says what it was measured on."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     sequences, length = table.segment_ids_NS.shape
     header = {
-        "format": FORMAT,
         "space": table.space.to_json(),
         "groups": list(table.groups),
         "sequence_length": length,
         "provenance": provenance,
     }
-    columns = {
+    columns: dict[str, Any] = {
         "sequence": np.repeat(np.arange(sequences, dtype=np.int32), length),
         "position": np.tile(np.arange(length, dtype=np.int32), sequences),
         "group": np.repeat(table.group_N.astype(np.int32), length),
         "segment": table.segment_ids_NS.reshape(-1),
         "bytes": table.bytes_NS.reshape(-1),
     }
-    arrays = {name: pa.array(values) for name, values in columns.items()}
     for index, name in enumerate(table.space.names):
-        arrays[f"loss/{name}"] = pa.array(np.ascontiguousarray(table.loss_NSC[..., index]).reshape(-1))
+        columns[f"loss/{name}"] = np.ascontiguousarray(table.loss_NSC[..., index]).reshape(-1)
     if width := table.hidden_NSD.shape[-1]:  # Arrow has no lists of length 0
         flat = pa.array(np.ascontiguousarray(table.hidden_NSD).reshape(-1))
-        arrays["hidden"] = pa.FixedSizeListArray.from_arrays(flat, width)
-    written = pa.table(arrays).replace_schema_metadata({HEADER: json.dumps(header, sort_keys=True)})
-    partial = path.with_suffix(".partial")
-    pq.write_table(written, partial)
-    partial.replace(path)
+        columns["hidden"] = pa.FixedSizeListArray.from_arrays(flat, width)
+    FILE.write(path, columns, header)
 
 
 def load_outcomes(path: Path) -> OutcomeTable:
     """Reads a table back, checking that it is whole."""
-    import pyarrow.parquet as pq
-
-    try:
-        read = pq.read_table(path)
-        header = json.loads((read.schema.metadata or {})[HEADER])
-    except (OSError, KeyError, ValueError) as error:
-        raise LabError(f"{path}: not an outcome table ({error}); measure it again") from error
-    if header["format"] != FORMAT:
-        raise LabError(f"{path}: outcome table format {header['format']}, this version reads {FORMAT}")
-    space = CandidateSpace.from_json(header["space"])
-    shape = (-1, header["sequence_length"])
-    needed = {"group", "segment", "bytes", *(f"loss/{name}" for name in space.names)}
-    if missing := sorted(needed - set(read.column_names)):
-        raise LabError(f"{path}: not an outcome table (it lacks {', '.join(missing)}); measure it again")
-
-    def column(name: str) -> np.ndarray:
-        return read.column(name).combine_chunks().to_numpy(zero_copy_only=False)
-
-    loss = np.stack([column(f"loss/{name}").reshape(shape) for name in space.names], axis=-1)
-    if not np.isfinite(loss[column("segment").reshape(shape) > 0]).all():
+    read = FILE.read(path, _columns)
+    space = CandidateSpace.from_json(read.header["space"])
+    shape = (-1, read.header["sequence_length"])
+    loss = np.stack([read.column(f"loss/{name}").reshape(shape) for name in space.names], axis=-1)
+    if not np.isfinite(loss[read.column("segment").reshape(shape) > 0]).all():
         raise LabError(f"{path}: some losses are not finite; measure the table again")
     return OutcomeTable(
         space=space,
-        groups=tuple(header["groups"]),
+        groups=tuple(read.header["groups"]),
         loss_NSC=loss,
         hidden_NSD=_hidden(read, loss.shape[:2]),
-        segment_ids_NS=column("segment").reshape(shape),
-        bytes_NS=column("bytes").reshape(shape),
-        group_N=column("group").reshape(shape)[:, 0],
+        segment_ids_NS=read.column("segment").reshape(shape),
+        bytes_NS=read.column("bytes").reshape(shape),
+        group_N=read.column("group").reshape(shape)[:, 0],
     )
 
 
-def _hidden(read: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _columns(header: dict[str, Any]) -> list[str]:
+    space = CandidateSpace.from_json(header["space"])
+    return ["group", "segment", "bytes", *(f"loss/{name}" for name in space.names)]
+
+
+def _hidden(read: ReadTable, shape: tuple[int, ...]) -> np.ndarray:
     """The features of all tokens, [N, S, D]."""
-    if "hidden" not in read.column_names:
+    if "hidden" not in read:
         return np.zeros((*shape, 0), np.float32)
-    hidden = read.column("hidden").combine_chunks()
-    return hidden.flatten().to_numpy().reshape(*shape, hidden.type.list_size)
+    hidden = read.arrow.column("hidden").combine_chunks()
+    flat: np.ndarray = hidden.flatten().to_numpy()
+    return flat.reshape(*shape, hidden.type.list_size)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lab.evaluation.curves import TokenOutcomes, choice_point, price_curve, zero_curve
+from moe_lab.evaluation.curves import TokenOutcomes, bits_at_cost, choice_point, price_curve, zero_curve
 from moe_lab.metrics.choices import best_fixed, fixed, group_table, oracle
 from moe_lab.metrics.hull import zero_router
 
@@ -192,3 +192,32 @@ def test_the_zero_curve_has_no_difference_to_itself(two_domains):
     assert [point.bits_per_byte.mean for point in points] == pytest.approx(zero.losses_V.tolist())
     halfway = two_domains.bits_UC @ zero.weights(5.0)
     assert halfway.sum() / two_domains.bytes_U.sum() == pytest.approx(float(zero.at(5.0)))
+
+
+def test_a_router_at_a_cost_is_a_mixture_of_its_two_nearest_passes():
+    passes = [(10.0, np.array([8.0, 0.0])), (2.0, np.array([0.0, 4.0])), (6.0, np.array([4.0, 4.0]))]
+    assert bits_at_cost(passes, 1.9) is None
+    assert bits_at_cost(passes, 2.0).tolist() == [0.0, 4.0]
+    assert bits_at_cost(passes, 3.0).tolist() == [1.0, 4.0]
+    assert bits_at_cost(passes, 9.0).tolist() == [7.0, 1.0]
+    assert bits_at_cost(passes, 99.0).tolist() == [8.0, 0.0]
+    assert bits_at_cost([], 1.0) is None
+
+
+def test_a_choice_beside_a_router_has_the_paired_difference_at_its_own_cost():
+    rng = np.random.default_rng(0)
+    units, tokens = np.repeat(np.arange(50), 4), 200
+    outcomes = TokenOutcomes(
+        loss_TC=rng.gamma(3, size=(tokens, 2)),
+        cost_C=np.array([0.0, 10.0]),
+        unit_T=units,
+        group_T=np.zeros(tokens, int),
+        bytes_T=np.ones(tokens, int),
+    )
+    choice = (np.arange(tokens) % 2).astype(np.intp)
+    passes = [(4.0, outcomes.bits_per_unit(choice) - 1.0), (8.0, outcomes.bits_per_unit(choice) - 5.0)]
+    found = choice_point(outcomes, choice, routed=passes).routed_difference
+    # A quarter of the way from 4 to 8: two bits fewer in each unit of four bytes, without spread.
+    assert found is not None
+    assert (found.low, found.mean, found.high) == pytest.approx((-0.5, -0.5, -0.5))
+    assert choice_point(outcomes, choice).routed_difference is None

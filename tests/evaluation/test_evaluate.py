@@ -224,6 +224,13 @@ def test_baselines_stand_beside_the_routers_and_the_oracle_below_them_all(run) -
         [point] = curves[name].points
         assert point.bits_per_byte.mean == pytest.approx(outcomes.loss_TC[:, candidate].sum() / total_bytes)
         assert point.cost == space.cost_C[candidate]
+    passes = sorted((point.cost, point.bits_per_byte.mean) for point in curves["lab/gain"].points)
+    for point in curves["group table"].points:
+        if point.cost < passes[0][0]:
+            assert point.routed_difference is None
+        else:
+            expected = np.interp(point.cost, *zip(*passes, strict=True)) - point.bits_per_byte.mean
+            assert point.routed_difference.mean == pytest.approx(expected)
     free = {point.price: point for point in curves["oracle"].points}[0.0]
     assert free.bits_per_byte.mean == pytest.approx(outcomes.loss_TC.min(axis=1).sum() / total_bytes)
     # A price is in nats for the dearest candidate of the composition, opted out or not.

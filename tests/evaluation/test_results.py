@@ -36,7 +36,9 @@ def test_has_the_keys_of_format_1(data):
     assert data["format"] == 1
     assert data["candidates"][0] == {"name": "trunk", "module": None, "width": 0, "cost": 0}
     assert set(data["matrix"][0]) == {"system", "module", "width", "domain", "bits_per_byte", "cost"}
-    assert set(data["curves"][0]["points"][0]) == {"price", "cost", "bits_per_byte", "difference_to_zero"}
+    assert set(data["curves"][0]["points"][0]) == {
+        "price", "cost", "bits_per_byte", "difference_to_zero", "routed_difference",
+    }  # fmt: skip
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(synthetic_results, tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ import pytest
 from moe_lab.cli import main
 from moe_lab.errors import LabError
 from moe_lab.jobs.questions import find_table, finished_results, load_question_router
-from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.lab import find_lab, init_lab
 from moe_lab.questions.results import RouteResults
 from moe_lab.registry import Registry
@@ -144,15 +143,60 @@ def test_it_is_published_like_any_router_but_not_composed(trained_lab: Path) -> 
 
 
 def test_another_table_is_another_run(trained_lab: Path) -> None:
-    spec = QuestionRouterRun(kind="question_router", name="toys/words", licence="x", table="words")
-    first, _ = find_table(find_lab(str(trained_lab)), spec, trained_lab)
+    first, _ = find_table(find_lab(str(trained_lab)), "words", trained_lab)
     path = trained_lab / "configs" / "outcomes" / "words.csv"
     text = path.read_text()
     try:
         path.write_text(text.replace(",0.0,", ",1.0,", 1))
-        assert find_table(find_lab(str(trained_lab)), spec, trained_lab)[0].digest != first.digest
+        assert find_table(find_lab(str(trained_lab)), "words", trained_lab)[0].digest != first.digest
     finally:
         path.write_text(text)
+
+
+JOIN = """
+kind: question_join
+name: toys/three
+licence: Apache-2.0
+extends: {extends}
+table: middle
+"""
+MIDDLE = """
+kind: outcomes
+name: middle
+items: {path: middle.csv}
+text: [question]
+cost_unit: UNIT
+candidates:
+  - {name: middle, column: large, cost: 4}
+"""
+
+
+def test_a_candidate_joins_on_twenty_questions(trained_lab: Path, capsys: Capture) -> None:
+    folder = trained_lab / "configs" / "outcomes"
+    (folder / "middle.csv").write_text("\n".join((folder / "words.csv").read_text().split("\n")[:21]))
+    (folder / "middle.yaml").write_text(MIDDLE.replace("UNIT", "cents"))
+    config = trained_lab / "configs" / "three.yaml"
+    config.write_text(JOIN.format(extends=run_folder(trained_lab).name))
+    assert main(["--lab", str(trained_lab), "train", "three", "--publish"]) == 0
+    assert "middle joins on 20 items" in capsys.readouterr().err
+    registry = Registry(find_lab(str(trained_lab)).registry_path)
+    digest = registry.resolve("toys/three").digest
+    assert [card["name"] for card in registry.manifest(digest)["interface"]["candidates"]] == [
+        "small",
+        "large",
+        "middle",
+    ]
+    joined, table = load_question_router(registry, digest), word_table(60, seed=7)
+    first = json.loads((run_folder(trained_lab) / "result.json").read_text())["candidate"]
+    router = load_question_router(Registry(run_folder(trained_lab) / "candidate", create=False), first)
+    np.testing.assert_array_equal(joined.predict(joined.read(table))[:, :2], router.predict(router.read(table)))
+    # A published router is extended by its name; what is known already cannot join again.
+    config.write_text(JOIN.format(extends="toys/three"))
+    assert main(["--lab", str(trained_lab), "train", "three"]) == 2
+    assert "the router knows middle already" in capsys.readouterr().err
+    (folder / "middle.yaml").write_text(MIDDLE.replace("UNIT", "dollars"))
+    assert main(["--lab", str(trained_lab), "train", "three"]) == 2
+    assert 'costs are in "dollars", those of toys/three in "cents"' in capsys.readouterr().err
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def test_gradients_are_those_of_the_reference(backend, room, seed, tokens, top_k
     routing = random_routing(rng, tokens, top_k, counts)
     expected = ffn_gradients(h, pool, routing, "reference")
     got = ffn_gradients(h, pool, routing, backend, room and room * tokens * top_k * sum(counts))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), got, expected)
+    # A sum's rounding goes with its largest terms.
+    tolerance = jax.tree.map(lambda b: max(2e-5, 2e-6 * float(jnp.abs(b).max(initial=0))), expected)
+    jax.tree.map(lambda a, b, t: np.testing.assert_allclose(a, b, rtol=1e-5, atol=t), got, expected, tolerance)
 
 
 @pytest.mark.parametrize("backend", ["worklist", "megablox-interpreted"])

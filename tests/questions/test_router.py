@@ -12,7 +12,7 @@ from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.metrics.deferral import apgr, deferral_curve
 from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold, train_final
 from moe_lab.questions.features import raw_features
-from moe_lab.questions.router import QuestionRouter, price_grid
+from moe_lab.questions.router import QuestionRouter, price_grid, relative_cost
 from moe_lab.questions.table import make_table
 from tests.questions.synthetic import QUICK, ladder_table, word_table
 
@@ -134,7 +134,7 @@ def test_equal_costs_mean_quality_alone() -> None:
     table = word_table(300)
     table = dataclasses.replace(table, cost_NC=np.full_like(table.cost_NC, 2.0))
     scored, _ = score_out_of_fold(table, QUICK)
-    assert price_grid(scored.routed_NC, table.cost_C, 10) == [0.0]
+    assert price_grid(scored.routed_NC, relative_cost(table.cost_C), 10) == [0.0]
     free = dataclasses.replace(table, cost_NC=np.zeros_like(table.cost_NC))
     assert set(final_router(free).route(free, 5.0)) <= {0, 1}
 

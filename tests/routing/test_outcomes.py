@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
 from moe_lab.routing.example import SPACE
-from moe_lab.routing.outcomes import HEADER, OutcomeTable, load_outcomes, save_outcomes
+from moe_lab.routing.outcomes import FILE, OutcomeTable, load_outcomes, save_outcomes
 
 ARRAYS = ("loss_NSC", "hidden_NSD", "segment_ids_NS", "bytes_NS", "group_N")
 
@@ -54,7 +54,7 @@ def test_the_file_says_what_it_was_measured_on_and_names_its_columns(tmp_path: P
     table, path = make_table(), tmp_path / "outcomes.parquet"
     save_outcomes(table, path, {"split": "validation", "trunk": "sha256-1"})
     read = pq.read_table(path)
-    assert json.loads(read.schema.metadata[HEADER])["provenance"] == {"split": "validation", "trunk": "sha256-1"}
+    assert json.loads(read.schema.metadata[FILE.key])["provenance"] == {"split": "validation", "trunk": "sha256-1"}
     np.testing.assert_array_equal(read["loss/east/two:32"], table.loss_NSC[..., 3].reshape(-1))
     np.testing.assert_array_equal(read["sequence"], np.repeat(np.arange(3), 5))
     np.testing.assert_array_equal(read["position"], np.tile(np.arange(5), 3))
@@ -115,8 +115,8 @@ def test_another_format_is_named(tmp_path: Path) -> None:
     path = tmp_path / "outcomes.parquet"
     save_outcomes(make_table(), path, {})
     read = pq.read_table(path)
-    header = json.loads(read.schema.metadata[HEADER]) | {"format": 2}
-    pq.write_table(read.replace_schema_metadata({HEADER: json.dumps(header)}), path)
+    header = json.loads(read.schema.metadata[FILE.key]) | {"format": 2}
+    pq.write_table(read.replace_schema_metadata({FILE.key: json.dumps(header)}), path)
     with pytest.raises(LabError, match="outcome table format 2, this version reads 1"):
         load_outcomes(path)
 

@@ -1,0 +1,98 @@
+"""Lets candidates join a trained question router on a handful of items."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from moe_lab.compose.lockfile import pin
+from moe_lab.config import canonical_json
+from moe_lab.errors import LabError
+from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.questions import find_table, load_question_router
+from moe_lab.jobs.spec import QuestionJoinRun
+from moe_lab.jobs.workspace import Workspace
+from moe_lab.questions.join import JoinReport, join
+from moe_lab.questions.table import ItemCandidate
+from moe_lab.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """The router that is extended, and where it lies."""
+
+    registry: Registry
+    ref: str
+    digest: str
+
+    @property
+    def manifest(self) -> Any:
+        return self.registry.manifest(self.digest)
+
+
+def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> Candidate:
+    """Extends the router, or returns what an identical run made before."""
+    known = _known(workspace, spec.extends, base)
+    router = load_question_router(known.registry, known.digest)
+    table, warnings = find_table(workspace.lab, spec.table, base)
+    if (unit := known.manifest["data"]["cost_unit"]) != table.cost_unit:
+        raise LabError(
+            f'{table.name}: costs are in "{table.cost_unit}", those of {spec.extends} in "{unit}"; use its unit'
+        )
+    with workspace.open_run(spec, {"router": known.digest, "table": table.digest}) as run:
+        if run.done:
+            return staged(run)
+        cards = [ItemCandidate(**card) for card in known.manifest["interface"]["candidates"]]
+        joining = join(router, cards[: len(router.heads.bias_C)], table)
+        for line in (*warnings, *map(_told, joining.reports)):
+            workspace.progress.note(line)
+        new = [card for card in table.candidates if card.name not in router.names]
+        fields = {
+            "kind": "router",
+            "summary": spec.summary,
+            "licence": spec.licence,
+            "interface": {
+                "candidates": [dataclasses.asdict(card) for card in (*cards, *new)],
+                "router": joining.router.describe(),
+            },
+            "config": {"question_join": canonical_json(spec)},
+            "data": {"table": table.name, "digest": table.digest, "items": len(table), "cost_unit": table.cost_unit},
+            "lineage": {
+                "parents": [{"ref": known.ref, "digest": known.digest, "relation": "extended"}],
+                "run": run.fingerprint,
+            },
+            "claims": [],
+        }
+        candidate = stage(run, fields, joining.router.tensors())
+        run.finish({"candidate": candidate.digest, "metrics": _metrics(joining.reports)})
+        return candidate
+
+
+def _known(workspace: Workspace, extends: str, base: Path) -> _Known:
+    """A published router by name, or the one in a run folder."""
+    for folder in (base / extends, Path(extends), workspace.lab.runs / extends):
+        if (folder / "result.json").is_file():
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            if "candidate" not in result:
+                raise LabError(f"{folder}: made no router; name the run folder of a question router")
+            return _Known(Registry(folder / "candidate", create=False), folder.name, result["candidate"])
+    part = pin(workspace.registry, extends, "router")
+    return _Known(workspace.registry, part.ref, part.digest)
+
+
+def _told(report: JoinReport) -> str:
+    return (
+        f"{report.name} joins on {report.items} items: mean quality {report.measured:.3f}, predicted "
+        f"{report.before:.3f} from its card and {report.after:.3f} with them; loss of an item {report.loss_before:.3f} "
+        f"from its card, {report.loss_left_out:.3f} from the other items"
+    )
+
+
+def _metrics(reports: tuple[JoinReport, ...]) -> dict[str, float]:
+    found = {}
+    for report in reports:
+        found[f"loss of {report.name} by its card"] = round(report.loss_before, 4)
+        found[f"loss of {report.name} by the other items"] = round(report.loss_left_out, 4)
+    return found
