@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "compose": "moe_lab.cli.compose:compose",
     "eval": "moe_lab.cli.evaluate:evaluate",
     "outcomes": "moe_lab.cli.outcomes:outcomes",
+    "speed": "moe_lab.cli.speed:speed",
     "route-report": "moe_lab.cli.route_report:route_report",
     "plan": "moe_lab.cli.plan:plan",
     "bench": "moe_lab.cli.bench:bench",

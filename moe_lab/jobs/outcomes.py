@@ -57,7 +57,7 @@ def measure_composition(
         raise LabError(f"{out}: the table is a Parquet file, and is read by that ending; call it {out.name}.parquet")
     lock = find_lock(workspace, composition, base)
     model = built(workspace, lock)
-    corpora = _corpora(workspace, model, settings.domains, base)
+    corpora = composed_corpora(workspace, model, settings.domains, base)
     measured = outcome_table(workspace, model, corpora, settings.rows, settings.seq_len)
     path, size, fresh = measured.path, int(measured.table.mask_NS.sum()), measured.fresh
     if per == "sequence":
@@ -75,7 +75,9 @@ def measure_composition(
     )
 
 
-def _corpora(workspace: Workspace, model: ComposedModel, domains: Sequence[DataRef], base: Path) -> list[Corpus]:
+def composed_corpora(
+    workspace: Workspace, model: ComposedModel, domains: Sequence[DataRef], base: Path
+) -> list[Corpus]:
     """The domains asked for, or those that the composed modules were trained on, found by name in `configs/data`."""
     if domains:
         return workspace.corpora(domains, base, model.trunk.tokenizer)

@@ -156,18 +156,22 @@ class QuestionJoinRun(Published):
     table: str
 
 
-class OutcomeSettings(Spec):
-    """Which text the candidates of a composition are measured on; always its validation split.
+class MeasuredText(Spec):
+    """Which text a composition is measured on; always its validation split.
 
     Attributes:
         domains: left out, the text that the composed modules were trained on.
         rows: of `seq_len` tokens per domain.
-        shortest_bytes: items with fewer predicted bytes are left out of a table per sequence.
     """
 
     domains: tuple[DataRef, ...] = ()
     rows: PositiveInt = 64
     seq_len: PositiveInt = 256
+
+
+class OutcomeSettings(MeasuredText):
+    """Text on which every candidate is measured; items with fewer than `shortest_bytes` are no items of a table."""
+
     shortest_bytes: PositiveInt = 16
 
 
