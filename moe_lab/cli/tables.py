@@ -66,7 +66,7 @@ def print_acceptance(results: Any) -> None:
         if curve.role != "fixed"
         for point in curve.points
     ]
-    from moe_lab.evaluation.findings import beside_group_table
+    from moe_lab.evaluation.findings import beside_group_table, kept_at_half
 
     print_table(
         "quality and cost over all domains",
@@ -74,5 +74,7 @@ def print_acceptance(results: Any) -> None:
         points,
         right=("price", "multiply-adds per token", "bits per byte"),
     )
-    if (found := beside_group_table(results)) is not None:
-        print(f"\n{found.figure} {found.headline} ({found.detail})")
+    print()
+    for found in (kept_at_half(results), beside_group_table(results)):
+        if found is not None:
+            print(f"{found.figure} {found.headline} ({found.detail})")

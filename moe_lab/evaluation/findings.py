@@ -19,11 +19,12 @@ class Finding:
 
 
 def findings(results: Results) -> list[Finding]:
-    """Up to five findings; what was not measured has none."""
+    """Up to six findings; what was not measured has none."""
     found = (
         _beside_trunk(results),
         _gap(results),
         _same_quality(results),
+        kept_at_half(results),
         _beside_zero(results),
         beside_group_table(results),
     )
@@ -39,6 +40,37 @@ def cost_at_quality(points: list[CurvePoint], bits_per_byte: float) -> float | N
         if below <= bits_per_byte < above:
             good.append(left.cost + (right.cost - left.cost) * (above - bits_per_byte) / (above - below))
     return min(good, default=None)
+
+
+def quality_at_cost(points: list[CurvePoint], cost: float) -> float:
+    """Bits per byte at a mean cost: two prices mixed at random meet any cost between theirs, and their mean quality."""
+    ordered = sorted(points, key=lambda point: point.cost)
+    left = max((point for point in ordered if point.cost <= cost), key=lambda point: point.cost, default=ordered[0])
+    right = min((point for point in ordered if point.cost >= cost), key=lambda point: point.cost, default=ordered[-1])
+    if left.cost == right.cost:
+        return left.bits_per_byte.mean
+    share = (cost - left.cost) / (right.cost - left.cost)
+    return left.bits_per_byte.mean + share * (right.bits_per_byte.mean - left.bits_per_byte.mean)
+
+
+def kept_at_half(results: Results) -> Finding | None:
+    """How much of the first router's dearest gain over the trunk is left at half of its cost."""
+    learned = _of_role(results, "learned")
+    trunk = next((curve.points[0] for curve in _of_role(results, "fixed") if curve.points[0].cost == 0), None)
+    if not learned or trunk is None:
+        return None
+    dearest = max(learned[0].points, key=lambda point: point.cost)
+    gain, half = trunk.bits_per_byte.mean - dearest.bits_per_byte.mean, dearest.cost / 2
+    points = [trunk, *learned[0].points]
+    if gain <= 0:
+        return None
+    reached = quality_at_cost(points, half)
+    return Finding(
+        f"{100 * (trunk.bits_per_byte.mean - reached) / gain:.0f}%",
+        "of the gain over the trunk is left at half the routed cost",
+        f"{learned[0].label}: {reached:.3f} bits per byte at {short_count(half)} multiply-adds per token, "
+        f"{dearest.bits_per_byte.mean:.3f} at {short_count(dearest.cost)}",
+    )
 
 
 def _beside_trunk(results: Results) -> Finding | None:

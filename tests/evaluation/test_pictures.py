@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moe_lab.errors import LabError
 from moe_lab.evaluation.colours import LIGHT
 from moe_lab.evaluation.draw_curve import draw_curve
-from moe_lab.evaluation.findings import cost_at_quality, findings
+from moe_lab.evaluation.findings import cost_at_quality, findings, kept_at_half
 from moe_lab.evaluation.matrix_view import Matrix
 from moe_lab.evaluation.pictures import curve_svg, exact_match_lines, exact_match_svg, write_picture
 from moe_lab.evaluation.results import Acceptance, Candidate, Curve, CurvePoint, Results
@@ -187,9 +187,10 @@ def candidate_curves(learned: list[CurvePoint]) -> list[Curve]:
 def test_findings_say_what_routing_saves_and_where_it_beats_chance(synthetic_results):
     points = [point(0, 4.0, (-1.0, 0.0, 1.0)), point(40, 1.0, (-2.0, -1.0, -0.5))]
     results = with_curves(synthetic_results, candidate_curves(points))
-    saved, beats = findings(results.model_copy(update={"acceptance": []}))
+    saved, half, beats = findings(results.model_copy(update={"acceptance": []}))
     assert saved.figure == "\N{MINUS SIGN}73%"
     assert "a/b:8" in saved.headline
+    assert half.figure == "50%"
     assert beats.figure == "1 of 2"
 
 
@@ -203,10 +204,21 @@ def test_findings_do_not_hide_a_loss(synthetic_results):
         gap_to_best_percent=10.0,
     )
     results = with_curves(synthetic_results, candidate_curves([point(40, 3.0)]))
-    kept, gap, saved = findings(results.model_copy(update={"acceptance": [worse]}))
+    kept, gap, saved, half = findings(results.model_copy(update={"acceptance": [worse]}))
     assert (kept.figure, kept.detail) == ("0 of 1", "worse on english")
     assert gap.figure == "+10.0%"
     assert saved.figure == "not reached"
+    assert half.figure == "50%"
+
+
+def test_what_is_left_at_half_the_cost_is_read_off_the_mixture_of_two_prices(synthetic_results):
+    points = [point(80, 1.0), point(30, 1.6), point(20, 2.0)]
+    results = with_curves(synthetic_results, candidate_curves(points))
+    found = kept_at_half(results)
+    assert found is not None
+    quality = 1.6 + (40 - 30) / (80 - 30) * (1.0 - 1.6)
+    assert found.figure == f"{100 * (4.0 - quality) / (4.0 - 1.0):.0f}%"
+    assert kept_at_half(with_curves(synthetic_results, candidate_curves([point(40, 4.5)]))) is None
 
 
 def test_candidates_that_are_the_trunk_have_no_saving(synthetic_results):
