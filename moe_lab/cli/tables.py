@@ -66,7 +66,7 @@ def print_acceptance(results: Any) -> None:
         if curve.role != "fixed"
         for point in curve.points
     ]
-    from moe_lab.evaluation.findings import beside_group_table, kept_at_half
+    from moe_lab.evaluation.findings import beside_group_table, budget_lines, kept_at_half
 
     print_table(
         "quality and cost over all domains",
@@ -74,7 +74,7 @@ def print_acceptance(results: Any) -> None:
         points,
         right=("price", "multiply-adds per token", "bits per byte"),
     )
-    print()
+    print("", *budget_lines(results), sep="\n")
     for found in (kept_at_half(results), beside_group_table(results)):
         if found is not None:
             print(f"{found.figure} {found.headline} ({found.detail})")

@@ -97,11 +97,11 @@ def curve_point(
     return CurvePoint(price=price, cost=float(cost), bits_per_byte=quality, difference_to_zero=difference)
 
 
-Pass = tuple[float, Floats]
+CostAndBits = tuple[float, Floats]
 """What a router did at one price: mean cost, and bits of each unit [U]."""
 
 
-def bits_at_cost(passes: Sequence[Pass], cost: float) -> Floats | None:
+def bits_at_cost(passes: Sequence[CostAndBits], cost: float) -> Floats | None:
     """Bits of each unit [U] when the two passes nearest in cost are mixed at random to meet a cost.
 
     At more than the dearest pass costs, those of the dearest; None where all cost more.
@@ -123,7 +123,7 @@ def choice_point(
     *,
     price: float | None = None,
     zero: ZeroRouter | None = None,
-    routed: Sequence[Pass] = (),
+    routed: Sequence[CostAndBits] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> CurvePoint:
@@ -156,7 +156,7 @@ def price_curve(
     decide: Callable[[float], Choice],
     *,
     zero: ZeroRouter | None = None,
-    routed: Sequence[Pass] = (),
+    routed: Sequence[CostAndBits] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[CurvePoint]:

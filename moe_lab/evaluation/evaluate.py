@@ -15,24 +15,20 @@ import jax
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
-from moe_lab.evaluation.curves import TokenOutcomes, choice_point, curve_point, price_curve, zero_curve
+from moe_lab.evaluation.comparison import Comparison
+from moe_lab.evaluation.curves import TokenOutcomes
 from moe_lab.evaluation.passes import AnswerItems, HeldOut, Pass, enter_all, run_pass
 from moe_lab.evaluation.results import (
     Acceptance,
     BestSingle,
     Candidate,
-    Curve,
-    CurvePoint,
     Domain,
     ExactMatch,
     MatrixCell,
-    Role,
     RoutingShare,
     Sample,
 )
 from moe_lab.metrics.bootstrap import Interval, ratio_interval
-from moe_lab.metrics.choices import fixed, group_table, oracle
-from moe_lab.metrics.hull import zero_router
 from moe_lab.routing.outcomes import OutcomeTable
 
 
@@ -65,7 +61,7 @@ class Evaluation:
     @property
     def num_passes(self) -> int:
         """How often the model runs over the text; `count_pass` is called after each."""
-        widths = len(self._uniform_blocks())
+        widths = len(self.uniform_blocks())
         return (
             2
             + len(self.model.modules)
@@ -87,31 +83,33 @@ class Evaluation:
     def measure(self) -> dict[str, list]:
         """Everything that a `Results` holds about quality and cost, by field name."""
         outcomes = self.heldout.token_outcomes(self.available)
-        composed = self._pass(self.model, without=self.settings.without)
+        composed = self.run(self.model, without=self.settings.without)
         left_out = {
-            module.name: self._pass(self.model, without=(*self.settings.without, module.name))
+            module.name: self.run(self.model, without=(*self.settings.without, module.name))
             for module in self.model.modules
             if module.name not in self.settings.without
         }
         systems = self._systems(outcomes, composed, left_out)
+        compared = Comparison(self, outcomes)
         return {
             "domains": self._domains(),
             "candidates": self._candidates(),
             "matrix": [cell for system in systems for cell in self._cells(system)],
             "acceptance": self._acceptance(outcomes, composed),
             "exact_match": [match for system in systems for match in self._exact_match(system)],
-            "curves": self._curves(outcomes),
+            "curves": compared.curves(),
+            "budgets": compared.budgets(),
             "routing": self._routing(composed),
             "samples": self._samples(composed),
         }
 
-    def _uniform_blocks(self) -> list[int]:
+    def uniform_blocks(self) -> list[int]:
         """At most four widths, evenly among those of the ladders, the narrowest and the widest included."""
         widths = sorted(set(self.available.space.blocks_C[1:].tolist()))
         places = np.linspace(0, len(widths) - 1, min(4, len(widths)))
         return [widths[place] for place in places.round().astype(int).tolist()]
 
-    def _pass(self, model: ComposedModel, **options: Any) -> Pass:
+    def run(self, model: ComposedModel, **options: Any) -> Pass:
         result = run_pass(model, self.heldout, self.hidden, table=self.table, **options)
         self.count_pass()
         return result
@@ -224,73 +222,6 @@ class Evaluation:
                 )
             )
         return matches
-
-    def _curves(self, outcomes: TokenOutcomes) -> list[Curve]:
-        settings, space, decision = self.settings, self.available.space, self.decision
-        zero = zero_router(decision.fixed_points())
-        draws: dict[str, Any] = {"resamples": settings.resamples, "seed": settings.seed}
-        per_multiply_add = (
-            1 / math.log(2) / max(1.0, float(self.model.space.cost_C.max()))
-        )  # nats for the dearest -> bits
-
-        def point(made: Pass, price: float | None) -> CurvePoint:
-            cost = float(made.cost_T.mean())
-            return curve_point(
-                outcomes.per_unit(made.bits_T),
-                outcomes.bytes_U,
-                cost,
-                price=price,
-                zero_bits_U=outcomes.bits_UC @ zero.weights(cost),
-                strata_U=outcomes.strata_U,
-                **draws,
-            )
-
-        def swept(model: ComposedModel, kept: list[tuple[float, np.ndarray]]) -> list[CurvePoint]:
-            points = []
-            for price in settings.prices:
-                made = self._pass(model, price=price, without=settings.without)
-                kept.append((float(made.cost_T.mean()), outcomes.per_unit(made.bits_T)))
-                points.append(point(made, price))
-            return points
-
-        def table_choice(price: float) -> np.ndarray:
-            table = group_table(
-                decision.loss_TC,
-                decision.cost_C,
-                decision.group_T,
-                price * per_multiply_add,
-                num_groups=len(self.heldout.domains),
-            )
-            return table[outcomes.group_T]
-
-        def oracle_choice(price: float) -> np.ndarray:
-            return oracle(outcomes.loss_TC, outcomes.cost_C, price * per_multiply_add)
-
-        tokens = len(outcomes.unit_T)
-        uniform = [
-            point(self._pass(self.model, price=0.0, without=settings.without, width_cap=blocks), None)
-            for blocks in self._uniform_blocks()
-        ]
-        routed: list[tuple[float, np.ndarray]] = []
-        own = swept(self.model, routed)
-        named: list[tuple[str, Role, list[CurvePoint]]] = [
-            (self.label, "learned", own),
-            *((label, "learned", swept(model, [])) for label, model in self.others.items()),
-            ("zero router", "zero_router", zero_curve(outcomes, zero, **draws)),
-            (
-                "group table",
-                "group_table",
-                price_curve(outcomes, settings.prices, table_choice, zero=zero, routed=routed, **draws),
-            ),
-            ("uniform width", "uniform_width", uniform),
-            ("random", "random", [point(self._pass(self.random, without=settings.without), None)]),
-            ("oracle", "oracle", price_curve(outcomes, settings.prices, oracle_choice, zero=zero, **draws)),
-            *(
-                (name, "fixed", [choice_point(outcomes, fixed(c, tokens), **draws)])
-                for c, name in enumerate(space.names)
-            ),
-        ]
-        return [Curve(label=label, role=role, points=points) for label, role, points in named]
 
     def _routing(self, composed: Pass) -> list[RoutingShare]:
         """Each token counts once, in equal parts for the modules that it runs."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from moe_lab.evaluation.results import Curve, CurvePoint, Results, Role
-from moe_lab.evaluation.wording import counted, percent, short_count
+from moe_lab.evaluation.wording import change, counted, percent, short_count
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,16 @@ def beside_group_table(results: Results) -> Finding | None:
     below, above = sum(d.high < 0 for d in differences), sum(d.low > 0 for d in differences)
     detail = f"whole interval of router minus group table below zero; above zero at {above}"
     return Finding(f"{below} of {len(differences)}", "costs of the group table at which routing beats it", detail)
+
+
+def budget_lines(results: Results) -> list[str]:
+    """What the router reaches at each budget, beside random mixing of fixed candidates at the same cost."""
+    return [
+        f"at {share:.0%} of the dearest candidate's cost: {point.bits_per_byte.mean:.3f} bits per byte, "
+        f"{change(difference.mean)} beside the zero router (95%: {change(difference.low)} to {change(difference.high)})"
+        for share, point in ((budget.share, budget.point) for budget in results.budgets)
+        if (difference := point.difference_to_zero) is not None
+    ]
 
 
 def _of_role(results: Results, role: Role) -> list[Curve]:

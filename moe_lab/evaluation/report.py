@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from moe_lab.evaluation.colours import Scale, line_styles
-from moe_lab.evaluation.findings import describe_size, findings
+from moe_lab.evaluation.findings import budget_lines, describe_size, findings
 from moe_lab.evaluation.markup import Markup, element, join
 from moe_lab.evaluation.page import folded, note, render_page, section
 from moe_lab.evaluation.pictures import curve_svg, exact_match_lines, exact_match_svg
@@ -128,7 +128,8 @@ def _curves(results: Results) -> Markup | None:
     named = [(curve.label, style) for curve, style in line_styles(results) if curve.role != "fixed"]
     dots = next((style for curve, style in line_styles(results) if curve.role == "fixed"), None)
     lines = legend([*named, ("dots", dots)] if dots else named)
-    return section("Quality against compute", caption, lines, figure, note(left_out), table)
+    budgets = [note(f"{line[0].upper()}{line[1:]}.") for line in budget_lines(results)]
+    return section("Quality against compute", caption, lines, figure, note(left_out), *budgets, table)
 
 
 def _matrix(results: Results) -> Markup | None:

@@ -146,6 +146,17 @@ class Curve(_Record):
     points: Annotated[list[CurvePoint], Field(min_length=1)]
 
 
+class Budget(_Record):
+    """The composition's own router at a share of the dearest candidate's cost.
+
+    Two prices are mixed at random to meet the cost, or the dearest of them and the bare trunk. A router that never
+    spends as much is taken as it is.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    point: CurvePoint
+
+
 class RoutingShare(_Record):
     """The share of a domain's routing decisions that went to a module at a width (no module: trunk alone)."""
 
@@ -220,6 +231,7 @@ class Results(_Record):
     acceptance: list[Acceptance] = Field(default_factory=list)
     exact_match: list[ExactMatch] = Field(default_factory=list)
     curves: list[Curve] = Field(default_factory=list)
+    budgets: list[Budget] = Field(default_factory=list)
     routing: list[RoutingShare] = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
     modules: list[Module]
@@ -241,6 +253,7 @@ class Results(_Record):
         _once("exact match", ((e.system, e.module, e.width, e.level) for e in self.exact_match))
         _once("routing share", ((r.domain, r.module, r.width) for r in self.routing))
         _once("curve", (curve.label for curve in self.curves))
+        _once("budget", (budget.share for budget in self.budgets))
         used = [cell.domain for cell in self.matrix] + [entry.domain for entry in self.acceptance]
         used += [share.domain for share in self.routing] + [sample.domain for sample in self.samples]
         _among("domain", used, domains)

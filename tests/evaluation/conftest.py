@@ -14,6 +14,7 @@ from moe_lab.evaluation.curves import TokenOutcomes, choice_point, price_curve, 
 from moe_lab.evaluation.results import (
     Acceptance,
     BestSingle,
+    Budget,
     Candidate,
     Curve,
     Domain,
@@ -248,6 +249,7 @@ class Synthetic:
             acceptance=self.acceptance(matrix),
             exact_match=self.exact_match(),
             curves=self.curves(),
+            budgets=[Budget(share=0.25, point=self.curves()[0].points[0])],
             routing=self.routing(),
             samples=self.samples(),
             modules=[

@@ -195,6 +195,20 @@ def test_curves_of_routers_are_passes_at_each_price(run) -> None:
     assert curves["lab/gain"].points[0].cost > curves["lab/gain"].points[1].cost
 
 
+def test_budgets_are_met_by_mixing_prices_and_the_bare_trunk(run) -> None:
+    evaluation, measured, _ = run
+    curves = {curve.label: curve for curve in measured["curves"]}
+    points = [*curves["lab/gain"].points, *curves["trunk"].points]
+    mixed = sorted((point.cost, point.bits_per_byte.mean) for point in points)
+    dearest = evaluation.available.space.cost_C.max()
+    assert [budget.share for budget in measured["budgets"]] == [0.1, 0.25, 0.5]
+    for budget in measured["budgets"]:
+        cost = min(budget.share * dearest, mixed[-1][0])
+        assert budget.point.cost == pytest.approx(cost)
+        assert budget.point.bits_per_byte.mean == pytest.approx(np.interp(cost, *zip(*mixed, strict=True)))
+        assert budget.point.difference_to_zero is not None
+
+
 def test_uniform_widths_are_passes_with_a_cap(run) -> None:
     evaluation, measured, _ = run
     [uniform] = [curve for curve in measured["curves"] if curve.role == "uniform_width"]

@@ -31,7 +31,7 @@ def test_survives_the_way_to_disk_and_back(synthetic_results, tmp_path):
 def test_has_the_keys_of_format_1(data):
     assert list(data) == [
         "format", "name", "lockfile", "created", "elapsed_seconds", "domains", "candidates", "matrix",
-        "acceptance", "exact_match", "curves", "routing", "samples", "modules", "trunk", "routers",
+        "acceptance", "exact_match", "curves", "budgets", "routing", "samples", "modules", "trunk", "routers",
     ]  # fmt: skip
     assert data["format"] == 1
     assert data["candidates"][0] == {"name": "trunk", "module": None, "width": 0, "cost": 0}
@@ -107,7 +107,7 @@ def test_a_mistake_is_one_line_with_file_and_place(mistake, data, tmp_path):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("key", ["domains", "candidates", "matrix", "curves", "routing", "exact_match"])
+@pytest.mark.parametrize("key", ["domains", "candidates", "matrix", "curves", "budgets", "routing", "exact_match"])
 def test_nothing_is_there_twice(key, data, tmp_path):
     data[key].append(data[key][0])
     with pytest.raises(LabError, match="is there twice"):
