@@ -35,13 +35,10 @@ def losses(model: ComposedModel, batch: Tokens, **options: Any) -> np.ndarray:
     return to_host(model.run(arrays, batch, model.enter(arrays, batch), **options).loss_BS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "options"),
-    [
-        pytest.param((1, 2), {}, marks=pytest.mark.slow),
-        ((2, 4), {"shard_trunk": True}),
-        pytest.param((1, 8), {"transport": "all-to-all"}, marks=pytest.mark.slow),
-    ],
+    [((1, 2), {}), ((2, 4), {"shard_trunk": True}), ((1, 8), {"transport": "all-to-all"})],
     ids=str,
 )
 def test_it_computes_what_one_device_computes(
