@@ -50,7 +50,7 @@ def token_by_token(h: np.ndarray, pool: Pool, routing: Routing, activation: str)
 @pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts)
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_it_computes_the_definition(backend, activation, seed, tokens, top_k, counts) -> None:
     rng = np.random.default_rng(seed)
     pool, h = random_pool(rng, counts), random_tokens(rng, tokens)
@@ -62,7 +62,7 @@ def test_it_computes_the_definition(backend, activation, seed, tokens, top_k, co
 
 @pytest.mark.parametrize(("backend", "room"), [("worklist", None), ("megablox-interpreted", None), *BUDGETED])
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts)
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_gradients_are_those_of_the_reference(backend, room, seed, tokens, top_k, counts) -> None:
     rng = np.random.default_rng(seed)
     pool, h = random_pool(rng, counts), random_tokens(rng, tokens)

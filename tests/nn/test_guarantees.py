@@ -48,7 +48,7 @@ def run(h, modules, routing, backend):  # type: ignore[no-untyped-def]
 @given(
     seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts, place=st.sampled_from((0, 1, 9)), broken=st.booleans()
 )
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_1_adding_a_module_that_no_token_uses_changes_no_bit(
     backend, seed, tokens, top_k, counts, place, broken
 ) -> None:
@@ -66,7 +66,7 @@ def test_1_adding_a_module_that_no_token_uses_changes_no_bit(
 
 @every_backend
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts.filter(lambda c: len(c) > 1))
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_2_masking_a_module_equals_composing_without_it(backend, seed, tokens, top_k, counts) -> None:
     rng = np.random.default_rng(seed)
     h, modules = random_tokens(rng, tokens), [random_blocks(rng, count) for count in counts]
@@ -81,7 +81,7 @@ def test_2_masking_a_module_equals_composing_without_it(backend, seed, tokens, t
 
 @every_backend
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts)
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_3_running_a_width_equals_the_stored_child_of_that_width(backend, seed, tokens, top_k, counts) -> None:
     rng = np.random.default_rng(seed)
     h, modules = random_tokens(rng, tokens), [random_blocks(rng, count) for count in counts]
@@ -119,7 +119,7 @@ def test_4_padding_and_permuting_hidden_units_change_only_rounding(backend, seed
 
 @every_backend
 @given(seed=seeds, counts=block_counts.filter(lambda c: len(c) > 1))
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_5_training_one_module_gives_no_other_module_a_gradient(backend, seed, counts) -> None:
     rng = np.random.default_rng(seed)
     h, modules = random_tokens(rng, 7), [random_blocks(rng, count) for count in counts]
