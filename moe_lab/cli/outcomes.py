@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace
+from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace, text_settings
 
 if TYPE_CHECKING:
     from moe_lab.jobs.outcomes import OutcomeFile
@@ -42,12 +42,10 @@ def outcomes(
       moe-lab outcomes quickstart/composition rows=128 --per token --out tokens.parquet
     """
     path = current_lab(ctx).find_config(composition).absolute()
-    from moe_lab.config import apply_overrides, decode
     from moe_lab.jobs.outcomes import measure_composition
     from moe_lab.jobs.spec import OutcomeSettings
 
-    named = [str(Path(text).absolute()) if Path(text).is_file() else text for text in domain or []]
-    settings = decode(OutcomeSettings, apply_overrides({"domains": named}, overrides or []), "moe-lab outcomes")
+    settings = text_settings(OutcomeSettings, domain, overrides, "moe-lab outcomes")
     workspace = open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process)
     _print(measure_composition(workspace, str(path), path.parent, settings, per, out), per)
 

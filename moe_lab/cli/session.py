@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -14,10 +14,12 @@ from moe_lab.cli.app import current_lab
 from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
+    from moe_lab.jobs.spec import MeasuredText
     from moe_lab.jobs.workspace import Workspace
     from moe_lab.parallel.spec import MeshSpec
     from moe_lab.registry import Registry
 
+TextSettings = TypeVar("TextSettings", bound="MeasuredText")
 MeshOption = Annotated[
     str | None,
     typer.Option(
@@ -102,3 +104,13 @@ def _mesh(text: str | None, several: bool) -> MeshSpec | None:
     import jax
 
     return MeshSpec(expert=jax.device_count())
+
+
+def text_settings(
+    spec: type[TextSettings], domains: list[str] | None, overrides: list[str] | None, command: str, **defaults: int
+) -> TextSettings:
+    """What a command measures on: named domains and files, and `key=value` for the rest. Files go by absolute path."""
+    from moe_lab.config import apply_overrides, decode
+
+    named = [str(Path(text).absolute()) if Path(text).is_file() else text for text in domains or []]
+    return decode(spec, apply_overrides({"domains": named, **defaults}, overrides or []), command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import open_workspace
+from moe_lab.cli.session import open_workspace, text_settings
 
 if TYPE_CHECKING:
     from moe_lab.jobs.speed import Speed
@@ -37,13 +37,10 @@ def speed(
       moe-lab speed quickstart/composition rows=16 --domain python --out speed.json
     """
     path = current_lab(ctx).find_config(composition).absolute()
-    from moe_lab.config import apply_overrides, decode
     from moe_lab.jobs.spec import MeasuredText
     from moe_lab.jobs.speed import measure_speed
 
-    named = [str(Path(text).absolute()) if Path(text).is_file() else text for text in domain or []]
-    given = apply_overrides({"domains": named, "rows": 8}, overrides or [])
-    settings = decode(MeasuredText, given, "moe-lab speed")
+    settings = text_settings(MeasuredText, domain, overrides, "moe-lab speed", rows=8)
     measured = measure_speed(open_workspace(ctx), str(path), path.parent, settings, rounds)
     _print(measured)
     if out is not None:
@@ -72,6 +69,7 @@ def _print(measured: Speed) -> None:
 
 def _write(measured: Speed, out: Path) -> None:
     import dataclasses
-    import json
 
-    out.write_text(json.dumps(dataclasses.asdict(measured), indent=1) + "\n", encoding="utf-8")
+    from moe_lab.training.durable import write_json
+
+    write_json(out, dataclasses.asdict(measured))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from moe_lab.evaluation.results import Curve, CurvePoint, Results, Role
 from moe_lab.evaluation.wording import change, counted, percent, short_count
 
@@ -44,13 +46,8 @@ def cost_at_quality(points: list[CurvePoint], bits_per_byte: float) -> float | N
 
 def quality_at_cost(points: list[CurvePoint], cost: float) -> float:
     """Bits per byte at a mean cost: two prices mixed at random meet any cost between theirs, and their mean quality."""
-    ordered = sorted(points, key=lambda point: point.cost)
-    left = max((point for point in ordered if point.cost <= cost), key=lambda point: point.cost, default=ordered[0])
-    right = min((point for point in ordered if point.cost >= cost), key=lambda point: point.cost, default=ordered[-1])
-    if left.cost == right.cost:
-        return left.bits_per_byte.mean
-    share = (cost - left.cost) / (right.cost - left.cost)
-    return left.bits_per_byte.mean + share * (right.bits_per_byte.mean - left.bits_per_byte.mean)
+    costs, qualities = zip(*sorted((point.cost, point.bits_per_byte.mean) for point in points), strict=True)
+    return float(np.interp(cost, costs, qualities))
 
 
 def kept_at_half(results: Results) -> Finding | None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moe_lab.compose.model import ComposedModel
 from moe_lab.data import Batch
 from moe_lab.errors import LabError
+from moe_lab.evaluation.passes import HeldOut
 from moe_lab.jobs.evaluate import built, find_lock
 from moe_lab.jobs.outcomes import composed_corpora
 from moe_lab.jobs.router import measuring_batches
@@ -67,7 +67,8 @@ def measure_speed(workspace: Workspace, composition: str, base: Path, settings: 
         raise LabError(f"{composition}: its router looks at outcomes and cannot be timed; compose one that can be run")
     corpora = composed_corpora(workspace, model, settings.domains, base)
     batches = measuring_batches(corpora, settings.rows, settings.seq_len)
-    priced = _PricedRoutings(model, Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True))))
+    heldout = HeldOut(domains=tuple(corpus.name for corpus in corpora), batches=tuple(batches))
+    priced = _PricedRoutings(model, heldout.rows)
     dearest = priced.cost(0.0)
     prices = sorted({0.0 if share == 1 else priced.price_for(share * dearest) for share in SHARES})
     if dearest == 0 or len(prices) == 1 or priced.cost(prices[-1]) == dearest:
