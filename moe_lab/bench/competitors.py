@@ -61,7 +61,7 @@ def ours(backend: str) -> Competitor:
 
 
 def padded_grouped(case: Case, blocks: Blocks) -> Layer:
-    """Every module padded to the widest, then our fastest grouped kernel: what one width per layer costs."""
+    """Every module padded to the widest, then our grouped kernel through XLA: what one width per layer costs in JAX."""
     return _pooled(case, _padded(case, blocks), (case.widest,) * len(case.counts), "worklist")
 
 
@@ -157,6 +157,7 @@ def capacity_einsum(case: Case, blocks: Blocks) -> Layer:
 
 
 COMPETITORS: dict[str, Competitor] = {
+    "native": ours("native"),
     "worklist": ours("worklist"),
     "capacity": ours("capacity"),
     "padded grouped": padded_grouped,

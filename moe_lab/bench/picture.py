@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # Colour and marker of each competitor: blue is ours, and no two share a marker.
 _STYLES = {
-    "worklist": ("#0063b0", "o"),
+    "native": ("#0063b0", "o"),
+    "worklist": ("#3d8fd6", "h"),
     "capacity": ("#62b2f2", "s"),
     "padded grouped": ("#8a6d00", "v"),
     "capacity einsum": ("#c4560a", "^"),

@@ -10,6 +10,7 @@ from moe_lab.bench.competitors import COMPETITORS
 from moe_lab.bench.measure import Prepare, measure_case, prepare_jax
 from moe_lab.bench.results import Bench, Machine
 from moe_lab.errors import LabError, did_you_mean
+from moe_lab.nn.backends import native
 
 
 def find_cases(names: Sequence[str]) -> list[Case]:
@@ -35,6 +36,8 @@ def find_competitors(names: Sequence[str], peers: bool) -> dict[str, Prepare]:
         if name not in known:
             hint = "" if peers else " (the torch peers need --peers)"
             raise LabError(f'no competitor is called "{name}".{did_you_mean(name, list(known))}{hint}')
+    if not names and native.obstacle() is not None:  # `auto` says why it takes another
+        del known["native"]
     return {name: known[name] for name in names or known}
 
 

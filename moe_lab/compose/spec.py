@@ -25,4 +25,4 @@ class CompositionSpec(Spec):
     modules: tuple[str, ...] = Field(min_length=1)
     router: str | dict[str, Any]
     price: Annotated[float, Field(ge=0)] = 0.0
-    backend: Literal["auto", "reference", "worklist", "megablox", "mosaic-gpu"] = "auto"
+    backend: Literal["auto", "reference", "native", "worklist", "megablox", "mosaic-gpu"] = "auto"

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from moe_lab.errors import LabError, did_you_mean
-from moe_lab.nn.backends import block_rows, capacity, reference, worklist
+from moe_lab.nn.backends import block_rows, capacity, native, reference, worklist
 from moe_lab.nn.backends.grouped_matmul import Megablox, MosaicGpu, megablox_obstacle, probe_gpu
 from moe_lab.nn.pool import Pool, Routing
 
@@ -24,10 +25,16 @@ def _grouped(kernel: block_rows.GroupedMatmul) -> Run:
     )
 
 
+def _native(h: jax.Array, pool: Pool, routing: Routing, activation: str, _: int | None) -> jax.Array:
+    require_backend("native")
+    return native.expert_ffn(h, pool, routing, activation)
+
+
 BACKENDS: MappingProxyType[str, Run] = MappingProxyType(
     {
         "reference": lambda h, pool, routing, activation, _: reference.expert_ffn(h, pool, routing, activation),
         "worklist": lambda h, pool, routing, activation, _: worklist.expert_ffn(h, pool, routing, activation),
+        "native": _native,
         "capacity": capacity.expert_ffn,
         "megablox": _grouped(Megablox(interpret=False)),
         "megablox-interpreted": _grouped(Megablox(interpret=True)),
@@ -36,7 +43,7 @@ BACKENDS: MappingProxyType[str, Run] = MappingProxyType(
 )
 
 
-_NEEDS = {"megablox": "tpu", "mosaic-gpu": "gpu"}
+_NEEDS = {"native": "cpu", "megablox": "tpu", "mosaic-gpu": "gpu"}
 
 
 class Choice(NamedTuple):
@@ -49,7 +56,9 @@ class Choice(NamedTuple):
         return f"backend {self.backend}: {self.reason}"
 
 
-def choose_backend(backend: str = "auto", *, d_model: int, block: int, platform: str | None = None) -> Choice:
+def choose_backend(
+    backend: str = "auto", *, d_model: int, block: int, platform: str | None = None, dtype: DTypeLike = jnp.float32
+) -> Choice:
     """What a backend's name stands for.
 
     Args:
@@ -57,6 +66,7 @@ def choose_backend(backend: str = "auto", *, d_model: int, block: int, platform:
         d_model: width of a token.
         block: hidden units of a block.
         platform: `cpu`, `gpu` or `tpu`; the default device's if left out.
+        dtype: of the tokens.
 
     Returns:
         The backend itself if it was named. `auto` takes the fastest that drops nothing and runs on this platform
@@ -77,6 +87,11 @@ def choose_backend(backend: str = "auto", *, d_model: int, block: int, platform:
         if obstacle is None:
             return Choice("mosaic-gpu", "a GPU on which jax's grouped matmul gave the right numbers just now")
         return Choice("worklist", obstacle)
+    if platform == "cpu":
+        obstacle = native.obstacle() if dtype == jnp.float32 else f"the compiled kernel knows float32, not {dtype}"
+        if obstacle is None:
+            return Choice("native", "a CPU, and the compiled kernel gave the right numbers on it")
+        return Choice("worklist", obstacle)
     return Choice("worklist", f"on {platform} it does only the routed work and drops nothing")
 
 
@@ -85,6 +100,9 @@ def require_backend(backend: str) -> None:
     needed, here = _NEEDS.get(backend), jax.default_backend()
     if needed not in (None, here):
         raise LabError(f'backend "{backend}" needs a {needed}, and this is a {here}; use backend: auto')
+    obstacle = native.obstacle() if backend == "native" else None
+    if obstacle is not None:
+        raise LabError(f'backend "native" cannot run here: {obstacle}; use backend: auto')
 
 
 def expert_ffn(
@@ -106,8 +124,9 @@ def expert_ffn(
         pool: the layer's blocks.
         routing: `[T, K]` arrays; a width beyond the module's own runs all of it, width 0 runs nothing.
         activation: `silu` or `gelu`.
-        backend: `auto` (see `choose_backend`), `reference` (dense, the oracle), `worklist` (work proportional to the
-            routed blocks), `megablox` (TPU), `mosaic-gpu` (Hopper), or `capacity` (static shapes, may drop).
+        backend: `auto` (see `choose_backend`), `reference` (dense, the oracle), `native` (CPU, compiled C++) and
+            `worklist` (anywhere), whose work is proportional to the routed blocks, `megablox` (TPU), `mosaic-gpu`
+            (Hopper), or `capacity` (static shapes, may drop).
         budget: block rows, that is tokens times blocks, to make room for, rounded up to whole tiles. Used by `capacity`
             and the grouped matmuls, whose memory it bounds; rows beyond it are left out, and `left_out` counts them.
             The grouped matmuls drop nothing without one.
@@ -117,11 +136,11 @@ def expert_ffn(
     """
     assert routing.expert.ndim == 2, "flatten the routing to [T, K] first"
     blocks = jax.tree.map(lambda w: w.astype(h_TD.dtype), pool.blocks)
-    choice = choose_backend(backend, d_model=h_TD.shape[1], block=blocks.gate.shape[2])
+    choice = choose_backend(backend, d_model=h_TD.shape[1], block=blocks.gate.shape[2], dtype=h_TD.dtype)
     return BACKENDS[choice.backend](h_TD, Pool(blocks, pool.start, pool.count), routing, activation, budget)
 
 
-_DROPLESS = ("reference", "worklist")
+_DROPLESS = ("reference", "native", "worklist")
 
 
 def may_leave_out(backend: str, budget: int | None) -> bool:
@@ -155,7 +174,8 @@ class OneDevice:
 
     def __call__(self, h_TD: jax.Array, pool: Pool, routing: Routing, *, activation: str) -> LayerOutput:
         """Runs one layer."""
-        chosen = choose_backend(self.backend, d_model=h_TD.shape[1], block=pool.blocks.gate.shape[2]).backend
+        block = pool.blocks.gate.shape[2]
+        chosen = choose_backend(self.backend, d_model=h_TD.shape[1], block=block, dtype=h_TD.dtype).backend
         y_TD = expert_ffn(h_TD, pool, routing, activation=activation, backend=chosen, budget=self.budget)
         return LayerOutput(y_TD, left_out(pool, routing, chosen, self.budget))
 

@@ -79,7 +79,8 @@ class ShardedLayer:
     def _on_device(self, h_TD: jax.Array, pool: PlacedPool, routing: Routing, *, activation: str) -> LayerOutput:
         platform = self.mesh.devices.flat[0].platform
         block = pool.blocks.gate.shape[2]
-        backend = choose_backend(self.backend, d_model=h_TD.shape[1], block=block, platform=platform).backend
+        choice = choose_backend(self.backend, d_model=h_TD.shape[1], block=block, platform=platform, dtype=h_TD.dtype)
+        backend = choice.backend
         run = partial(expert_ffn, activation=activation, backend=backend, budget=self.budget)
         may_miss = may_leave_out(backend, self.budget)
         missing = jnp.zeros((), jnp.int32)

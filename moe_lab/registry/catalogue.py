@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_lab.config.folders import user_cache
 from moe_lab.errors import LabError
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import canonical
@@ -22,7 +23,6 @@ from moe_lab.registry.read import read_manifest
 from moe_lab.registry.references import ArtifactRef, digest_of, manifest_key
 from moe_lab.registry.refs import MAX_REF_BYTES, digest_in, published_of, ref_key, retired_reason
 from moe_lab.registry.stores import LocalStore, Store
-from moe_lab.registry.stores.cache import user_cache
 from moe_lab.registry.stores.walk import read_tree
 
 _WORTH_KEEPING = 100

@@ -8,8 +8,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
+from moe_lab.nn.backends import native
 from moe_lab.nn.expert_ffn import expert_ffn
 from moe_lab.nn.pool import Blocks, Pool, Routing, make_pool
 
@@ -45,8 +47,9 @@ def random_tokens(rng: np.random.Generator, tokens: int) -> jnp.ndarray:
     return jnp.asarray(rng.normal(size=(tokens, D_MODEL)), jnp.float32)
 
 
-EXACT = ("reference", "worklist", "megablox-interpreted")
-"""Backends that drop nothing and run on any machine."""
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle())))
+EXACT = ("reference", "worklist", NATIVE, "megablox-interpreted")
+"""Backends that drop nothing and run on any machine, the compiled one wherever there is a compiler."""
 
 run_ffn = jax.jit(expert_ffn, static_argnames=("activation", "backend", "budget"))
 """Compiled once per shape and backend."""

@@ -14,6 +14,7 @@ from moe_lab.nn.expert_ffn import BACKENDS, choose_backend, expert_ffn, routed_b
 from moe_lab.nn.pool import Pool, Routing, from_blocks, make_pool, to_blocks
 from tests.nn.drawing import (
     EXACT,
+    NATIVE,
     block_counts,
     ffn_gradients,
     random_blocks,
@@ -60,7 +61,10 @@ def test_it_computes_the_definition(backend, activation, seed, tokens, top_k, co
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("backend", "room"), [("worklist", None), ("megablox-interpreted", None), *BUDGETED])
+@pytest.mark.parametrize(
+    ("backend", "room"),
+    [("worklist", None), pytest.param("native", None, marks=NATIVE.marks), ("megablox-interpreted", None), *BUDGETED],
+)
 @given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts)
 @settings(max_examples=10)
 def test_gradients_are_those_of_the_reference(backend, room, seed, tokens, top_k, counts) -> None:
@@ -74,7 +78,7 @@ def test_gradients_are_those_of_the_reference(backend, room, seed, tokens, top_k
     jax.tree.map(lambda a, b, t: np.testing.assert_allclose(a, b, rtol=1e-5, atol=t), got, expected, tolerance)
 
 
-@pytest.mark.parametrize("backend", ["worklist", "megablox-interpreted"])
+@pytest.mark.parametrize("backend", ["worklist", NATIVE, "megablox-interpreted"])
 @pytest.mark.parametrize("tokens", [1, 33, 301])
 def test_wide_modules_and_odd_numbers_of_tokens(backend: str, tokens: int) -> None:
     """Slabs of every size, tiles of every size, an empty module, a module that is not used."""
@@ -86,15 +90,15 @@ def test_wide_modules_and_odd_numbers_of_tokens(backend: str, tokens: int) -> No
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), got, expected)
 
 
-def test_a_padded_pool_leaves_its_spare_blocks_alone() -> None:
+@pytest.mark.parametrize("backend", ["worklist", NATIVE, "megablox-interpreted"])
+def test_a_padded_pool_leaves_its_spare_blocks_alone(backend: str) -> None:
     rng = np.random.default_rng(9)
     pool, h, routing = random_pool(rng, [2, 3]), random_tokens(rng, 40), random_routing(rng, 40, 2, [2, 3])
     spare = jax.tree.map(lambda w: jnp.pad(w, ((0, 3), (0, 0), (0, 0)), constant_values=jnp.nan), pool.blocks)
-    for backend in ("worklist", "megablox-interpreted"):
-        whole, padded = (ffn_gradients(h, p, routing, backend) for p in (pool, Pool(spare, pool.start, pool.count)))
-        np.testing.assert_array_equal(padded[0], whole[0])
-        np.testing.assert_array_equal(padded[1].gate[:5], whole[1].gate)
-        assert not np.asarray(padded[1].gate[5:]).any()
+    whole, padded = (ffn_gradients(h, p, routing, backend) for p in (pool, Pool(spare, pool.start, pool.count)))
+    np.testing.assert_array_equal(padded[0], whole[0])
+    np.testing.assert_array_equal(padded[1].gate[:5], whole[1].gate)
+    assert not np.asarray(padded[1].gate[5:]).any()
 
 
 def test_keys_too_large_for_one_word_sort_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,18 +137,18 @@ def test_results_and_gradients_repeat_bit_for_bit(backend: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_the_worklist_keeps_the_dtype_of_its_tokens() -> None:
+@pytest.mark.parametrize("backend", EXACT)
+def test_the_output_has_the_dtype_of_the_tokens(backend: str) -> None:
     rng = np.random.default_rng(2)
     pool, h = random_pool(rng, [2, 3]), random_tokens(rng, 7).astype(jnp.bfloat16)
     routing = random_routing(rng, 7, 2, [2, 3])
     exact = expert_ffn(h.astype(jnp.float32), pool, routing, backend="reference")
-    for backend in EXACT:
-        got = expert_ffn(h, pool, routing, backend=backend)
-        assert got.dtype == jnp.bfloat16
-        np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=0.1, atol=0.1)
+    got = expert_ffn(h, pool, routing, backend=backend)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("backend", ["worklist", "megablox-interpreted"])
+@pytest.mark.parametrize("backend", ["worklist", NATIVE, "megablox-interpreted"])
 def test_swapping_modules_or_the_router_does_not_recompile(backend: str) -> None:
     rng = np.random.default_rng(3)
     run = jax.jit(lambda h, pool, routing: expert_ffn(h, pool, routing, backend=backend))
@@ -182,7 +186,7 @@ def test_an_unknown_backend_is_named() -> None:
 @pytest.mark.parametrize(
     ("platform", "block", "chosen", "reason"),
     [
-        ("cpu", 128, "worklist", "drops nothing"),
+        pytest.param("cpu", 128, "native", "right numbers", marks=NATIVE.marks),
         ("tpu", 128, "megablox", "shapes suit"),
         ("tpu", 64, "worklist", "multiples of 128, not 256 and 64"),
         ("gpu", 128, "worklist", "not a GPU"),  # this machine's device is what the probe runs on

@@ -8,6 +8,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
+from moe_lab.config.folders import user_cache
 from moe_lab.errors import LabError
 from moe_lab.registry.references import content_digest, digest_of, is_version
 from moe_lab.registry.stores.local import LocalStore
@@ -18,11 +19,6 @@ _NAMED = ("refs", "signatures")
 
 class CacheWarning(UserWarning):
     """The cache could not be written; everything is still read, from the registry itself."""
-
-
-def user_cache() -> Path:
-    """`$XDG_CACHE_HOME/moe-lab`, else `~/.cache/moe-lab`; `RuntimeError` on an account without a home."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-lab"
 
 
 def cache_folder(identity: str, by_default: bool) -> Path | None:

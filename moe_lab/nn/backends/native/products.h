@@ -1,0 +1,86 @@
+// Matrix products C (+)= A B that read A one number at a time, wherever it lies, and B in whole vectors.
+//
+// Every number of C is summed in the order of k, whatever tile it is computed in, so its bits depend on nothing but its
+// own row of A and column of B.
+#pragma once
+
+#include <type_traits>
+
+#include "vectors.h"
+
+namespace moe_lab {
+
+// Along the summed index k numbers are `step` apart; from one run of kPanel of them to the next it is `jump`.
+struct Left {
+  const float* at;
+  long row, step, jump;  // `row`: from one row of A to the next
+};
+struct Right {
+  const float* at;
+  long step, jump;  // the columns of B lie side by side
+};
+
+template <int Rows, int Vectors>
+inline __attribute__((always_inline)) void tile_product(Left a, Right b, float* c, long row, long length, bool add) {
+  Vec sum[Rows][Vectors];
+  MOE_LAB_UNROLL for (int i = 0; i < Rows; ++i)
+    MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[i][v] = add ? load(c + i * row + v * kLanes) : Vec{};
+  for (long left = length; left > 0; left -= kPanel, a.at += a.jump, b.at += b.jump) {
+    const float *a_k = a.at, *b_k = b.at;
+    for (long k = std::min<long>(left, kPanel); k > 0; --k, a_k += a.step, b_k += b.step) {
+      Vec right[Vectors];
+      MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) right[v] = load(b_k + v * kLanes);
+      MOE_LAB_UNROLL for (int i = 0; i < Rows; ++i)
+        MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[i][v] += a_k[i * a.row] * right[v];
+    }
+  }
+  MOE_LAB_UNROLL for (int i = 0; i < Rows; ++i)
+    MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) store(c + i * row + v * kLanes, sum[i][v]);
+}
+
+template <int Rows>
+void tile_product(long vectors, Left a, Right b, float* c, long row, long length, bool add) {
+  static_assert(kVectors == 3);
+  if (vectors == 3) return tile_product<Rows, 3>(a, b, c, row, length, add);
+  if (vectors == 2) return tile_product<Rows, 2>(a, b, c, row, length, add);
+  tile_product<Rows, 1>(a, b, c, row, length, add);
+}
+
+// Calls run(i, rows): slivers of kSliver rows, then of 4, then of 1.
+template <typename Run>
+void for_each_sliver(long rows, Run run) {
+  long i = 0;
+  for (; i + kSliver <= rows; i += kSliver) run(i, std::integral_constant<int, kSliver>());
+  for (; i + 4 <= rows; i += 4) run(i, std::integral_constant<int, 4>());
+  for (; i < rows; ++i) run(i, std::integral_constant<int, 1>());
+}
+
+// With all panels of `tokens` tokens: B panels [length][kPanel], C panels [count][kPanel].
+inline void panel_product(long count, Left a, const float* b, float* c, long length, long tokens, bool add) {
+  for_each_sliver(count, [&](long i, auto rows) {
+    Left sliver{a.at + i * a.row, a.row, a.step, a.step * kPanel};
+    for (long panel = 0, left = tokens; left > 0; ++panel, left -= kPanel) {
+      Right right{b + panel * length * kPanel, kPanel, kPanel * kPanel};
+      long vectors = std::min<long>(ceil_div(left, kLanes), kVectors);
+      tile_product<rows>(vectors, sliver, right, c + (panel * count + i) * kPanel, kPanel, length, add);
+    }
+  });
+}
+
+// At most kPanel columns of a matrix with `row` numbers in a row; they need not fill whole vectors, but B can be read
+// to the end of the last one.
+inline void slice_product(long count, Left a, Right b, float* c, long row, long columns, long length, bool add) {
+  long vectors = ceil_div(columns, kLanes);
+  for_each_sliver(count, [&](long i, auto rows) {
+    Left sliver{a.at + i * a.row, a.row, a.step, a.jump};
+    float* out = c + i * row;
+    if (columns % kLanes == 0) return tile_product<rows>(vectors, sliver, b, out, row, length, add);
+    float whole[rows * kPanel] = {};
+    if (add)
+      for (int r = 0; r < rows; ++r) std::copy_n(out + r * row, columns, whole + r * kPanel);
+    tile_product<rows>(vectors, sliver, b, whole, kPanel, length, add);
+    for (int r = 0; r < rows; ++r) std::copy_n(whole + r * kPanel, columns, out + r * row);
+  });
+}
+
+}  // namespace moe_lab
