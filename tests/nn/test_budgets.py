@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,6 +87,18 @@ def test_the_probe_accepts_a_right_kernel_and_names_what_a_wrong_one_gets_wrong(
     assert disagreement(Plain()) is None
     assert disagreement(Megablox(interpret=True)) is None
     assert "weights differ" in str(disagreement(Wrong()))
+
+
+def test_a_kernel_can_be_compared_while_a_program_is_traced() -> None:
+    verdicts = []
+
+    @jax.jit
+    def layer(h: jax.Array) -> jax.Array:
+        verdicts.append(disagreement(Plain()))
+        return h
+
+    layer(jnp.ones(3))
+    assert verdicts == [None]
 
 
 def test_the_probe_says_why_there_is_no_gpu_kernel() -> None:

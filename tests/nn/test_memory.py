@@ -1,4 +1,4 @@
-"""What the worklist asks of memory, from the compiler: no copy of the pool, nothing as wide as all modules together."""
+"""What the routed layer asks of memory, from the compiler: no copy of the pool, nothing as wide as all modules."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import pytest
 
 from moe_lab.bench.cases import CASES
 from moe_lab.bench.competitors import COMPETITORS, draw_blocks, draw_routing, draw_tokens
+from tests.nn.drawing import NATIVE
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", ["T2048-D512-E8k2-mixed", "T2048-D512-E8k1-eightfold"])
-def test_forward_and_backward_need_little_beside_their_results(name: str) -> None:
+@pytest.mark.parametrize("backend", ["worklist", NATIVE])
+def test_forward_and_backward_need_little_beside_their_results(name: str, backend: str) -> None:
     case = CASES[name]
-    layer, routing = COMPETITORS["worklist"](case, draw_blocks(case)), draw_routing(case)
+    layer, routing = COMPETITORS[backend](case, draw_blocks(case)), draw_routing(case)
 
     def gradient(h, blocks, routing, dy):  # type: ignore[no-untyped-def]
         y, pull_back = jax.vjp(lambda h, b, w: layer.run(h, b, routing._replace(weight=w)), h, blocks, routing.weight)
@@ -29,6 +31,7 @@ def test_forward_and_backward_need_little_beside_their_results(name: str) -> Non
     tokens, pool, widest = h.nbytes, unit * sum(case.counts), unit * case.widest
     gradients = tokens + pool + routing.weight.nbytes
     assert temporary["gradient"].temp_size_in_bytes <= 2 * (2 * tokens + widest + gradients)
-    if case.top_k > 1:  # that bound is generous; this pool is large enough to show a copy of it
+    # That bound is generous, and this pool is large enough to show a copy of it; `native` keeps gate and up products.
+    if case.top_k > 1 and backend == "worklist":
         assert temporary["gradient"].temp_size_in_bytes < pool
     assert temporary["forward"].temp_size_in_bytes < pool
