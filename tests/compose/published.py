@@ -1,4 +1,4 @@
-"""A registry with a tiny trunk, three modules of unequal widths and three routers, all of random numbers."""
+"""A registry with a tiny trunk, three modules of unequal widths and the learned routers, all of random numbers."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ TRUNK = TrunkSpec(
 WIDTHS = {"north/code": {0: 8, 1: 8}, "south/prose": {0: 12, 1: 6}, "west/sums": {0: 5, 1: 5}}
 LADDERS = {"north/code": (4, 8), "south/prose": (4, 8, 12), "west/sums": (4, 5)}
 MODULES = tuple(WIDTHS)
-LEARNED = ("gain", "domain", "topk")
 ROUTERS: dict[str, dict[str, Any]] = {
     "gain": {"type": "gain", "hidden": 8},
     "domain": {"type": "domain", "half_life": 4.0},
     "topk": {"type": "topk", "half_life": 4.0},
+    "cascade": {"type": "cascade", "hidden": 8},
+    "budget": {"type": "budget", "hidden": 8, "budget": 0.5},
 }
-ADDED: dict[str, dict[str, float]] = {"gain": {}, "domain": {"trunk_loss_E": 3.0}, "topk": {}}
+LEARNED = tuple(ROUTERS)
+ADDED: dict[str, dict[str, float]] = {name: {} for name in ROUTERS} | {"domain": {"trunk_loss_E": 3.0}}
 """So that the domain router finds its modules worth running."""
 FIXED = {"type": "fixed", "candidate": "south/prose:8"}
 
@@ -175,7 +177,7 @@ def put_trunk(registry: Registry, seed: int = 0) -> LockedPart:
 
 
 def publish_all(folder: Path) -> Published:
-    """Fills a fresh lab: `lab/trunk`, the modules, and `lab/gain`, `lab/domain`, `lab/topk`."""
+    """Fills a fresh lab: `lab/trunk`, the modules, and `lab/NAME` for each of `LEARNED`."""
     init_lab(folder)
     put_trunk(Registry(folder / "registry"))
     published = open_published(folder)

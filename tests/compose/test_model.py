@@ -81,11 +81,13 @@ def bare_BS(published: Published, batch: Tokens) -> np.ndarray:
     return np.asarray(run(trunk.state))
 
 
-# The layer's own tests hold both backends to these two guarantees; composed, the default one is enough to be quick.
+# The layer's own tests hold every backend to these guarantees. Here each router goes through the one that compiles
+# soonest, and those that run one and two modules for a token through the default one as well.
+QUICK = "reference"
 WITH_BACKENDS = [
-    pytest.param(router, backend, id=f"{name}-{backend}", marks=[pytest.mark.slow] * (backend == "reference"))
+    pytest.param(router, backend, id=f"{name}-{backend}")
     for name, router in ROUTERS_BY_NAME.items()
-    for backend in ("reference", "worklist")
+    for backend in ((QUICK, "worklist") if name in ("fixed", "topk") else (QUICK,))
 ]
 
 
@@ -123,10 +125,10 @@ def test_adding_a_module_that_nothing_is_routed_to_changes_no_bit(
 def test_a_learned_router_that_shuns_a_module_is_the_same_with_it_and_without(
     own: Published, batch: Tokens, name: str
 ) -> None:
-    path = {"gain": "module_head.bias", "domain": "head.bias", "topk": "gates.bias"}[name]
+    path = {"domain": "head.bias", "topk": "gates.bias"}.get(name, "module_head.bias")
     shunned = [-1e9 if module == OUT else 0.0 for module in MODULES]
     own.put_router("lab/shy", ROUTERS[name], **ADDED[name], **{path: shunned})
-    whole, smaller = own.model(own.lock("lab/shy")), own.model(own.lock("lab/shy", OTHERS))
+    whole, smaller = (own.model(own.lock("lab/shy", modules, backend=QUICK)) for modules in (MODULES, OTHERS))
     decision = decide(whole, batch)
     assert not runs(whole, decision, OUT).any()
     assert decision.blocks_BS.any()
@@ -152,7 +154,7 @@ def test_the_order_of_modules_changes_nothing_but_rounding(published: Published,
 
 @all_routers
 def test_the_blocks_reported_are_those_of_the_routing(published: Published, batch: Tokens, router) -> None:
-    model = published.model(published.lock(router))
+    model = published.model(published.lock(router, backend=QUICK))
     for options in ({}, {"without": ("north/code",)}, {"price": 0.0}):
         decision = decide(model, batch, **options)
         for row, place in np.ndindex(decision.blocks_BS.shape):
@@ -199,9 +201,9 @@ def test_the_price_of_the_composition_holds_unless_another_is_given(published: P
     assert blocks[0] > blocks[1] > blocks[2]
 
 
-@all_routers
+@pytest.mark.parametrize("router", [router for name, router in ROUTERS_BY_NAME.items() if name != "budget"], ids=str)
 def test_what_comes_later_changes_no_bit_of_a_loss(published: Published, batch: Tokens, router) -> None:
-    model = published.model(published.lock(router))
+    model = published.model(published.lock(router, backend=QUICK))
     before, place = decide(model, batch), 15
     tokens = batch.tokens.copy()
     tokens[:, place:] = (tokens[:, place:] + 1) % TRUNK.vocab_size
@@ -227,6 +229,8 @@ def test_swapping_a_module_for_another_of_its_size_compiles_nothing(own: Publish
         ("gain", [(32, 8), (8, 3), (32, 8), (8, 9)]),
         ("domain", [(16, 3)]),
         ("topk", [(32, 3)]),
+        ("cascade", [(32, 8), (8, 3), (32, 8), (8, 9)]),
+        ("budget", [(32, 8), (8, 3), (32, 8), (8, 9)]),
     ],
 )
 def test_a_router_s_own_cost_is_an_entry_of_its_matrices_each(

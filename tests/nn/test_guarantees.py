@@ -98,10 +98,10 @@ def test_3_running_a_width_equals_the_stored_child_of_that_width(backend, seed, 
 
 
 @every_backend
-@given(seed=seeds, width=st.sampled_from((1, 6, 11)), more=st.sampled_from((0, 3, 9)))
+@given(seed=seeds, size=st.sampled_from(((1, 0), (1, 9), (6, 3), (11, 0), (11, 1))))  # one block, or three
 @settings(max_examples=10)
-def test_4_padding_and_permuting_hidden_units_change_only_rounding(backend, seed, width, more) -> None:
-    rng = np.random.default_rng(seed)
+def test_4_padding_and_permuting_hidden_units_change_only_rounding(backend, seed, size) -> None:
+    rng, (width, more) = np.random.default_rng(seed), size
     gate, up, down = (
         jnp.asarray(rng.normal(size=shape) * 0.3, jnp.float32) for shape in ((12, width), (12, width), (width, 12))
     )
@@ -141,7 +141,9 @@ def test_zero_padding_stays_zero_in_training(backend: str) -> None:
     blocks, h = to_blocks(*parts, BLOCK), random_tokens(rng, 7)
     pool = make_pool([blocks])
     routing = Routing(jnp.zeros((7, 1), jnp.int32), jnp.full((7, 1), 2, jnp.int32), jnp.ones((7, 1)))
-    gradient = jax.grad(lambda b: expert_ffn(h, Pool(b, pool.start, pool.count), routing, backend=backend).sum())
+    gradient = jax.jit(
+        jax.grad(lambda b: expert_ffn(h, Pool(b, pool.start, pool.count), routing, backend=backend).sum())
+    )
     gate, up, down = from_blocks(gradient(blocks))
     for unused in (gate[:, 6:], up[:, 6:], down[6:]):
         assert not np.asarray(unused).any()

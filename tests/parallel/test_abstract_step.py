@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,11 +109,8 @@ def test_bytes_are_those_of_one_device() -> None:
     assert bytes_per_device(split) == 2 * 6 * 2
 
 
-@pytest.mark.slow
-def test_the_loss_is_that_of_the_layers_on_one_device() -> None:
-    step = step_of()
-    given = filled(step)
-    trunk, tokens, router = given["trunk"], given["tokens"], given["router"]
+def plain_loss(trunk: Any, tokens: jax.Array, router: Any, pools: Any) -> jax.Array:
+    """The loss of the filled step by the trunk's own layers, one behind the other."""
     graph = nnx.split(nnx.eval_shape(lambda: Layer(TRUNK, 0, rngs=nnx.Rngs(0))))[0]
     norm = nnx.merge(nnx.split(RMSNorm(16, TRUNK.rms_norm_eps))[0], trunk["norm"])
     x_BSD = trunk["embedding"][tokens]
@@ -122,14 +120,21 @@ def test_the_loss_is_that_of_the_layers_on_one_device() -> None:
         stack, place, turn = (0, index % 2, index // 2) if index < 4 else (1, 0, 0)
         experts = None
         if place:
-            blocks = jax.tree.map(lambda w, turn=turn: w[turn], given["pools"][0][1])
+            blocks = jax.tree.map(lambda w, turn=turn: w[turn], pools[0][1])
             # On either device the slots are full, so all of them in a row are the modules in a row.
             pool = Pool(blocks, jnp.array([0, 1, 3]), jnp.array(BLOCKS_E))
             experts = Experts(pools={0: pool}, routing=routing, run=OneDevice(backend="reference"))
         state = jax.tree.map(lambda w, turn=turn: w[turn], trunk["layers"][stack][place])
         x_BSD = nnx.merge(graph, state)(x_BSD, segments, positions, experts, 0)
     logits = norm(x_BSD) @ trunk["embedding"].T
-    expected = token_losses(logits[:, :-1], tokens[:, 1:]).mean()
+    return token_losses(logits[:, :-1], tokens[:, 1:]).mean()
+
+
+@pytest.mark.slow
+def test_the_loss_is_that_of_the_layers_on_one_device() -> None:
+    step = step_of()
+    given = filled(step)
+    expected = jax.jit(plain_loss)(given["trunk"], given["tokens"], given["router"], given["pools"])
     loss, left_out = jax.jit(step.function)(**given)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert left_out == 0

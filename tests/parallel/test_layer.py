@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -80,10 +81,16 @@ def laid_out(placement: Placement, slots: int | None = None) -> Layout:
     return lay_out(placement, dataclasses.replace(room, slots=slots or room.slots))
 
 
+@functools.cache
+def wanted() -> tuple:
+    """What every mesh has to compute of what is drawn."""
+    return on_one_device(*drawn())
+
+
 def compare(layer: ShardedLayer, placement: Placement, slots: int | None = None) -> int:
     """Asserts equality with one device; returns what was left out."""
     h, modules, routing, goal = drawn()
-    y, dh, dweight, dmodules = on_one_device(h, modules, routing, goal)
+    y, dh, dweight, dmodules = wanted()
     layout = laid_out(placement, slots)
     pool = place_pool(reader(modules), layout, layer.mesh)
     found, (dh_found, dblocks, dweight_found) = on_mesh(layer, pool, h, routing, goal)
@@ -136,10 +143,10 @@ def test_overflow_that_is_only_counted_equals_a_reference_without_what_was_left_
     kept = np.zeros(width.shape, bool)
     for sender in range(2):
         for receiver in range(2):
-            wanted = np.zeros(width.shape, bool)
+            asked = np.zeros(width.shape, bool)
             rows = slice(sender * 32, sender * 32 + 32)
-            wanted[rows] = (width[rows] > 0) & (np.asarray(routing.expert)[rows] % 2 == receiver)
-            places = np.flatnonzero(wanted.reshape(-1))[:8]
+            asked[rows] = (width[rows] > 0) & (np.asarray(routing.expert)[rows] % 2 == receiver)
+            places = np.flatnonzero(asked.reshape(-1))[:8]
             kept.reshape(-1)[places] = True
     assert int(found.left_out) == int((width > 0).sum() - kept.sum()) > 0
     trimmed = routing._replace(width=jnp.asarray(np.where(kept, width, 0)))
