@@ -1,4 +1,4 @@
-"""Sixteen processes and one version, a hundred times over: one wins, nothing is mixed, nothing is lost.
+"""Sixteen processes and one version, two hundred times over: one wins, nothing is mixed, nothing is lost.
 
 Programs of `BACKGROUND` run beside all of it. Each gets the registry's folder, works until its standard input ends, and
 prints how often it went around; anything that goes wrong ends it with an error.
@@ -20,7 +20,7 @@ from tests.registry.scenario import BLOCKS, fields, files, tensors
 
 pytestmark = pytest.mark.slow
 REPOSITORY = str(Path(__file__).parents[2])
-ROUNDS = int(os.environ.get("RACE_ROUNDS", "100"))
+ROUNDS = 200
 PUBLISHERS = 16
 
 READER = """if True:
