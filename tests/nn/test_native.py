@@ -77,7 +77,8 @@ def test_no_size_of_the_kernel_s_arrays_changes_a_gradient(monkeypatch: pytest.M
         got = ffn_gradients(h, pool, routing, "native")
         jax.tree.map(np.testing.assert_array_equal, got, expected)
     # Segments of a module are added to each other, so here only the order of a token's sum is another.
-    monkeypatch.setattr(layer, "make_sizes", lambda *_: small._replace(segment=2, max_elements=2 * rows * 2 * 16))
+    cut = small._replace(tile_rows=4 * rows, segment=2, max_panels=5, max_elements=5 * rows * 2 * 16)
+    monkeypatch.setattr(layer, "make_sizes", lambda *_: cut)
     jax.clear_caches()
     got = ffn_gradients(h, pool, routing, "native")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, expected)

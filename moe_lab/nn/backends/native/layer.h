@@ -76,29 +76,35 @@ class Kept {
     long used = 0;
     for (const Tile& tile : tiles) {
       if (tile.begin > 0) continue;
-      long own = size(l, tile, l.count[tile.module]);
+      long own = size(l, tile, tile.rows, l.count[tile.module]);
       if (used + own > room) continue;
-      base_[tile.row] = used;
+      places_[tile.row] = {used, tile.rows};
       used += own;
     }
   }
 
-  // Where the products of the tile's first block begin, or -1. Segments of one tile share its first row.
+  // Where the products of the tile's first block begin, or -1. The segments of a tile share its first row; later ones
+  // may have fewer rows.
   long at(const Layer& l, const Tile& tile) const {
-    auto found = base_.find(tile.row);
-    return found == base_.end() ? -1 : found->second + size(l, tile, tile.begin);
+    auto found = places_.find(tile.row);
+    if (found == places_.end()) return -1;
+    return found->second.begin + size(l, tile, found->second.rows, tile.begin);
   }
 
   float *gate, *up;
 
  private:
-  static long size(const Layer& l, const Tile& tile, long blocks) {
+  struct Place {
+    long begin, rows;
+  };
+
+  static long size(const Layer& l, const Tile& tile, long rows, long blocks) {
     long panels = 0;
-    for (long j = 0; j < blocks; ++j) panels += ceil_div(l.users(tile.module, j, tile.row, tile.rows), kPanel);
+    for (long j = 0; j < blocks; ++j) panels += ceil_div(l.users(tile.module, j, tile.row, rows), kPanel);
     return panels * l.B * kPanel;
   }
 
-  std::unordered_map<long, long> base_;
+  std::unordered_map<long, Place> places_;  // by first row
 };
 
 // out[t] = sum over k of (weight[t, k] *) rows[row of (t, k)], in the order of the choices.
