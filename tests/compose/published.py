@@ -42,7 +42,7 @@ LADDERS = {"north/code": (4, 8), "south/prose": (4, 8, 12), "west/sums": (4, 5)}
 MODULES = tuple(WIDTHS)
 LEARNED = ("gain", "domain", "topk")
 ROUTERS: dict[str, dict[str, Any]] = {
-    "gain": {"type": "gain", "hidden": 8},
+    "gain": {"type": "gain", "hidden": 8, "buckets": 64},
     "domain": {"type": "domain", "half_life": 4.0},
     "topk": {"type": "topk", "half_life": 4.0},
 }
