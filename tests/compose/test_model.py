@@ -185,7 +185,7 @@ def test_candidates_alone_are_the_fixed_router_s_passes(published: Published, ba
 
 def test_a_width_cap_runs_every_routed_token_at_that_width(published: Published, batch: Tokens) -> None:
     model = published.model(published.lock("lab/gain"))
-    free, capped = decide(model, batch), decide(model, batch, width_cap=2)
+    free, capped = decide(model, batch, price=2.0), decide(model, batch, price=2.0, width_cap=2)
     np.testing.assert_array_equal(capped.width_BSK, np.where(free.width_BSK > 0, 2, 0))
     np.testing.assert_array_equal(capped.expert_BSK, free.expert_BSK)
     assert (free.width_BSK != capped.width_BSK).any()
@@ -225,8 +225,9 @@ def test_swapping_a_module_for_another_of_its_size_compiles_nothing(own: Publish
 @pytest.mark.parametrize(
     ("name", "matrices"),
     [
-        # Features are 16 wide; there are 3 modules, 3 rungs at most, 8 hidden units.
-        ("gain", [(32, 8), (8, 3), (32, 8), (8, 9)]),
+        # Features are 16 wide; there are 3 modules, 3 rungs at most, 8 hidden units. Of the n-grams of 4 lengths the
+        # scores of the modules are added up, and fade.
+        ("gain", [(32, 8), (8, 9), (3, 3), (4 + 1, 3)]),
         ("domain", [(16, 3)]),
         ("topk", [(32, 3)]),
     ],
