@@ -41,8 +41,9 @@ def route(trained: Router, unseen: Example):
     return at
 
 
-def test_it_keeps_the_contract() -> None:
-    check_router(GainRouter)
+@pytest.mark.parametrize("ngrams", [0, 4])
+def test_it_keeps_the_contract(ngrams: int) -> None:
+    check_router(GainRouter, ngrams=ngrams)
 
 
 def test_the_module_follows_the_document_and_the_width_follows_the_token(route, unseen: Example) -> None:
