@@ -28,6 +28,7 @@ from moe_lab.compose.parts import (
     load_router,
     load_trunk,
     make_router,
+    router_homes,
 )
 from moe_lab.compose.pools import Pools, exchange_in_place, gather_modules, measured_load, place_modules
 from moe_lab.errors import LabError, did_you_mean
@@ -95,6 +96,7 @@ class ComposedModel:
     router: Router
     pools: Pools
     price: float = 0.0
+    homes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # domain -> the module whose own text it is
     run_layer: OneDevice | ShardedLayer = dataclasses.field(default_factory=OneDevice)
 
     @property
@@ -138,6 +140,12 @@ class ComposedModel:
                 raise LabError(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, names)}')
         return np.array([name not in without for name in self.space.modules])
 
+    def hint(self, domains: Sequence[str]) -> np.ndarray:
+        """float32[B, E], the log prior of whose own text each row is; zeros for a domain that the router never met."""
+        own_BE = [[self.homes.get(domain) == name for name in self.space.modules] for domain in domains]
+        known_B1 = [[domain in self.homes] for domain in domains]
+        return np.where(own_BE, 0.0, np.where(known_B1, -np.inf, 0.0)).astype(np.float32)
+
     @cached_property
     def candidates(self) -> CandidateSpace:
         """What is composed: the modules here, whether the router knows more or not."""
@@ -178,6 +186,7 @@ class ComposedModel:
         price: float | None = None,
         width_cap: int = UNCAPPED,
         outcomes_BSC: np.ndarray | None = None,
+        hint_BE: np.ndarray | None = None,
     ) -> Decision:
         """Routes and runs one batch.
 
@@ -189,8 +198,11 @@ class ComposedModel:
             price: overrides the composition's price.
             width_cap: runs every routed token at this many blocks (a uniform width), unless `UNCAPPED`.
             outcomes_BSC: measured losses, for routers that look them up.
+            hint_BE: from `hint`, for those who know the domain of each row.
         """
         assert self.router.needs_outcomes <= (outcomes_BSC is not None), "this router needs outcomes"
+        if hint_BE is None:
+            hint_BE = self.hint([""] * len(batch.tokens))
         return _composed(
             (self.trunk.graph, nnx.graphdef(self.router), self.run_layer),
             arrays,
@@ -200,6 +212,7 @@ class ComposedModel:
                 (available_E, np.float32(self.price if price is None else price), np.int32(width_cap)), self.mesh
             ),
             None if outcomes_BSC is None else self._place(outcomes_BSC),
+            self._place(hint_BE),
         )
 
     def _place(self, rows: Any) -> Any:
@@ -274,11 +287,20 @@ def _composed(
     price: jax.Array,
     width_cap: jax.Array,
     outcomes_BSC: jax.Array | None,
+    hint_BE: jax.Array,
 ) -> Decision:
     trunk_graph, router_graph, run_layer = static
     trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
-    _, targets, segment_ids, _ = batch
-    features = Features(normalised(hidden_BSD), segment_ids, available_E & arrays.present_E, price, outcomes_BSC)
+    tokens, targets, segment_ids, _ = batch
+    features = Features(
+        hidden_BSD=normalised(hidden_BSD),
+        tokens_BS=tokens,
+        segment_ids_BS=segment_ids,
+        available_E=available_E & arrays.present_E,
+        price=price,
+        outcomes_BSC=outcomes_BSC,
+        hint_BE=hint_BE,
+    )
     logits, routing, blocks_BS, left_out = compose_pass(
         trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer
     )
@@ -298,6 +320,7 @@ def assemble(
     router: Router,
     *,
     price: float = 0.0,
+    homes: Mapping[str, str] | None = None,
     run_layer: OneDevice | ShardedLayer | None = None,
     spare_blocks: int = 0,
 ) -> ComposedModel:
@@ -309,7 +332,13 @@ def assemble(
     else:
         pools = gather_modules(modules, layers)
     return ComposedModel(
-        trunk=trunk, modules=tuple(modules), router=router, pools=pools, price=price, run_layer=run_layer
+        trunk=trunk,
+        modules=tuple(modules),
+        router=router,
+        pools=pools,
+        price=price,
+        homes=homes or {},
+        run_layer=run_layer,
     )
 
 
@@ -347,7 +376,10 @@ def build_model(
     trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk)
     modules, router = _parts(lock, registry, lab, trunk)
     run_layer = routed_layers_on(mesh, transport, lock.backend)
-    return assemble(trunk, modules, router, price=lock.price, run_layer=run_layer, spare_blocks=spare_blocks)
+    homes = _homes(lock.router, registry)
+    return assemble(
+        trunk, modules, router, price=lock.price, homes=homes, run_layer=run_layer, spare_blocks=spare_blocks
+    )
 
 
 def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tuple[tuple[PublishedModule, ...], Router]:
@@ -369,6 +401,10 @@ def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tupl
     return modules, router
 
 
+def _homes(router: LockedPart | dict[str, Any], registry: Registry) -> dict[str, str]:
+    return router_homes(registry, router) if isinstance(router, LockedPart) else {}
+
+
 def _published_router(
     part: LockedPart, registry: Registry, lab: Lab, trunk: LoadedTrunk, modules: Sequence[PublishedModule]
 ) -> Router:
@@ -379,7 +415,8 @@ def _published_router(
 
 def with_router(model: ComposedModel, part: LockedPart, registry: Registry, lab: Lab) -> ComposedModel:
     """The same trunk and modules under another published router, as if composed so: no weights are read again."""
-    return dataclasses.replace(model, router=_published_router(part, registry, lab, model.trunk, model.modules))
+    router = _published_router(part, registry, lab, model.trunk, model.modules)
+    return dataclasses.replace(model, router=router, homes=router_homes(registry, part))
 
 
 def exchange_modules(
@@ -408,7 +445,8 @@ def exchange_modules(
         raise LabError(f"{lock.trunk.ref} is another trunk than {model.trunk.part.ref}; build the model anew")
     modules, router = _parts(lock, registry, lab, model.trunk)
     pools = exchange_in_place(model.pools, model.modules, modules, model.mesh, load)
-    return dataclasses.replace(model, modules=modules, router=router, pools=pools, price=lock.price)
+    homes = _homes(lock.router, registry)
+    return dataclasses.replace(model, modules=modules, router=router, pools=pools, price=lock.price, homes=homes)
 
 
 def _require_same_ladders(space: CandidateSpace, modules: Sequence[PublishedModule], label: str) -> None:

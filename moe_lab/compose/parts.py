@@ -208,3 +208,9 @@ def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTru
     if not jax.tree.leaves(state):
         return router
     return nnx.merge(graph, state_from_tensors(state, _tensors(registry, manifest, part), part.ref))
+
+
+def router_homes(registry: Registry, part: LockedPart) -> dict[str, str]:
+    """The domains that a published router has met, each with the module whose own text it is; hints are made of it."""
+    homes: dict[str, str] = registry.manifest(part.digest)["interface"].get("homes", {})
+    return dict(homes)

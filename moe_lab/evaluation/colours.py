@@ -82,6 +82,7 @@ class LineStyle:
 
 _ROLES: dict[Role, LineStyle] = {
     "learned": LineStyle("learned", "learned router, with its 95% interval", marker="o", weight=2.2),
+    "told": LineStyle("learned", "the same router, told the domain of each text", dash=(4, 2), marker="P"),
     "zero_router": LineStyle("zero", "random mix of fixed choices", dash=(6, 3)),
     "group_table": LineStyle("group", "best fixed choice for each domain, told the domain", marker="s"),
     "uniform_width": LineStyle("uniform", "the same width for every token", marker="^"),

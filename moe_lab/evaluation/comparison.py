@@ -49,12 +49,17 @@ class Comparison:
         """Learned routers first, then the baselines, then every candidate alone."""
         outcomes, made, prices = self.outcomes, self.evaluation, self.evaluation.settings.prices
         zero: dict[str, Any] = {"zero": self.zero, **self.draws}
-        table = price_curve(outcomes, prices, self._table_choice, routed=self._points(self._own), **zero)
+        passes = {"routed": self._points(self._own), "told": self._points(self._told)}
+        table = price_curve(outcomes, prices, self._table_choice, **passes, **zero)
         uniform = [self._passed(made.model, price=0.0, width_cap=blocks) for blocks in made.uniform_blocks()]
         alone = enumerate(self.space.names)
+        told: list[tuple[str, Role, list[CurvePoint]]] = []
+        if self._told:
+            told.append((f"{made.label}, told the domain", "told", self._curve(self._told)))
         named: list[tuple[str, Role, list[CurvePoint]]] = [
             (made.label, "learned", self._curve(self._own)),
             *((label, "learned", self._curve(self._sweep(model))) for label, model in made.others.items()),
+            *told,
             ("zero router", "zero_router", zero_curve(outcomes, self.zero, **self.draws)),
             ("group table", "group_table", table),
             ("uniform width", "uniform_width", [self._point(passed, None) for passed in uniform]),
@@ -85,8 +90,13 @@ class Comparison:
     def _own(self) -> list[Pass]:
         return self._sweep(self.evaluation.model)
 
-    def _sweep(self, model: ComposedModel) -> list[Pass]:
-        return [self._passed(model, price=price) for price in self.evaluation.settings.prices]
+    @cached_property
+    def _told(self) -> list[Pass]:
+        """With what the group table knows, if the router can be told."""
+        return self._sweep(self.evaluation.model, told=True) if self.evaluation.can_be_told else []
+
+    def _sweep(self, model: ComposedModel, **options: Any) -> list[Pass]:
+        return [self._passed(model, price=price, **options) for price in self.evaluation.settings.prices]
 
     def _passed(self, model: ComposedModel, **options: Any) -> Pass:
         return self.evaluation.run(model, without=self.evaluation.settings.without, **options)

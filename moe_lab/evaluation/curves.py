@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moe_lab.evaluation.results import CurvePoint
-from moe_lab.metrics.bootstrap import paired_difference_interval, ratio_interval
+from moe_lab.metrics.bootstrap import Interval, paired_difference_interval, ratio_interval
 from moe_lab.metrics.choices import Choice, Floats, fixed
 from moe_lab.metrics.hull import ZeroRouter
 
@@ -124,19 +124,22 @@ def choice_point(
     price: float | None = None,
     zero: ZeroRouter | None = None,
     routed: Sequence[CostAndBits] = (),
+    told: Sequence[CostAndBits] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> CurvePoint:
     """The point of one choice; with `zero`, also its difference to that mixture at the same mean cost.
 
-    With `routed`, passes of a router, also the difference of that router at the same mean cost to this choice.
+    With `routed`, passes of a router, also the difference of that router at the same mean cost to this choice; with
+    `told`, passes of that router with the domain told, the difference of those.
     """
     cost, bits_U = float(outcomes.cost_C[choice_T].mean()), outcomes.bits_per_unit(choice_T)
     draws: dict[str, Any] = {"strata": outcomes.strata_U, "resamples": resamples, "seed": seed}
-    at_cost_U = bits_at_cost(routed, cost)
-    difference = None
-    if at_cost_U is not None:
-        difference = paired_difference_interval(at_cost_U, bits_U, outcomes.bytes_U, **draws)
+
+    def difference(passes: Sequence[CostAndBits]) -> Interval | None:
+        at_cost_U = bits_at_cost(passes, cost)
+        return None if at_cost_U is None else paired_difference_interval(at_cost_U, bits_U, outcomes.bytes_U, **draws)
+
     point = curve_point(
         bits_U,
         outcomes.bytes_U,
@@ -147,24 +150,20 @@ def choice_point(
         resamples=resamples,
         seed=seed,
     )
-    return point.model_copy(update={"routed_difference": difference})
+    return point.model_copy(update={"routed_difference": difference(routed), "told_difference": difference(told)})
 
 
 def price_curve(
     outcomes: TokenOutcomes,
     prices: Iterable[float],
     decide: Callable[[float], Choice],
-    *,
-    zero: ZeroRouter | None = None,
-    routed: Sequence[CostAndBits] = (),
-    resamples: int = 1000,
-    seed: int = 0,
+    **measured: Any,
 ) -> list[CurvePoint]:
-    """One point for each price, in order of cost; `decide(price)` gives the choice [T] on these outcomes."""
-    points = [
-        choice_point(outcomes, decide(price), price=price, zero=zero, routed=routed, resamples=resamples, seed=seed)
-        for price in prices
-    ]
+    """One point for each price, in order of cost; `decide(price)` gives the choice [T] on these outcomes.
+
+    The rest goes to `choice_point`.
+    """
+    points = [choice_point(outcomes, decide(price), price=price, **measured) for price in prices]
     return sorted(points, key=lambda point: (point.cost, point.bits_per_byte.mean))
 
 

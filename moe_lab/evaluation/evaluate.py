@@ -66,9 +66,14 @@ class Evaluation:
             2
             + len(self.model.modules)
             - len(self.settings.without)
-            + len(self.settings.prices) * (1 + len(self.others))
+            + len(self.settings.prices) * (1 + self.can_be_told + len(self.others))
             + widths
         )
+
+    @property
+    def can_be_told(self) -> bool:
+        """Whether the router has met one of these domains, so that being told is of use to it."""
+        return any(domain in self.model.homes for domain in self.heldout.domains)
 
     @cached_property
     def hidden(self) -> list[jax.Array]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_lab.evaluation.results import Curve, CurvePoint, Results, Role
 from moe_lab.evaluation.wording import change, counted, percent, short_count
+from moe_lab.metrics.bootstrap import Interval
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,31 @@ def _beside_zero(results: Results) -> Finding | None:
 
 
 def beside_group_table(results: Results) -> Finding | None:
-    """At how many of the group table's own costs the first router is below it, and how many above."""
+    """At how many of the group table's own costs the first router is below it, and how many above.
+
+    The table is told the domain of each text. So the headline is the router's that is told as well, if it can be, and
+    the detail says what it does when it has to find out.
+    """
     points = [point for curve in _of_role(results, "group_table") for point in curve.points]
-    differences = [point.routed_difference for point in points if point.routed_difference is not None]
-    if not differences:
+    told = [point.told_difference for point in points if point.told_difference is not None]
+    untold = [point.routed_difference for point in points if point.routed_difference is not None]
+    first = told or untold
+    if not first:
         return None
-    below, above = sum(d.high < 0 for d in differences), sum(d.low > 0 for d in differences)
-    detail = f"whole interval of router minus group table below zero; above zero at {above}"
-    return Finding(f"{below} of {len(differences)}", "costs of the group table at which routing beats it", detail)
+    detail = f"whole interval of router minus group table below zero; above zero at {_above(first)}"
+    if told and untold:
+        detail += f"; not told the domain: below at {_below(untold)} of {len(untold)}, above at {_above(untold)}"
+    knowing = ", both told the domain" if told else ""
+    headline = f"costs of the group table at which routing beats it{knowing}"
+    return Finding(f"{_below(first)} of {len(first)}", headline, detail)
+
+
+def _below(differences: list[Interval]) -> int:
+    return sum(difference.high < 0 for difference in differences)
+
+
+def _above(differences: list[Interval]) -> int:
+    return sum(difference.low > 0 for difference in differences)
 
 
 def budget_lines(results: Results) -> list[str]:

@@ -90,6 +90,7 @@ def run_pass(
     without: Sequence[str] = (),
     width_cap: int = UNCAPPED,
     table: OutcomeTable | None = None,
+    told: bool = False,
 ) -> Pass:
     """Runs the composed model over all batches.
 
@@ -101,6 +102,7 @@ def run_pass(
         without: modules to opt out.
         width_cap: see `ComposedModel.run`.
         table: measured outcomes, for routers that look them up.
+        told: whether the router is told the domain of every row.
     """
     arrays, available = model.arrays(), model.available(without)
     decisions, row = [], 0
@@ -116,6 +118,7 @@ def run_pass(
                 price=price,
                 width_cap=width_cap,
                 outcomes_BSC=outcomes,
+                hint_BE=model.hint([heldout.domains[index] for index in batch.domain]) if told else None,
             )
         )
     by_field = zip(*(to_host(decision.by_token()) for decision in decisions), strict=True)

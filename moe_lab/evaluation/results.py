@@ -22,7 +22,7 @@ from moe_lab.metrics.bootstrap import Interval
 FORMAT = 1
 
 System = Literal["trunk", "alone", "composed", "left_out"]
-Role = Literal["learned", "zero_router", "group_table", "uniform_width", "oracle", "fixed", "random"]
+Role = Literal["learned", "told", "zero_router", "group_table", "uniform_width", "oracle", "fixed", "random"]
 Count = Annotated[int, Field(ge=0)]
 Cost = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -128,7 +128,8 @@ class CurvePoint(_Record):
     """One operating point. `difference_to_zero` is bits per byte minus the zero router's at the same cost.
 
     `routed_difference`, of points of the group table: the composition's own router at this point's cost, mixing its
-    two prices nearest in cost, minus this point. Below zero the router is better.
+    two prices nearest in cost, minus this point. Below zero the router is better. `told_difference` is the same of
+    that router when it is told the domain of each text, as the table is.
     """
 
     price: float | None = None
@@ -136,6 +137,7 @@ class CurvePoint(_Record):
     bits_per_byte: Interval
     difference_to_zero: Interval | None = None
     routed_difference: Interval | None = None
+    told_difference: Interval | None = None
 
 
 class Curve(_Record):

@@ -163,16 +163,32 @@ class DistilObjective(ModuleObjective):
 class OutcomeObjective(Objective):
     """A router on an outcome table: seconds, because the language model has already run.
 
+    A router that learns from text gets, in every step, as many rows of the same domains that nothing was measured on.
     Too small to share out: on a mesh every device does all of it.
     """
 
     unit = "tokens"
 
-    def __init__(self, router: Router, table: OutcomeTable, rows: int, seed: int, mesh: Mesh | None = None):
-        self._mesh = mesh
+    def __init__(
+        self,
+        router: Router,
+        table: OutcomeTable,
+        rows: int,
+        seed: int,
+        mesh: Mesh | None = None,
+        text: TrainBatches | None = None,
+    ):
+        assert (text is not None) >= router.learns_from_text, "this router learns from text too"
+        self._mesh, self._text = mesh, text if router.learns_from_text else None
         self._graph, self._state = nnx.split(router)
         self._table, self._rows, self._seed = table, min(rows, len(table.group_N)), seed
         self.units_per_step = self._rows * table.segment_ids_NS.shape[1]
+
+    @property
+    def homes(self) -> dict[str, str]:
+        """Each domain with the module whose own text it is."""
+        own = (self._table.space.modules[index] for index in self._table.own_G)
+        return dict(zip(self._table.groups, own, strict=True))
 
     def init(self, key: jax.Array) -> nnx.State:
         return everywhere(self._state, self._mesh)
@@ -185,16 +201,34 @@ class OutcomeObjective(Objective):
         batch = {
             "hidden": self._table.hidden_NSD[rows],
             "segment_ids": self._table.segment_ids_NS[rows],
+            "tokens": self._table.tokens_NS[rows],
+            "own": self._table.own_G[self._table.group_N[rows]],
             "loss": self._table.loss_NSC[rows],
         }
+        if self._text is not None:
+            text = self._text.batch(step)
+            own_BS = np.broadcast_to(self._table.own_G[text.domain][:, None], text.tokens.shape)
+            batch["text"] = (text.tokens, text.segment_ids, own_BS)
         return everywhere(batch, self._mesh)
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         router = nnx.merge(self._graph, params)
         modules = len(router.space.modules)
         draw = jax.random.uniform(key)
-        features = Features(batch["hidden"], batch["segment_ids"], jnp.ones(modules, bool), draw, batch["loss"])
-        return router.outcome_loss(features)
+        features = Features(
+            hidden_BSD=batch["hidden"],
+            tokens_BS=batch["tokens"],
+            segment_ids_BS=batch["segment_ids"],
+            available_E=jnp.ones(modules, bool),
+            price=draw,
+            outcomes_BSC=batch["loss"],
+            hint_BE=jnp.log(jax.nn.one_hot(batch["own"], modules)),
+        )
+        loss, metrics = router.outcome_loss(features)
+        if self._text is None:
+            return loss, metrics
+        text_loss, more = router.text_loss(*batch["text"])
+        return loss + text_loss, {**metrics, **more}
 
 
 class RouterLanguageObjective(LanguageObjective):
@@ -214,7 +248,13 @@ class RouterLanguageObjective(LanguageObjective):
         trunk = nnx.merge(self._model.trunk.graph, frozen.trunk)
         router = nnx.merge(self._graph, params)
         hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions)
-        features = Features(normalised(hidden_BSD), batch.segment_ids, frozen.present_E, jnp.float32(0))
+        features = Features(
+            hidden_BSD=normalised(hidden_BSD),
+            tokens_BS=batch.tokens,
+            segment_ids_BS=batch.segment_ids,
+            available_E=frozen.present_E,
+            price=jnp.float32(0),
+        )
         parts = (batch.tokens, batch.targets, batch.segment_ids, batch.positions)
         logits, _, _, left_out = compose_pass(
             trunk, router, frozen, parts, features, hidden_BSD, jnp.int32(UNCAPPED), self._model.run_layer

@@ -18,7 +18,7 @@ from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective, fetched
 from moe_lab.jobs.spec import RouterRun
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
-from moe_lab.routing.outcomes import OutcomeTable, load_outcomes, save_outcomes
+from moe_lab.routing.outcomes import FILE, OutcomeTable, load_outcomes, save_outcomes
 from moe_lab.training import Objective, fit, open_run
 from moe_lab.training.processes import is_first
 
@@ -49,7 +49,7 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
             "kind": "router",
             "summary": spec.summary,
             "licence": spec.licence,
-            "interface": {"trunk": trunk.part.digest, "space": model.space.to_json()},
+            "interface": {"trunk": trunk.part.digest, "space": model.space.to_json(), **_homes(model, objective)},
             "config": {"router": canonical_json(resolved_choice(spec.router, model.router.config))},
             "data": {"domains": [corpus.describe() for corpus in corpora]},
             "lineage": {
@@ -76,7 +76,9 @@ def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corp
     train = spec.train
     if model.router.trains_on == "outcomes":
         table = outcome_table(workspace, model, corpora, spec.rows, train.seq_len).table
-        return OutcomeObjective(model.router, table, train.batch_size, train.seed, model.mesh)
+        # Whose own text it is may be learned from text that the modules know: no loss of theirs is looked at.
+        text = TrainBatches(corpora, None, train.batch_size, train.seq_len, train.seed)
+        return OutcomeObjective(model.router, table, train.batch_size, train.seed, model.mesh, text)
     # A router must learn from text that no module has learned, or the modules look better than they are.
     unseen = [
         dataclasses.replace(corpus, splits={**corpus.splits, "train": corpus.splits["validation"]})
@@ -84,6 +86,13 @@ def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corp
     ]
     batches = TrainBatches(unseen, None, train.batch_size, train.seq_len, train.seed)
     return RouterLanguageObjective(model, batches, train.batch_size * train.seq_len)
+
+
+def _homes(model: ComposedModel, objective: Objective) -> dict[str, dict[str, str]]:
+    """Which module's own text each domain is, for routers that can be told the domain."""
+    if not (model.router.takes_hints and isinstance(objective, OutcomeObjective)):
+        return {}
+    return {"homes": objective.homes}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +110,13 @@ def outcome_table(
 ) -> MeasuredOutcomes:
     """What every candidate loses on validation text; measured once for the same model and text."""
     domains = [corpus.name for corpus in corpora]
-    resolved = {"rows": rows, "seq_len": seq_len, "domains": domains, "space": model.candidates.to_json()}
+    resolved = {
+        "format": FILE.version,
+        "rows": rows,
+        "seq_len": seq_len,
+        "domains": domains,
+        "space": model.candidates.to_json(),
+    }
     inputs = {"trunk": model.trunk.part.digest}
     inputs |= {f"module/{module.name}": module.part.digest for module in model.modules}
     inputs |= data_inputs(corpora)

@@ -28,7 +28,7 @@ from flax import nnx
 
 from moe_lab.config import Spec, decode
 from moe_lab.nn.pool import Routing
-from moe_lab.routing.example import SPACE, draw_example, make_example_router
+from moe_lab.routing.example import SPACE, Example, draw_example, example_loss, make_example_router
 from moe_lab.routing.router import Features, Router
 from moe_lab.routing.traced_cost import traced_multiply_adds
 
@@ -110,9 +110,11 @@ def _differs(a: Routing, b: Routing) -> np.ndarray:
 
 
 def _elsewhere(features: Features, where_BS: np.ndarray) -> Features:
-    """Other hidden states and outcomes at some tokens."""
+    """Other tokens, hidden states and outcomes at some places."""
     other, where_BS1 = draw_example(1).features, where_BS[..., None]
     hidden_BSD = jnp.where(where_BS1, other.hidden_BSD, features.hidden_BSD)
+    tokens_BS = jnp.where(where_BS, other.tokens_BS, features.tokens_BS)
+    features = features._replace(tokens_BS=tokens_BS)
     if features.outcomes_BSC is None:
         return features._replace(hidden_BSD=hidden_BSD)
     assert other.outcomes_BSC is not None
@@ -250,10 +252,10 @@ def it_learns(bench: _Bench) -> None:
     """The training loss gives every parameter a finite gradient that is not zero, and padding teaches nothing."""
     if bench.cls.trains_on is None:
         return
-    name, features = bench.cls.__name__, draw_example(0).features
+    name, example = bench.cls.__name__, draw_example(0)
     compiled = jax.jit(jax.value_and_grad(partial(_training_loss, bench), has_aux=True))
     parameters, rest = _parameters(bench)
-    (loss, metrics), gradient = compiled(parameters, rest, features)
+    (loss, metrics), gradient = compiled(parameters, rest, example)
     for label, value in [("its training loss", loss), *metrics.items()]:
         assert value.shape == (), f"{name}: {label} has shape {value.shape}, must be one number"
         assert np.isfinite(value), f"{name}: {label} is {value}"
@@ -261,7 +263,8 @@ def it_learns(bench: _Bench) -> None:
         where = ".".join(map(str, path))
         assert np.isfinite(leaf[...]).all(), f"{name}: the gradient of {where} is not finite"
         assert np.any(leaf[...] != 0), f"{name}: the training loss gives {where} no gradient; it would never learn"
-    padding = _elsewhere(features, np.asarray(features.segment_ids_BS) == 0)
+    padding_BS = np.asarray(example.features.segment_ids_BS) == 0
+    padding = example._replace(features=_elsewhere(example.features, padding_BS))
     (again, _), _ = compiled(parameters, rest, padding)
     assert loss == again, f"{name}: padding (segment 0) changes the training loss from {loss} to {again}"
 
@@ -274,16 +277,16 @@ def _parameters(bench: _Bench) -> tuple[nnx.State, nnx.State]:
 
 
 def _training_loss(
-    bench: _Bench, parameters: nnx.State, rest: nnx.State, features: Features
+    bench: _Bench, parameters: nnx.State, rest: nnx.State, example: Example
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     router = nnx.merge(bench.graph, parameters, rest)
     if bench.cls.trains_on == "outcomes":
-        return router.outcome_loss(features)
-    shown = bench.visible(features)
+        return example_loss(router, example, example.features.price)
+    shown = bench.visible(example.features)
     auxiliary, metrics = router.auxiliary_loss(shown)
     # Stands for the language model: something that depends on the weight of every choice.
     weight_BSK = router.route(shown).weight
-    worth_BSK = jax.random.normal(jax.random.key(0), weight_BSK.shape) * (features.segment_ids_BS > 0)[..., None]
+    worth_BSK = jax.random.normal(jax.random.key(0), weight_BSK.shape) * (shown.segment_ids_BS > 0)[..., None]
     return auxiliary + (weight_BSK * worth_BSK).mean(), metrics
 
 

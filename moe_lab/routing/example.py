@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from moe_lab.routing.router import Features, Router, normalised
+from moe_lab.routing.router import Features, Metrics, Router, normalised
 from moe_lab.routing.space import CandidateSpace
 
 D_MODEL = 8
@@ -37,9 +37,10 @@ class Example(NamedTuple):
 def draw_example(seed: int, rows: int = 4, length: int = 24) -> Example:
     """Two documents a row, then padding.
 
-    Every token carries a noisy sign of the module that its document wants. A third of them are marked: a marked token
-    loses 3 nats on the bare trunk and 2 nats less at the full width of the right module, in proportion to width; for
-    the others width gains 0.2 nats at most. The wrong module costs 0.3 nats more than the trunk.
+    Every token carries a noisy sign of the module that its document wants, in its hidden state and in its id. A third
+    of them are marked: a marked token loses 3 nats on the bare trunk and 2 nats less at the full width of the right
+    module, in proportion to width; for the others width gains 0.2 nats at most. The wrong module costs 0.3 nats more
+    than the trunk.
     """
     rng = np.random.default_rng(seed)
     segment_BS, module_BS = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
@@ -51,6 +52,8 @@ def draw_example(seed: int, rows: int = 4, length: int = 24) -> Example:
     hidden_BSD = rng.normal(size=(rows, length, D_MODEL)) * 0.3
     hidden_BSD[..., : len(SPACE.modules)] += np.eye(len(SPACE.modules))[module_BS]
     hidden_BSD[..., -1] += np.where(marked_BS, 2.0, -2.0)
+    # Some ids are any module's, most are of a kind that only one module's text has.
+    tokens_BS = rng.integers(4, size=(rows, length)) + np.where(rng.random((rows, length)) < 0.8, 4 * module_BS + 4, 0)
 
     trunk_BS1 = np.where(marked_BS, 3.0, 1.0)[..., None]
     widest_C = SPACE.cost_C[SPACE.widest_E][SPACE.module_C]
@@ -60,6 +63,7 @@ def draw_example(seed: int, rows: int = 4, length: int = 24) -> Example:
     outcomes_BSC[..., 0] = trunk_BS1[..., 0]
     features = Features(
         hidden_BSD=normalised(jnp.asarray(hidden_BSD)),
+        tokens_BS=jnp.asarray(tokens_BS, jnp.int32),
         segment_ids_BS=jnp.asarray(segment_BS),
         available_E=jnp.ones(len(SPACE.modules), bool),
         price=jnp.float32(0.1),
@@ -73,16 +77,26 @@ def make_example_router(cls: type[Router], seed: int = 0, /, **settings: Any) ->
     return cls(cls.Config(**settings), SPACE, D_MODEL, rngs=nnx.Rngs(seed))
 
 
+def example_loss(router: Router, example: Example, draw: jax.Array) -> tuple[jax.Array, Metrics]:
+    """What a router that learns from outcomes minimises on the example."""
+    loss, metrics = router.outcome_loss(example.features._replace(price=draw))
+    if not router.learns_from_text:
+        return loss, metrics
+    features = example.features
+    text_loss, more = router.text_loss(features.tokens_BS, features.segment_ids_BS, jnp.asarray(example.module_BS))
+    return loss + text_loss, {**metrics, **more}
+
+
 def learn_example(router: Router, *, steps: int = 200, learning_rate: float = 0.03, rows: int = 32) -> Router:
     """The router after training on outcomes of the example, with a fresh draw of the price in every step."""
     graph, start = nnx.split(router)
-    optimizer, features = optax.adam(learning_rate), draw_example(100, rows).features
+    optimizer, example = optax.adam(learning_rate), draw_example(100, rows)
 
     def step(carry: tuple, draw: jax.Array) -> tuple[tuple, jax.Array]:
         params, state = carry
 
         def loss_of(params: nnx.State) -> jax.Array:
-            return nnx.merge(graph, params).outcome_loss(features._replace(price=draw))[0]
+            return example_loss(nnx.merge(graph, params), example, draw)[0]
 
         loss, gradient = jax.value_and_grad(loss_of)(params)
         updates, state = optimizer.update(gradient, state, params)

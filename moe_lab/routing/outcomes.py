@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from moe_lab.data.tables import ReadTable, TableFormat
 from moe_lab.errors import LabError
 from moe_lab.routing.space import CandidateSpace
 
-FILE = TableFormat(key=b"moe_lab_outcomes", version=1, name="outcome table", remedy="measure it again")
+FILE = TableFormat(key=b"moe_lab_outcomes", version=2, name="outcome table", remedy="measure it again")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class OutcomeTable:
     groups: tuple[str, ...]  # names of the domains
     loss_NSC: np.ndarray  # float32 nats
     hidden_NSD: np.ndarray  # float32 router features; D may be 0
+    tokens_NS: np.ndarray  # int32 ids of the tokens that were read
     segment_ids_NS: np.ndarray  # int32, 0 = not counted
     bytes_NS: np.ndarray  # int32 bytes that the predicted token stands for
     group_N: np.ndarray  # int32
@@ -37,6 +39,15 @@ class OutcomeTable:
         """Tokens whose outcome counts."""
         return self.segment_ids_NS > 0
 
+    @cached_property
+    def own_G(self) -> np.ndarray:
+        """For each group the index of the module that loses least on it at full width: the group is its own text."""
+        row_T, place_T = np.nonzero(self.mask_NS)
+        widest_TE = self.loss_NSC[row_T, place_T][:, self.space.widest_E]
+        loss_GE = np.zeros((len(self.groups), len(self.space.modules)))
+        np.add.at(loss_GE, self.group_N[row_T], widest_TE)
+        return loss_GE.argmin(axis=1)
+
     def without(self, names: Collection[str]) -> OutcomeTable:
         """The table without the candidates of some modules."""
         kept = self.space.kept(names)
@@ -45,7 +56,7 @@ class OutcomeTable:
     def counted(self) -> OutcomeTable:
         """The table without sequences that are all padding."""
         index = np.flatnonzero(self.mask_NS.any(axis=1))
-        arrays = ("loss_NSC", "hidden_NSD", "segment_ids_NS", "bytes_NS", "group_N")
+        arrays = ("loss_NSC", "hidden_NSD", "tokens_NS", "segment_ids_NS", "bytes_NS", "group_N")
         return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in arrays})
 
 
@@ -64,6 +75,7 @@ def save_outcomes(table: OutcomeTable, path: Path, provenance: dict[str, Any]) -
         "sequence": np.repeat(np.arange(sequences, dtype=np.int32), length),
         "position": np.tile(np.arange(length, dtype=np.int32), sequences),
         "group": np.repeat(table.group_N.astype(np.int32), length),
+        "token": table.tokens_NS.reshape(-1),
         "segment": table.segment_ids_NS.reshape(-1),
         "bytes": table.bytes_NS.reshape(-1),
     }
@@ -88,6 +100,7 @@ def load_outcomes(path: Path) -> OutcomeTable:
         groups=tuple(read.header["groups"]),
         loss_NSC=loss,
         hidden_NSD=_hidden(read, loss.shape[:2]),
+        tokens_NS=read.column("token").reshape(shape),
         segment_ids_NS=read.column("segment").reshape(shape),
         bytes_NS=read.column("bytes").reshape(shape),
         group_N=read.column("group").reshape(shape)[:, 0],
@@ -96,7 +109,7 @@ def load_outcomes(path: Path) -> OutcomeTable:
 
 def _columns(header: dict[str, Any]) -> list[str]:
     space = CandidateSpace.from_json(header["space"])
-    return ["group", "segment", "bytes", *(f"loss/{name}" for name in space.names)]
+    return ["group", "token", "segment", "bytes", *(f"loss/{name}" for name in space.names)]
 
 
 def _hidden(read: ReadTable, shape: tuple[int, ...]) -> np.ndarray:

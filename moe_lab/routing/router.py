@@ -22,10 +22,12 @@ class Features(NamedTuple):
     """What a router may look at. `outcomes` is only there for routers that declare they need it."""
 
     hidden_BSD: jax.Array  # float32, the trunk's state at the first routed layer, normalised
+    tokens_BS: jax.Array  # int32 ids
     segment_ids_BS: jax.Array  # int32, 0 = padding
     available_E: jax.Array  # bool, False = opted out
     price: jax.Array  # float32 scalar, nats per token for running the dearest candidate
     outcomes_BSC: jax.Array | None = None  # float32 nats
+    hint_BE: jax.Array | None = None  # float32 log prior of whose own text a row is; zeros or None: nobody knows
 
 
 class Router(nnx.Module):
@@ -41,6 +43,7 @@ class Router(nnx.Module):
     trains_on: ClassVar[Literal["outcomes", "language_model"] | None] = None
     causal: ClassVar[bool] = True
     needs_outcomes: ClassVar[bool] = False
+    takes_hints: ClassVar[bool] = False
 
     def __init__(self, config: Any, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -50,6 +53,11 @@ class Router(nnx.Module):
     def needs_training(self) -> bool:
         """Whether a composition takes it published only. One that starts sensibly without any data may say no."""
         return self.trains_on is not None
+
+    @property
+    def learns_from_text(self) -> bool:
+        """Whether it learns from `text_loss` too."""
+        return False
 
     @property
     def multiply_adds(self) -> int:
@@ -71,6 +79,12 @@ class Router(nnx.Module):
 
     def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
         """Training loss on measured outcomes, averaged over tokens that are not padding."""
+        raise NotImplementedError
+
+    def text_loss(
+        self, tokens_BS: jax.Array, segment_ids_BS: jax.Array, own_BS: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Added to `outcome_loss` if `learns_from_text`: text that nothing was measured on, and whose own it is."""
         raise NotImplementedError
 
     def auxiliary_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
@@ -122,12 +136,17 @@ def running_mean(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: fl
 
     A token's own value is included, other documents are not. `half_life` counts tokens.
     """
+    counted = jnp.concatenate([values_BSD, jnp.ones_like(values_BSD[..., :1])], axis=-1)
+    total = running_total(counted, segment_ids_BS, half_life)
+    return total[..., :-1] / total[..., -1:]
+
+
+def running_total(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: float) -> jax.Array:
+    """As `running_mean`, but the sum: it grows with the document until as much fades as comes in."""
     decay = 0.5 ** (1.0 / half_life)
     keep_BS1 = jnp.where(document_starts(segment_ids_BS), 0.0, decay).astype(jnp.float32)[..., None]
-    counted = jnp.concatenate([values_BSD, jnp.ones_like(values_BSD[..., :1])], axis=-1)
 
     def join(before: tuple, after: tuple) -> tuple:
         return before[0] * after[0], before[1] * after[0] + after[1]
 
-    _, total = jax.lax.associative_scan(join, (keep_BS1, counted), axis=1)
-    return total[..., :-1] / total[..., -1:]
+    return jax.lax.associative_scan(join, (keep_BS1, values_BSD), axis=1)[1]

@@ -46,7 +46,7 @@ class BudgetRouter(LadderRouter):
 
     def route(self, features: Features) -> Routing:
         seen, available_E = self.seen(features), features.available_E
-        likely_BSE = self.module_shares(seen, available_E)
+        likely_BSE = self.module_shares(self.own_shares(features, seen), available_E)
         module_BS = jnp.argmax(likely_BSE, axis=-1)
         excess_BSQ = jnp.take_along_axis(self.excess_losses(seen), module_BS[..., None, None], axis=2)[:, :, 0]
         gain_BSQ = likely_BSE.max(-1, keepdims=True) * (excess_BSQ[..., :1] - excess_BSQ)

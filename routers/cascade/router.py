@@ -17,16 +17,29 @@ Shape letters: B batch, S sequence, E modules, R checks, Q the bare trunk and th
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+from pydantic import PositiveFloat, PositiveInt
 
 from moe_lab.nn.pool import Routing
 from moe_lab.routing.ladder import LadderConfig, LadderRouter
-from moe_lab.routing.router import Features, route_candidates
+from moe_lab.routing.router import Features, masked_mean, route_candidates
 
 
 class CascadeConfig(LadderConfig):
-    """Nothing beyond what every ladder router has."""
+    """Settings of the cascade.
+
+    Attributes:
+        softness: nats; softens the chain that is trained, not the one that is run.
+        prices: range drawn in training, in nats per token for the dearest candidate.
+        prices_per_step: how many prices each step trains at.
+    """
+
+    softness: PositiveFloat = 0.05
+    prices: tuple[PositiveFloat, PositiveFloat] = (0.003, 1.0)
+    prices_per_step: PositiveInt = 4
 
 
 class CascadeRouter(LadderRouter):
@@ -40,7 +53,7 @@ class CascadeRouter(LadderRouter):
         goes_on_BSER = (self.width_scores(seen) > features.price) & self.space.valid_ER
         rung_BSE = jnp.cumprod(goes_on_BSER, axis=-1).sum(-1)
         candidate_BSE = self.candidates()[jnp.arange(rung_BSE.shape[-1]), rung_BSE]
-        module_BS1 = jnp.argmax(self.module_shares(seen, available_E), axis=-1)[..., None]
+        module_BS1 = jnp.argmax(self.module_shares(self.own_shares(features, seen), available_E), axis=-1)[..., None]
         candidate_BS = jnp.take_along_axis(jnp.where(available_E, candidate_BSE, 0), module_BS1, axis=-1)[..., 0]
         return route_candidates(self.space, candidate_BS)
 
@@ -51,7 +64,23 @@ class CascadeRouter(LadderRouter):
         """
         costs_EQ = self.costs()
         stake_BSER = (self.width_scores(seen) - price) * (costs_EQ[:, -1:] - costs_EQ[:, :-1])
-        goes_on_BSER = jax.nn.sigmoid(stake_BSER / self.config.temperature) * self.space.valid_ER
+        goes_on_BSER = jax.nn.sigmoid(stake_BSER / self.config.softness) * self.space.valid_ER
         reached = jnp.cumprod(goes_on_BSER, axis=-1)
         sure = jnp.ones_like(reached[..., :1])
         return jnp.concatenate([sure, reached], -1) * jnp.concatenate([1 - goes_on_BSER, sure], -1)
+
+    def width_loss(self, features: Features, seen: jax.Array, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
+        """The expectation of loss + price * cost, exact, averaged over prices, each module on text that suits it."""
+        costs_EQ = self.costs()
+
+        def expected_bill(price: jax.Array) -> jax.Array:
+            bill_BSE = (self.policy(seen, price) * (loss_BSEQ + price * costs_EQ)).sum(-1)
+            return masked_mean((suits_BSE * bill_BSE).sum(-1), features.segment_ids_BS)
+
+        return jax.vmap(expected_bill)(self._prices(features.price)).mean()
+
+    def _prices(self, draw: jax.Array) -> jax.Array:
+        """Log-uniform prices; `draw` in [0, 1) shifts an even grid, so every step covers the whole range."""
+        low, high = (math.log(price) for price in self.config.prices)
+        place = (jnp.arange(self.config.prices_per_step) + draw) / self.config.prices_per_step
+        return jnp.exp(low + (high - low) * place)

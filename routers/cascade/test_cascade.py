@@ -26,13 +26,14 @@ class Told(CascadeRouter):
     def width_scores(self, seen: jax.Array) -> jax.Array:
         return seen[..., :9].reshape(*seen.shape[:2], 3, 3)
 
-    def module_scores(self, seen: jax.Array, available_E: jax.Array) -> jax.Array:
-        return -jnp.square(seen[..., 9:10] - jnp.arange(3))
+    def own_scores(self, features: Features, seen: jax.Array) -> jax.Array:
+        return -99 * jnp.square(seen[..., 9:10] - jnp.arange(3))
 
 
 def told(score_NER: np.ndarray, module_N: np.ndarray, price: float) -> Features:
     hidden_BSD = jnp.asarray(np.concatenate([score_NER.reshape(-1, 9), module_N[:, None]], axis=1), jnp.float32)[None]
-    return Features(hidden_BSD, jnp.ones(hidden_BSD.shape[:2], jnp.int32), jnp.ones(3, bool), jnp.float32(price))
+    ones_BS = jnp.ones(hidden_BSD.shape[:2], jnp.int32)
+    return Features(hidden_BSD, ones_BS, ones_BS, jnp.ones(3, bool), jnp.float32(price))
 
 
 def break_even(loss_NEQ: np.ndarray) -> np.ndarray:
@@ -88,15 +89,17 @@ def test_the_softened_chain_is_the_chain_when_it_is_cold(drawn, route) -> None:
     shown = told(np.where(VALID_ER, break_even(loss_NEQ), 0.0), module_N, 0.5)
     soft = make_example_router(Told).policy(shown.hidden_BSD, shown.price)
     np.testing.assert_allclose(soft.sum(-1), 1.0, rtol=1e-5)
-    cold = make_example_router(Told, temperature=1e-6).policy(shown.hidden_BSD, shown.price)[0]
+    cold = make_example_router(Told, softness=1e-6).policy(shown.hidden_BSD, shown.price)[0]
     stops_N = np.asarray(cold)[np.arange(500), module_N].argmax(-1)
     width_N = np.where(stops_N > 0, SPACE.blocks_C[SPACE.candidate_ER[module_N, stops_N - 1]], 0)
     np.testing.assert_array_equal(width_N, route(shown).width[0, :, 0])
 
 
 def test_its_cost_is_that_of_all_checks_of_all_modules() -> None:
-    router = make_example_router(CascadeRouter, hidden=16)
-    assert router.multiply_adds == 2 * (16 * 16) + 16 * 3 + 16 * 9
+    router = make_example_router(CascadeRouter, hidden=16, ngrams=0)
+    assert router.multiply_adds == 2 * (16 * 16) + 16 * 3 + 16 * 9 + 3 * 3
+    router = make_example_router(CascadeRouter, hidden=16, ngrams=4)
+    assert router.multiply_adds == 16 * 16 + 16 * 9 + 3 * 3 + (4 + 1) * 3  # 4 scores of a module, and what fades
 
 
 @pytest.fixture(scope="module")

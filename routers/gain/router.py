@@ -1,49 +1,46 @@
-"""Buys width where it pays: least `predicted loss + price * cost`, with the module chosen first.
+"""Buys compute where it pays: least `predicted loss + price * cost` over all modules, all rungs and the bare trunk.
 
-Heads and training are those of `moe_lab.routing.ladder`: the module from the document so far, a monotone predicted
-loss for every rung of it from the token.
+Heads and training are those of `moe_lab.routing.ladder`: whose own text a document is from what was read of it, and a
+monotone predicted loss for every rung from the token. A rung's predicted loss is what its module is expected to lose
+at full width, given whose text this is, and what the token loses by running less of it.
 
-Where the module is in doubt, the runner-up runs beside it, weighted by probability: that too is compute bought where
-it pays, so it must be likely enough, and its probability times its predicted gain must be worth its price.
+The choice is a joint one, token by token, so a higher price can only make a token cheaper. A cheaper module takes
+over where its price is better than what it loses; text that is in doubt gets what is least risky.
 
-Shape letters: B batch, S sequence, K choices, E modules, Q the bare trunk and then the rungs.
+Shape letters: B batch, S sequence, E modules, R rungs, Q the bare trunk and then the rungs.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import jax
 import jax.numpy as jnp
-from pydantic import Field
 
 from moe_lab.nn.pool import Routing
 from moe_lab.routing.ladder import LadderConfig, LadderRouter
-from moe_lab.routing.router import Features
+from moe_lab.routing.router import Features, route_candidates
 
 
 class GainConfig(LadderConfig):
-    """`hedge` is the least probability at which the second-likeliest module runs too; 1 never does."""
-
-    hedge: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Nothing beyond what every ladder router has."""
 
 
 class GainRouter(LadderRouter):
-    """Module from the document so far, width from the token."""
+    """Module from the document so far, width from the token, both by their price."""
 
     Config = GainConfig
 
     def route(self, features: Features) -> Routing:
-        seen, available_E = self.seen(features), features.available_E
-        likely_BSE = self.module_shares(seen, available_E)
-        likely_BSK, expert_BSK = jax.lax.top_k(likely_BSE, min(2, len(self.space.modules)))
-        excess_BSEQ, bill_EQ = self.excess_losses(seen), features.price * self.costs()
-        choice_BSE = jnp.argmin(excess_BSEQ + bill_EQ, axis=-1)
-        candidate_BSE = self.candidates()[jnp.arange(choice_BSE.shape[-1]), choice_BSE]
-        worth_BSE = likely_BSE * excess_BSEQ[..., 0] >= bill_EQ[:, -1]
-        hedged_BSK = (likely_BSK >= self.config.hedge) & jnp.take_along_axis(worth_BSE, expert_BSK, axis=-1)
-        runs_BSK = available_E[expert_BSK] & hedged_BSK.at[..., 0].set(True)
-        weight_BSK = jnp.where(runs_BSK, likely_BSK, 0.0)
-        weight_BSK = weight_BSK / jnp.maximum(weight_BSK.sum(-1, keepdims=True), 1e-9)
-        candidate_BSK = jnp.where(runs_BSK, jnp.take_along_axis(candidate_BSE, expert_BSK, axis=-1), 0)
-        return Routing(expert_BSK, jnp.asarray(self.space.blocks_C)[candidate_BSK], weight_BSK)
+        seen = self.seen(features)
+        trunk_BS, loss_BSER = self.predicted_losses(self.own_shares(features, seen), self.excess_losses(seen))
+        bill_BSER = loss_BSER + features.price * self.costs()[:, 1:]
+        bill_BSER = jnp.where(features.available_E[:, None], bill_BSER, jnp.inf)
+        bills = jnp.concatenate([trunk_BS[..., None], bill_BSER.reshape(*trunk_BS.shape, -1)], axis=-1)
+        candidates = jnp.concatenate([jnp.zeros(1, jnp.int32), self.candidates()[:, 1:].ravel()])
+        return route_candidates(self.space, candidates[jnp.argmin(bills, axis=-1)])
+
+    def predicted_losses(self, own_BSE: jax.Array, excess_BSEQ: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the bare trunk [B, S] and of every rung [B, S, E, R], in nats above the trunk's mean on such text."""
+        level_EM = self.levels()
+        # What the trunk loses on a text is known best to the module whose own it is.
+        trunk_BSE = jnp.diagonal(level_EM) + excess_BSEQ[..., 0]
+        return (own_BSE * trunk_BSE).sum(-1), (own_BSE @ level_EM)[..., None] + excess_BSEQ[..., 1:]

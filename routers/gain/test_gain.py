@@ -22,7 +22,7 @@ WIDEST = SPACE.blocks_C[SPACE.widest_E]
 
 @pytest.fixture(scope="module")
 def trained() -> Router:
-    return learn_example(make_example_router(GainRouter, half_life=16, hidden=16, prices=(0.01, 20.0)))
+    return learn_example(make_example_router(GainRouter, half_life=16, hidden=16))
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,9 @@ def route(trained: Router, unseen: Example):
     return at
 
 
-def test_it_keeps_the_contract() -> None:
-    check_router(GainRouter)
+@pytest.mark.parametrize("ngrams", [0, 4])
+def test_it_keeps_the_contract(ngrams: int) -> None:
+    check_router(GainRouter, ngrams=ngrams)
 
 
 def test_the_module_follows_the_document_and_the_width_follows_the_token(route, unseen: Example) -> None:
@@ -85,13 +86,49 @@ def test_opting_a_module_out_moves_only_the_tokens_that_it_had(route, unseen: Ex
     assert not (without.expert[~stayed] == 1).any()
 
 
-def test_in_doubt_two_modules_share_a_token_and_otherwise_one_has_it_all() -> None:
+@pytest.mark.parametrize("available", [(True, True, True), (True, False, True)])
+@pytest.mark.parametrize("price", [0.0, 0.1, 0.4])
+def test_it_runs_what_has_the_least_bill_of_all_candidates(price: float, available: tuple[bool, ...]) -> None:
+    router, rng = make_example_router(GainRouter), np.random.default_rng(0)
+    own_BSE, level_EM = rng.dirichlet(np.full(3, 0.4), (4, 24)), rng.normal(size=(3, 3)) * 0.2
+    excess_BSEQ = np.cumsum(np.abs(rng.normal(size=(4, 24, 3, 4)) * 0.2), axis=-1)[..., ::-1]
+    excess_BSEQ = np.where(np.arange(4) < np.array(SPACE.valid_ER.sum(1))[:, None], excess_BSEQ, 0.0)
+    router.level[...] = jnp.asarray(level_EM.ravel(), jnp.float32)
+    router.own_shares = lambda features, seen: jnp.asarray(own_BSE)
+    router.excess_losses = lambda seen: jnp.asarray(excess_BSEQ)
+    features = draw_example(0).features._replace(price=jnp.float32(price), available_E=jnp.array(available))
+    routing, chosen = router.route(features), set()
+    for row, place in np.ndindex(4, 24):
+        own_E, excess_EQ = own_BSE[row, place], excess_BSEQ[row, place]
+        bills = {(0, 0): sum(own_E[e] * (level_EM[e, e] + excess_EQ[e, 0]) for e in range(3))}
+        for candidate, (e, rung) in enumerate(SPACE.pairs, start=1):
+            if available[e]:
+                predicted = own_E @ level_EM[:, e] + excess_EQ[e, rung + 1]
+                bills[e, SPACE.blocks_C[candidate]] = predicted + price * SPACE.relative_cost_C[candidate]
+        best = min(bills, key=bills.__getitem__)
+        got = (int(routing.expert[row, place, 0]), int(routing.width[row, place, 0]))
+        assert bills[got] == pytest.approx(bills[best], abs=1e-5)
+        chosen.add(got)
+    assert len(chosen) > (price > 0)
+
+
+def test_a_hint_that_is_certain_decides_and_one_of_zeros_says_nothing() -> None:
     router, features = make_example_router(GainRouter), draw_example(0).features._replace(price=jnp.float32(0))
-    unsure = jax.jit(lambda shown: router.route(shown))(features)  # fresh heads say the same of every module
-    np.testing.assert_allclose(unsure.weight, 0.5)
-    assert (np.asarray(unsure.width) > 0).all()
-    router.module_head.bias[...] = jnp.array([0.0, 9.0, 0.0])
-    sure = jax.jit(lambda shown: router.route(shown))(features)
-    np.testing.assert_array_equal(sure.weight[..., 0], 1.0)
-    np.testing.assert_array_equal(sure.expert[..., 0], 1)
-    assert not np.asarray(sure.width)[..., 1].any()
+    router.ngram_scores[...] = jnp.asarray(np.random.default_rng(0).normal(size=router.ngram_scores.shape) * 99)
+    route = jax.jit(router.route)
+    told = route(features._replace(hint_BE=jnp.log(jax.nn.one_hot(jnp.array([2, 0, 1, 1]), 3))))
+    np.testing.assert_array_equal(told.expert[..., 0], np.array([2, 0, 1, 1])[:, None] + np.zeros((4, 24), int))
+    np.testing.assert_array_equal(told.width[..., 0], WIDEST[np.asarray(told.expert)[..., 0]])
+    for untold, nothing in zip(route(features), route(features._replace(hint_BE=jnp.zeros((4, 3)))), strict=True):
+        np.testing.assert_array_equal(untold, nothing)
+
+
+def test_a_hint_for_a_module_that_is_opted_out_leaves_the_next_best_on_its_text() -> None:
+    router, features = make_example_router(GainRouter), draw_example(0).features._replace(price=jnp.float32(0))
+    router.level[...] = jnp.array([[-0.3, -0.2, -0.1], [0, 0, 0], [0, 0, 0]]).ravel()
+    hint_BE = jnp.log(jax.nn.one_hot(jnp.zeros(4, int), 3))
+    for out, expected in ((), 0), ((0,), 1), ((0, 1), 2):
+        available_E = jnp.array([e not in out for e in range(3)])
+        routing = router.route(features._replace(hint_BE=hint_BE, available_E=available_E))
+        assert (np.asarray(routing.expert) == expected).all()
+        assert (np.asarray(routing.width) == WIDEST[expected]).all()

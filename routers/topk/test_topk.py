@@ -37,7 +37,7 @@ def by_hand(**settings: Any) -> tuple[Router, Features]:
     router.gates.kernel[...], router.gates.bias[...] = jnp.asarray(kernel), jnp.full(3, 1.5)
     hidden = np.eye(4, D_MODEL, dtype=np.float32)[None]
     segments = jnp.array([[1, 1, 2, 0]])
-    return router, Features(jnp.asarray(hidden), segments, jnp.ones(3, bool), jnp.float32(0))
+    return router, Features(jnp.asarray(hidden), jnp.zeros((1, 4), int), segments, jnp.ones(3, bool), jnp.float32(0))
 
 
 @pytest.mark.parametrize("settings", [{"bias_speed": 0.5}, {"top_k": 9, "gate": "sigmoid", "balance": "count"}])

@@ -41,11 +41,11 @@ WIDTHS = {"north/code": {0: 8, 1: 8}, "south/prose": {0: 12, 1: 6}, "west/sums":
 LADDERS = {"north/code": (4, 8), "south/prose": (4, 8, 12), "west/sums": (4, 5)}
 MODULES = tuple(WIDTHS)
 ROUTERS: dict[str, dict[str, Any]] = {
-    "gain": {"type": "gain", "hidden": 8},
+    "gain": {"type": "gain", "hidden": 8, "buckets": 64},
     "domain": {"type": "domain", "half_life": 4.0},
     "topk": {"type": "topk", "half_life": 4.0},
-    "cascade": {"type": "cascade", "hidden": 8},
-    "budget": {"type": "budget", "hidden": 8, "budget": 0.5},
+    "cascade": {"type": "cascade", "hidden": 8, "buckets": 64},
+    "budget": {"type": "budget", "hidden": 8, "buckets": 64, "budget": 0.5},
 }
 LEARNED = tuple(ROUTERS)
 ADDED: dict[str, dict[str, float]] = {name: {} for name in ROUTERS} | {"domain": {"trunk_loss_E": 3.0}}

@@ -125,8 +125,10 @@ def test_adding_a_module_that_nothing_is_routed_to_changes_no_bit(
 def test_a_learned_router_that_shuns_a_module_is_the_same_with_it_and_without(
     own: Published, batch: Tokens, name: str
 ) -> None:
-    path = {"domain": "head.bias", "topk": "gates.bias"}.get(name, "module_head.bias")
+    path = {"domain": "head.bias", "topk": "gates.bias"}.get(name, "level")
     shunned = [-1e9 if module == OUT else 0.0 for module in MODULES]
+    if path == "level":  # what every module loses on the text of each, and not how likely it is
+        shunned = [-value for value in shunned] * len(MODULES)
     own.put_router("lab/shy", ROUTERS[name], **ADDED[name], **{path: shunned})
     whole, smaller = (own.model(own.lock("lab/shy", modules, backend=QUICK)) for modules in (MODULES, OTHERS))
     decision = decide(whole, batch)
@@ -185,7 +187,7 @@ def test_candidates_alone_are_the_fixed_router_s_passes(published: Published, ba
 
 def test_a_width_cap_runs_every_routed_token_at_that_width(published: Published, batch: Tokens) -> None:
     model = published.model(published.lock("lab/gain"))
-    free, capped = decide(model, batch), decide(model, batch, width_cap=2)
+    free, capped = decide(model, batch, price=2.0), decide(model, batch, price=2.0, width_cap=2)
     np.testing.assert_array_equal(capped.width_BSK, np.where(free.width_BSK > 0, 2, 0))
     np.testing.assert_array_equal(capped.expert_BSK, free.expert_BSK)
     assert (free.width_BSK != capped.width_BSK).any()
@@ -225,12 +227,13 @@ def test_swapping_a_module_for_another_of_its_size_compiles_nothing(own: Publish
 @pytest.mark.parametrize(
     ("name", "matrices"),
     [
-        # Features are 16 wide; there are 3 modules, 3 rungs at most, 8 hidden units.
-        ("gain", [(32, 8), (8, 3), (32, 8), (8, 9)]),
+        # Features are 16 wide; there are 3 modules, 3 rungs at most, 8 hidden units. Of the n-grams of 4 lengths the
+        # scores of the modules are added up, and fade.
+        ("gain", [(32, 8), (8, 9), (3, 3), (4 + 1, 3)]),
         ("domain", [(16, 3)]),
         ("topk", [(32, 3)]),
-        ("cascade", [(32, 8), (8, 3), (32, 8), (8, 9)]),
-        ("budget", [(32, 8), (8, 3), (32, 8), (8, 9)]),
+        ("cascade", [(32, 8), (8, 9), (3, 3), (4 + 1, 3)]),
+        ("budget", [(32, 8), (8, 9), (3, 3), (4 + 1, 3)]),
     ],
 )
 def test_a_router_s_own_cost_is_an_entry_of_its_matrices_each(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moe_lab.errors import LabError
 from moe_lab.evaluation.colours import LIGHT
 from moe_lab.evaluation.draw_curve import draw_curve
-from moe_lab.evaluation.findings import cost_at_quality, findings, kept_at_half
+from moe_lab.evaluation.findings import beside_group_table, cost_at_quality, findings, kept_at_half
 from moe_lab.evaluation.matrix_view import Matrix
 from moe_lab.evaluation.pictures import curve_svg, exact_match_lines, exact_match_svg, write_picture
 from moe_lab.evaluation.results import Acceptance, Candidate, Curve, CurvePoint, Results
@@ -219,6 +219,32 @@ def test_what_is_left_at_half_the_cost_is_read_off_the_mixture_of_two_prices(syn
     quality = 1.6 + (40 - 30) / (80 - 30) * (1.0 - 1.6)
     assert found.figure == f"{100 * (4.0 - quality) / (4.0 - 1.0):.0f}%"
     assert kept_at_half(with_curves(synthetic_results, candidate_curves([point(40, 4.5)]))) is None
+
+
+def test_beside_the_group_table_stands_the_router_that_knows_as_much_and_then_the_one_that_does_not(
+    synthetic_results,
+):
+    def differing(untold: float, told: float | None) -> CurvePoint:
+        given = {"routed_difference": untold, "told_difference": told}
+        around = {
+            name: None if mean is None else Interval(mean=mean, low=mean - 1, high=mean + 1)
+            for name, mean in given.items()
+        }
+        return point(10, 1.0).model_copy(update=around)
+
+    def found(*points: CurvePoint) -> tuple[str, str, str]:
+        table = Curve(label="group table", role="group_table", points=list(points))
+        finding = beside_group_table(with_curves(synthetic_results, [table]))
+        assert finding is not None
+        return finding.figure, finding.headline, finding.detail
+
+    figure, headline, detail = found(differing(3, -2), differing(-2, 0), differing(2, 2))
+    assert figure == "1 of 3"
+    assert headline.endswith("routing beats it, both told the domain")
+    assert detail.endswith("above zero at 1; not told the domain: below at 1 of 3, above at 2")
+    figure, headline, detail = found(differing(3, None), differing(-2, None))
+    assert (figure, headline[-8:]) == ("1 of 2", "beats it")
+    assert "told" not in detail
 
 
 def test_candidates_that_are_the_trunk_have_no_saving(synthetic_results):

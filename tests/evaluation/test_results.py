@@ -37,7 +37,7 @@ def test_has_the_keys_of_format_1(data):
     assert data["candidates"][0] == {"name": "trunk", "module": None, "width": 0, "cost": 0}
     assert set(data["matrix"][0]) == {"system", "module", "width", "domain", "bits_per_byte", "cost"}
     assert set(data["curves"][0]["points"][0]) == {
-        "price", "cost", "bits_per_byte", "difference_to_zero", "routed_difference",
+        "price", "cost", "bits_per_byte", "difference_to_zero", "routed_difference", "told_difference",
     }  # fmt: skip
 
 

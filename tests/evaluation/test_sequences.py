@@ -25,6 +25,7 @@ def random_table(heldout: HeldOut) -> OutcomeTable:
         groups=heldout.domains,
         loss_NSC=np.where(heldout.counted_NS[..., None], loss, np.nan).astype(np.float32),
         hidden_NSD=np.zeros((*rows.tokens.shape, 0), np.float32),
+        tokens_NS=rows.tokens,
         segment_ids_NS=np.where(heldout.counted_NS, rows.segment_ids, 0),
         bytes_NS=rows.target_bytes,
         group_N=rows.domain,

@@ -49,7 +49,7 @@ def test_results_hold_the_matrix_and_every_baseline(finished_study: Path) -> Non
     assert {("alone", "north/code", 8), ("alone", "north/code", 24), ("alone", "south/prose", 13)} <= systems
     assert len(results.matrix) == len(systems) * len(results.domains)
     roles = {curve.role for curve in results.curves}
-    assert roles == {"learned", "zero_router", "group_table", "uniform_width", "oracle", "fixed", "random"}
+    assert roles == {"learned", "told", "zero_router", "group_table", "uniform_width", "oracle", "fixed", "random"}
     for curve in results.curves:
         for point in curve.points:
             assert point.bits_per_byte.low <= point.bits_per_byte.mean <= point.bits_per_byte.high

@@ -17,7 +17,7 @@ from moe_lab.errors import LabError
 from moe_lab.routing.example import SPACE
 from moe_lab.routing.outcomes import FILE, OutcomeTable, load_outcomes, save_outcomes
 
-ARRAYS = ("loss_NSC", "hidden_NSD", "segment_ids_NS", "bytes_NS", "group_N")
+ARRAYS = ("loss_NSC", "hidden_NSD", "tokens_NS", "segment_ids_NS", "bytes_NS", "group_N")
 
 
 def make_table(seed: int = 0, sequences: int = 3, length: int = 5, width: int = 2) -> OutcomeTable:
@@ -27,6 +27,7 @@ def make_table(seed: int = 0, sequences: int = 3, length: int = 5, width: int = 
         groups=("code", "prose"),
         loss_NSC=rng.gamma(2.0, size=(sequences, length, len(SPACE))).astype(np.float32),
         hidden_NSD=rng.normal(size=(sequences, length, width)).astype(np.float32),
+        tokens_NS=rng.integers(0, 257, (sequences, length)).astype(np.int32),
         segment_ids_NS=rng.integers(0, 3, (sequences, length)).astype(np.int32),
         bytes_NS=rng.integers(0, 5, (sequences, length)).astype(np.int32),
         group_N=rng.integers(0, 2, sequences).astype(np.int32),
@@ -115,9 +116,9 @@ def test_another_format_is_named(tmp_path: Path) -> None:
     path = tmp_path / "outcomes.parquet"
     save_outcomes(make_table(), path, {})
     read = pq.read_table(path)
-    header = json.loads(read.schema.metadata[FILE.key]) | {"format": 2}
+    header = json.loads(read.schema.metadata[FILE.key]) | {"format": 1}
     pq.write_table(read.replace_schema_metadata({FILE.key: json.dumps(header)}), path)
-    with pytest.raises(LabError, match="outcome table format 2, this version reads 1"):
+    with pytest.raises(LabError, match="outcome table format 1, this version reads 2"):
         load_outcomes(path)
 
 
