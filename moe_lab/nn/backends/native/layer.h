@@ -46,7 +46,11 @@ inline std::vector<Tile> cut(const Layer& l, long tile_rows, long segment) {
       long users = l.rows[l.start[e] + begin], end = std::min<long>(begin + segment, l.count[e]);
       for (long r = 0; r < users; r += tile_rows) {
         Tile tile{e, l.first_row(e) + r, std::min(tile_rows, users - r), begin, begin, 0};
-        for (long own; tile.end < end && (own = l.users(e, tile.end, tile.row, tile.rows)); ++tile.end) tile.cost += own;
+        for (; tile.end < end; ++tile.end) {
+          long own = l.users(e, tile.end, tile.row, tile.rows);
+          if (own == 0) break;
+          tile.cost += own;
+        }
         tiles.push_back(tile);
       }
     }

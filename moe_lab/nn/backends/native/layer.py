@@ -22,7 +22,7 @@ from moe_lab.nn.backends.sorting import block_users, sort_assignments
 from moe_lab.nn.pool import Blocks, Pool, Routing
 
 ACTIVATIONS = {"silu": 0, "gelu": 1}
-TILE_FLOATS = 96 * 1024
+TILE_FLOATS = 192 * 1024
 """Tokens of a tile times D: with its output it stays in a core's second-level cache."""
 TILE_PANELS = 4
 TILES_PER_THREAD = 4

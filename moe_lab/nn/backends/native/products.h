@@ -55,16 +55,22 @@ void for_each_sliver(long rows, Run run) {
   for (; i < rows; ++i) run(i, std::integral_constant<int, 1>());
 }
 
+// A sliver of a block has its numbers far apart, each in a cache line of its own: so many stay in the first cache.
+constexpr long kDepth = 512;
+
 // With all panels of `tokens` tokens: B panels [length][kPanel], C panels [count][kPanel].
 inline void panel_product(long count, Left a, const float* b, float* c, long length, long tokens, bool add) {
-  for_each_sliver(count, [&](long i, auto rows) {
-    Left sliver{a.at + i * a.row, a.row, a.step, a.step * kPanel};
-    for (long panel = 0, left = tokens; left > 0; ++panel, left -= kPanel) {
-      Right right{b + panel * length * kPanel, kPanel, kPanel * kPanel};
-      long vectors = std::min<long>(ceil_div(left, kLanes), kVectors);
-      tile_product<rows>(vectors, sliver, right, c + (panel * count + i) * kPanel, kPanel, length, add);
-    }
-  });
+  for (long k = 0; k < length; k += kDepth) {
+    long depth = std::min(kDepth, length - k);
+    for_each_sliver(count, [&](long i, auto rows) {
+      Left sliver{a.at + i * a.row + k * a.step, a.row, a.step, a.step * kPanel};
+      for (long panel = 0, left = tokens; left > 0; ++panel, left -= kPanel) {
+        Right right{b + (panel * length + k) * kPanel, kPanel, kPanel * kPanel};
+        long vectors = std::min<long>(ceil_div(left, kLanes), kVectors);
+        tile_product<rows>(vectors, sliver, right, c + (panel * count + i) * kPanel, kPanel, depth, add || k > 0);
+      }
+    });
+  }
 }
 
 // At most kPanel columns of a matrix with `row` numbers in a row; they need not fill whole vectors, but B can be read
