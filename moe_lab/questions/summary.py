@@ -39,7 +39,7 @@ ROLES: dict[CurveRole, str] = {
     "zero_router": "zero router",
     "oracle": "oracle",
 }
-_ALIKE = ("group_table", "before")  # this router is compared with them at their own costs
+_AT_OWN_COSTS = ("group_table", "before")
 _BAND_COSTS = 21
 _BINS = 10
 _BESIDE = 9
@@ -79,7 +79,7 @@ def summarise(
         verdicts=scored.verdicts,
         figures=tuple(_figures(scored, swept, points, spec)),
         curves=tuple(
-            _curves(swept, points, scored, {r: _beside(scored, swept, spec, r) for r in swept if r in _ALIKE})
+            _curves(swept, points, scored, {r: _beside(scored, swept, spec, r) for r in swept if r in _AT_OWN_COSTS})
         ),
         band=_band(scored, swept, spec),
         groups=tuple(_groups(scored, price)),
