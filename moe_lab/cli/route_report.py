@@ -9,14 +9,17 @@ import typer
 
 from moe_lab.cli.app import current_lab
 from moe_lab.cli.session import open_workspace
+from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
     from moe_lab.questions.results import RouteResults
 
+_KINDS = ("question_router", "question_join")
+
 
 def route_report(
     ctx: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN_OR_CONFIG", help="A run folder, or a question_router config.")],
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_CONFIG", help="A run folder, or the config of one.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where the report goes; the run folder if left out.")
@@ -24,7 +27,7 @@ def route_report(
 ) -> None:
     """Report on a question router: quality against cost, groups, calibration, and what it costs to run.
 
-    A config that is not trained yet is trained first.
+    A config that is not trained yet is trained first. Where a candidate joined, the router before and after.
 
     Example:
       moe-lab route-report questions/mmlu-pro-ladder
@@ -51,11 +54,13 @@ def _folder(ctx: typer.Context, run: str, overrides: list[str]) -> Path:
         if folder.is_dir():
             return folder
     from moe_lab.config import load_config
-    from moe_lab.jobs.questions import train_questions
+    from moe_lab.jobs.train import train_spec
 
     path = lab.find_config(run)
-    spec: Any = load_config(path, overrides, kind="question_router")
-    candidate = train_questions(open_workspace(ctx), spec, path.parent.absolute())
+    spec: Any = load_config(path, overrides)
+    if spec.kind not in _KINDS:
+        raise LabError(f"{path}: kind {spec.kind} has no such report; give a config of kind {' or '.join(_KINDS)}")
+    candidate = train_spec(open_workspace(ctx), spec, path.parent.absolute())
     return Path(candidate.staging.store.where("")).parent
 
 
@@ -70,11 +75,22 @@ def print_figures(results: RouteResults) -> None:
         if (i := figure.interval) is not None
     ]
     folds = f"each of {results.folds} groups left out" if results.by_group else f"{results.folds}-fold out of fold"
+    if results.newcomers:
+        folds = "before and after joining"
     title = f"{main[0].metric}, {folds}, {results.items} items of {results.table}"
     print_table(title, ("router", main[0].metric, "95% interval"), rows, right=(main[0].metric,))
     above, below, of = results.beside_group_table
     if of:
         print(f"at {above} of {of} of the group table's own costs the router is above it, at {below} below (95%)")
+    for figure in results.figures:
+        if figure.role == "before" and figure.metric == "AIQ gained over" and (i := figure.interval) is not None:
+            print(f"AIQ gained by joining: {i.mean:+.4f} ({i.low:.4f} to {i.high:.4f})")
+    for row in results.newcomers:
+        print(
+            f"{row.name} joined on {row.items} items and gets {row.share.mean:.0%} of the questions "
+            f"({row.share.low:.0%} to {row.share.high:.0%}) at price {results.shown_price:.4g}, at most "
+            f"{row.greatest_share:.0%} at price {row.greatest_share_price:.4g}"
+        )
     for warning in results.warnings:
         print(f"note: {warning}")
     abstained = [verdict for verdict in results.verdicts if verdict.mode != "learned"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 STYLES: dict[CurveRole, LineStyle] = {
     "routed": LineStyle("learned", "trained on the other folds, with its 95% interval", weight=2.2),
+    "before": LineStyle("third", "the same router without the newcomer", dash=(4, 2)),
     "group_table": LineStyle("group", "best candidate of each group, as the other folds say", dash=(5, 1.5)),
     "difficulty": LineStyle("second", "knows only whether the cheapest candidate will fail", dash=(1.5, 1.5)),
     "zero_router": LineStyle("zero", "random mix of candidates, needs no router", dash=(6, 3)),

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from moe_lab.evaluation.markup import Content, Markup, element, join
 from moe_lab.evaluation.page import folded, note, render_page, section
 from moe_lab.evaluation.report_figures import drawing, legend
+from moe_lab.evaluation.route_cells import EN_DASH, cell, number, span, table, tile
+from moe_lab.evaluation.route_joined import (
+    CURVES,
+    LEGEND,
+    before_tile,
+    joined_section,
+    joined_words,
+    made_caption,
+    measured_how,
+)
 from moe_lab.evaluation.route_pictures import STYLES, calibration_colours, calibration_svg, quality_svg
 from moe_lab.evaluation.wording import count, counted, duration, moment, share
-from moe_lab.metrics.bootstrap import Interval
 from moe_lab.questions.results import CurveRole, GroupRow, RouteResults
 
-_EN_DASH = "\N{EN DASH}"
 _MODES = {
     "learned": "routes by what it learnt",
     "group_table": "abstains: answers as the group table does",
@@ -67,7 +76,15 @@ def write_route_report(results: RouteResults, path: Path) -> Path:
 
 def render_route_report(results: RouteResults) -> str:
     """The whole page. Every text from the results is escaped."""
-    sections = [_curves(results), _figures(results), _groups(results), _calibration(results), _made(results), _words()]
+    sections = [
+        _curves(results),
+        joined_section(results) if results.newcomers else None,
+        _figures(results),
+        _groups(results),
+        _calibration(results),
+        _made(results),
+        _words(results),
+    ]
     footer = f"Made by moe-lab from route-results.json, format {results.format}."
     return render_page(results.name, _header(results), sections, footer)
 
@@ -78,18 +95,20 @@ def main_metric(results: RouteResults) -> str:
 
 
 def _header(results: RouteResults) -> Markup:
+    done = "joined" if results.newcomers else "trained and evaluated"
     line = (
         f"{counted(results.items, 'question')} of {results.table}, {counted(len(results.candidates), 'candidate')}, "
-        f"{_folds(results)} · trained and evaluated {moment(results.created)} in {duration(results.seconds)}"
+        f"{_folds(results)} · {done} {moment(results.created)} in {duration(results.seconds)}"
     )
     metric = main_metric(results)
     own = next(f for f in results.figures if f.metric == metric and f.role == "routed")
     cost = results.router_cost
     tiles = [
-        _tile(_number(own.value), f"{metric}, out of fold", _span(own.interval)),
+        tile(number(own.value), metric if results.newcomers else f"{metric}, out of fold", span(own.interval)),
+        before_tile(results) if results.newcomers else None,
         _against(results, metric, "group_table", "group table"),
         _against(results, metric, "zero_router", "zero router"),
-        _tile(
+        tile(
             f"{cost.microseconds_per_question:,.0f} µs", "to route one question", f"{count(cost.parameters)} parameters"
         ),
     ]
@@ -100,22 +119,14 @@ def _header(results: RouteResults) -> Markup:
 
 
 def _folds(results: RouteResults) -> str:
+    if results.newcomers:
+        return measured_how(results)
     return f"each of {results.folds} groups left out in turn" if results.by_group else f"{results.folds} folds"
-
-
-def _tile(figure: str, headline: str, detail: str | None) -> Markup:
-    return element(
-        "div",
-        element("strong", figure),
-        element("span", headline),
-        element("small", detail) if detail else None,
-        class_="tile",
-    )
 
 
 def _against(results: RouteResults, metric: str, role: CurveRole, label: str) -> Markup:
     found = next(f for f in results.figures if f.metric == f"{metric} gained over" and f.role == role)
-    return _tile(_number(found.value, sign=True), f"{metric} gained over the {label}", _span(found.interval))
+    return tile(number(found.value, sign=True), f"{metric} gained over the {label}", span(found.interval))
 
 
 def _curves(results: RouteResults) -> Markup:
@@ -126,7 +137,12 @@ def _curves(results: RouteResults) -> Markup:
     )
     roles = [curve.role for curve in results.curves]
     labels: dict[CurveRole, str] = {curve.role: curve.label for curve in results.curves if curve.role != "fixed"}
-    named = [(labels.get(role, "dots"), style) for role, style in STYLES.items() if role in roles]
+    words = LEGEND if results.newcomers else {}
+    named = [
+        (labels.get(role, "dots"), dataclasses.replace(style, words=words.get(role, style.words)))
+        for role, style in STYLES.items()
+        if role in roles
+    ]
     figure = drawing(quality_svg(results), "Mean quality against mean cost, one line for each router")
     above, below, of = results.beside_group_table
     beside = note(
@@ -141,15 +157,17 @@ def _curves(results: RouteResults) -> Markup:
             curve.label,
             "" if point.price is None else f"{point.price:.4g}",
             f"{point.cost:.4g}",
-            _number(point.quality),
-            _span(point.routed_difference) or "",
+            number(point.quality),
+            span(point.routed_difference) or "",
         )
         for curve in results.curves
         for point in curve.points
     ]
     heads = ("router", "price", "mean cost", "mean quality", "this router at that cost, minus it")
-    points = folded("The same points as a table", _table(heads, rows))
-    return section("Quality against cost", caption, legend(named), figure, beside, cut, points)
+    points = folded("The same points as a table", table(heads, rows))
+    return section(
+        "Quality against cost", CURVES if results.newcomers else caption, legend(named), figure, beside, cut, points
+    )
 
 
 def _figures(results: RouteResults) -> Markup:
@@ -157,7 +175,8 @@ def _figures(results: RouteResults) -> Markup:
         "Every metric by its paper's definition, and beside it what the paper's public code computes where that "
         "differs. Small grey figures are 95% intervals; differences are paired."
     )
-    roles: list[CurveRole] = ["routed", "group_table", "difficulty", "zero_router", "oracle"]
+    labels = {curve.role: curve.label for curve in results.curves if curve.role != "fixed"}
+    roles = [role for role in STYLES if role in labels]
     metrics = list(dict.fromkeys(figure.metric for figure in results.figures))
     metrics.sort(
         key=lambda metric: (metric.split(" ")[0] not in ("APGR", "AIQ"), "code" in metric, metric.startswith("cost"))
@@ -167,14 +186,14 @@ def _figures(results: RouteResults) -> Markup:
         cells: list[Content] = [element("span", metric, class_="name")]
         for role in roles:
             found = [f for f in results.figures if f.metric == metric and f.role == role]
-            cells.append(_cell(found[0].value, found[0].interval, sign="gained" in metric) if found else _EN_DASH)
+            cells.append(cell(found[0].value, found[0].interval, sign="gained" in metric) if found else EN_DASH)
         rows.append(tuple(cells))
-    heads = ("metric", "this router", "group table", "difficulty alone", "zero router", "oracle")
+    heads = ("metric", *(labels[role] for role in roles))
     free = f"{results.oracle_free_cost:.4g}"
     convention = note(
         f"Charging nothing for questions that nobody solves, as RouterBench does, the oracle's mean cost is {free}."
     )
-    return section("All figures", caption, _table(heads, rows, "headline"), convention)
+    return section("All figures", caption, table(heads, rows, "headline"), convention)
 
 
 def _groups(results: RouteResults) -> Markup:
@@ -185,16 +204,16 @@ def _groups(results: RouteResults) -> Markup:
     )
     heads = ("group", "questions", *(c.name for c in results.candidates), "routed quality", "routed cost")
     rows = [_group_row(row) for row in results.groups]
-    return section("Group by group", caption, _table(heads, rows))
+    return section("Group by group", caption, table(heads, rows))
 
 
 def _group_row(row: GroupRow) -> tuple[Content, ...]:
     cells = [
-        join(_number(quality), element("small", share(part)))
+        join(number(quality), element("small", share(part)))
         for quality, part in zip(row.quality, row.share, strict=True)
     ]
     best = max(row.quality)
-    routed = _number(row.routed_quality)
+    routed = number(row.routed_quality)
     return (
         element("span", row.group, class_="name"),
         count(row.items),
@@ -229,58 +248,36 @@ def _made(results: RouteResults) -> Markup:
         (
             str(verdict.fold + 1) if verdict.group is None else verdict.group,
             _MODES[verdict.mode],
-            *(_number(verdict.validation[name]) for name in ("learned", "group_table", "zero_router")),
+            *(number(verdict.validation[name]) for name in ("learned", "group_table", "zero_router")),
         )
         for verdict in results.verdicts
     ]
     candidates: list[tuple[Content, ...]] = [
         (
             c.name,
-            c.family or _EN_DASH,
-            _EN_DASH if c.size is None else f"{c.size:g}",
+            c.family or EN_DASH,
+            EN_DASH if c.size is None else f"{c.size:g}",
             f"{c.cost:.4g}",
-            _number(c.quality),
+            number(c.quality),
         )
         for c in results.candidates
     ]
     heads = ("candidate", "family", "size", f"cost ({results.cost_unit})", "quality")
     digest = element("p", f"table {results.table_digest}", class_="note")
+    if results.newcomers:
+        return section("The router and its table", made_caption(results), table(heads, candidates), digest)
     unseen = note(
         "Every group was scored by a router that never saw it. A group table has no row for such a group: it answers "
         "with the mean of all other items, as the zero router does. The items held back are whole groups too."
     )
-    folds = _table(
+    folds = table(
         ("group left out" if results.by_group else "fold", "verdict", "learned", "group table", "zero router"), rows
     )
     told = [unseen] if results.by_group else []
-    return section("The router and its table", caption, folds, *told, _table(heads, candidates), digest)
+    return section("The router and its table", caption, folds, *told, table(heads, candidates), digest)
 
 
-def _words() -> Markup:
-    terms = [join(element("dt", word), element("dd", meaning)) for word, meaning in _WORDS]
+def _words(results: RouteResults) -> Markup:
+    words = joined_words(_WORDS) if results.newcomers else _WORDS
+    terms = [join(element("dt", word), element("dd", meaning)) for word, meaning in words]
     return element("section", element("h2", "Words"), element("dl", terms))
-
-
-def _cell(value: float | None, interval: Interval | None, *, sign: bool) -> Content:
-    if value is None:
-        return "never"
-    span = _span(interval)
-    return join(_number(value, sign=sign), element("small", span) if span else None)
-
-
-def _number(value: float | None, *, sign: bool = False) -> str:
-    if value is None:
-        return _EN_DASH
-    return (f"{value:+.4f}" if sign else f"{value:.4f}").replace("-", "\N{MINUS SIGN}")
-
-
-def _span(interval: Interval | None) -> str | None:
-    if interval is None:
-        return None
-    return f"{_number(interval.low)} to {_number(interval.high)}"
-
-
-def _table(heads: tuple[str, ...], rows: list[tuple[Content, ...]], class_: str | None = None) -> Markup:
-    head = element("thead", element("tr", [element("th", text, scope="col") for text in heads]))
-    body = element("tbody", [element("tr", [element("td", cell) for cell in row]) for row in rows])
-    return element("div", element("table", head, body, class_=class_), class_="scroll", tabindex="0")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from moe_lab.compose.lockfile import pin
 from moe_lab.config import canonical_json
 from moe_lab.errors import LabError
+from moe_lab.evaluation.route_report import write_route_report
 from moe_lab.jobs.candidate import Candidate, stage, staged
-from moe_lab.jobs.questions import find_table, load_question_router
+from moe_lab.jobs.questions import REPORT_FILE, RESULTS_FILE, find_table, load_question_router
 from moe_lab.jobs.spec import QuestionJoinRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.questions.join import JoinReport, join
-from moe_lab.questions.table import ItemCandidate
+from moe_lab.questions.joined import JoinedOn, measure_joined
+from moe_lab.questions.spec import QuestionRouterSettings
+from moe_lab.questions.table import ItemCandidate, ItemTable
 from moe_lab.registry import Registry
+from moe_lab.training.durable import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +42,25 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
     known = _known(workspace, spec.extends, base)
     router = load_question_router(known.registry, known.digest)
     table, warnings = find_table(workspace.lab, spec.table, base)
-    if (unit := known.manifest["data"]["cost_unit"]) != table.cost_unit:
-        raise LabError(
-            f'{table.name}: costs are in "{table.cost_unit}", those of {spec.extends} in "{unit}"; use its unit'
-        )
-    with workspace.open_run(spec, {"router": known.digest, "table": table.digest}) as run:
+    inputs, measured = {"router": known.digest, "table": table.digest}, table
+    if spec.measured_on is not None:
+        measured, more = find_table(workspace.lab, spec.measured_on, base)
+        inputs["measured_on"], warnings = measured.digest, [*warnings, *more]
+    for each in (table, measured):
+        if (unit := known.manifest["data"]["cost_unit"]) != each.cost_unit:
+            raise LabError(
+                f'{each.name}: costs are in "{each.cost_unit}", those of {spec.extends} in "{unit}"; use its unit'
+            )
+    with workspace.open_run(spec, inputs) as run:
         if run.done:
             return staged(run)
+        started = time.perf_counter()
         cards = [ItemCandidate(**card) for card in known.manifest["interface"]["candidates"]]
-        joining = join(router, cards[: len(router.heads.bias_C)], table)
+        own = cards[: len(router.heads.bias_C)]
+        joining = join(router, own, table)
+        if spec.measured_on is not None or set(joining.router.names) <= set(measured.names):
+            made = JoinedOn(before=router, joining=joining, cards=own, items=table)
+            _report(run.path, spec, made, measured, _settings(known), warnings, started)
         for line in (*warnings, *map(_told, joining.reports)):
             workspace.progress.note(line)
         new = [card for card in table.candidates if card.name not in router.names]
@@ -57,7 +72,7 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
                 "candidates": [dataclasses.asdict(card) for card in (*cards, *new)],
                 "router": joining.router.describe(),
             },
-            "config": {"question_join": canonical_json(spec)},
+            "config": {**known.manifest["config"], "question_join": canonical_json(spec)},
             "data": {"table": table.name, "digest": table.digest, "items": len(table), "cost_unit": table.cost_unit},
             "lineage": {
                 "parents": [{"ref": known.ref, "digest": known.digest, "relation": "extended"}],
@@ -80,6 +95,29 @@ def _known(workspace: Workspace, extends: str, base: Path) -> _Known:
             return _Known(Registry(folder / "candidate", create=False), folder.name, result["candidate"])
     part = pin(workspace.registry, extends, "router")
     return _Known(workspace.registry, part.ref, part.digest)
+
+
+def _settings(known: _Known) -> QuestionRouterSettings:
+    """Those that the router was trained with: its report and this one are then made alike."""
+    # A router that was extended by an earlier version does not say what the first one was trained with.
+    trained = json.loads(known.manifest["config"].get("question_router", "{}"))
+    kept = {name: trained[name] for name in QuestionRouterSettings.model_fields if name in trained}
+    return QuestionRouterSettings.model_validate_json(json.dumps(kept))
+
+
+def _report(
+    folder: Path,
+    spec: QuestionJoinRun,
+    made: JoinedOn,
+    measured: ItemTable,
+    settings: QuestionRouterSettings,
+    warnings: list[str],
+    started: float,
+) -> None:
+    spent = time.perf_counter() - started
+    results = measure_joined(made, measured, settings, name=spec.name, warnings=warnings, seconds=spent)
+    write_json(folder / RESULTS_FILE, results.model_dump(mode="json"))
+    write_route_report(results, folder / REPORT_FILE)
 
 
 def _told(report: JoinReport) -> str:

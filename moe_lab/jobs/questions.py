@@ -75,11 +75,22 @@ def finished_results(folder: Path) -> RouteResults:
     """The results in the run folder of a question router."""
     try:
         return RouteResults.model_validate_json((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        if not (folder / "result.json").is_file() or not folder.name.startswith("question_join-"):
+            raise _unfinished(folder) from error
         raise LabError(
-            f"{folder}: holds no finished question router ({RESULTS_FILE} is missing or broken); "
-            "train it first: moe-lab train CONFIG"
+            f"{folder}: a candidate joined here without a report, which needs questions with the outcomes of all "
+            "candidates; name such a table as measured_on in its config, and train it again"
         ) from error
+    except (OSError, ValueError) as error:
+        raise _unfinished(folder) from error
+
+
+def _unfinished(folder: Path) -> LabError:
+    return LabError(
+        f"{folder}: holds no finished question router ({RESULTS_FILE} is missing or broken); "
+        "train it first: moe-lab train CONFIG"
+    )
 
 
 def _fields(spec: QuestionRouterRun, table: ItemTable, router: QuestionRouter, fingerprint: str) -> dict:

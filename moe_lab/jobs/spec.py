@@ -149,11 +149,14 @@ class QuestionJoinRun(Published):
         extends: a published question router, `owner/name[@version]`, or the run folder of one.
         table: as for a question router: the newcomers' cards (size, family, cost), and some 20 items with their
             outcomes. Candidates that the router knows are passed over.
+        measured_on: as `table`: questions with the outcomes of all candidates, from which the report is made; `table`
+            itself if it is left out and has them.
     """
 
     kind: Literal["question_join"]
     extends: str
     table: str
+    measured_on: str | None = None
 
 
 class MeasuredText(Spec):

@@ -35,9 +35,17 @@ class OutOfFold:
     group_NC: np.ndarray  # means of the item's group in the other folds
     mean_NC: np.ndarray  # means of the other folds
     verdicts: tuple[FoldVerdict, ...]
+    newcomers: int = 0  # the last columns are of candidates that joined; `before` does without them
+
+    @property
+    def known(self) -> int:
+        """How many candidates were there before others joined."""
+        return len(self.table.names) - self.newcomers
 
     def predicted(self, role: CurveRole) -> np.ndarray:
         """What a router by that name predicts [N, C]; the oracle predicts the outcome itself."""
+        if role == "before":
+            return self.routed_NC[:, : self.known]
         if role == "difficulty":
             return self.difficulty_NC
         if role == "oracle":
@@ -62,6 +70,7 @@ class OutOfFold:
         predicted = self.predicted(role)
         # The oracle knows what each item will cost as well.
         cost = relative_items(self.table) if role == "oracle" else relative_cost(self.table.cost_C)
+        cost = cost[..., : predicted.shape[1]]
         prices = price_grid(predicted, cost, points)
         return prices, [choose(-predicted, cost, price) for price in prices]
 

@@ -10,7 +10,7 @@ Legend: N items, C candidates of the router's heads, J candidates that joined.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -72,12 +72,24 @@ def join(router: QuestionRouter, cards: Sequence[ItemCandidate], table: ItemTabl
     seen_NC = router.predict(router.read(table))[:, :heads]
     reports = []
     for c in new:
-        prior_C = similarity(table.candidates[c], float(table.cost_C[c]), cards, router.cost_C[:heads])
-        mean_C = router.mean_C[:heads]
-        made, report = _fitted(table.names[c], seen_NC, table.quality_NC[:, c], mean_C, prior_C, link)
+        fit = newcomer_fit(router, cards, table, c, seen_NC)
+        made, report = _fitted(table.names[c], seen_NC, table.quality_NC[:, c], fit, link)
         router = extended(router, table.names[c], float(table.cost_C[c]), made)
         reports.append(report)
     return Joining(router=router, reports=tuple(reports))
+
+
+def newcomer_fit(
+    router: QuestionRouter, cards: Sequence[ItemCandidate], table: ItemTable, newcomer: int, seen_NC: np.ndarray
+) -> Callable[[np.ndarray], Joined]:
+    """From the indices of some of the table's items to what they make of the newcomer in a column of the table.
+
+    `seen_NC` is what the router says of all its items.
+    """
+    link, heads, quality_N = router.heads.link, len(router.heads.bias_C), table.quality_NC[:, newcomer]
+    card, cost = table.candidates[newcomer], float(table.cost_C[newcomer])
+    prior_C = similarity(card, cost, cards, router.cost_C[:heads])
+    return lambda index: fit_newcomer(seen_NC[index], quality_N[index], router.mean_C[:heads], prior_C, link)
 
 
 def extended(router: QuestionRouter, name: str, cost: float, newcomer: Joined) -> QuestionRouter:
@@ -147,13 +159,10 @@ def _ratio(card: ItemCandidate, cost: float, other: ItemCandidate, other_cost: f
 
 
 def _fitted(
-    name: str, seen_NC: np.ndarray, quality_N: np.ndarray, mean_C: np.ndarray, prior_C: np.ndarray, link: Link
+    name: str, seen_NC: np.ndarray, quality_N: np.ndarray, fit: Callable[[np.ndarray], Joined], link: Link
 ) -> tuple[Joined, JoinReport]:
     """The newcomer, and what each of its items says of it when it is left out."""
     items = np.arange(len(quality_N))
-
-    def fit(index: np.ndarray) -> Joined:
-        return fit_newcomer(seen_NC[index], quality_N[index], mean_C, prior_C, link)
 
     def said(by: Joined, index: np.ndarray) -> np.ndarray:
         return by(seen_NC[index], link)[:, 0]

@@ -10,14 +10,15 @@ from moe_lab.config.spec import Spec
 from moe_lab.metrics.bootstrap import Interval
 from moe_lab.questions.router import Mode
 
-CurveRole = Literal["routed", "learned", "group_table", "difficulty", "zero_router", "oracle", "fixed"]
+CurveRole = Literal["routed", "before", "learned", "group_table", "difficulty", "zero_router", "oracle", "fixed"]
 
 
 class RoutePoint(Spec):
     """One policy: a price of a router, or a candidate alone.
 
-    `routed_difference`, of some points of the group table: this router's quality at the point's cost, mixing its two
-    prices nearest in cost, minus the point's. Above zero the router is better.
+    `routed_difference`, of some points of the group table and of the router before others joined: this router's
+    quality at the point's cost, mixing its two prices nearest in cost, minus the point's. Above zero the router is
+    better.
     """
 
     cost: float
@@ -101,6 +102,26 @@ class CandidateRow(Spec):
     quality: float
 
 
+class NewcomerRow(Spec):
+    """A candidate that joined: its items, what was said of them, and the share of questions it is given.
+
+    `by_card` is the mean quality predicted before any item was seen, `by_items` with them; the losses are an item's,
+    of its card alone and of the other items. `share` is at the shown price, `greatest_share` at the price that gives
+    it most.
+    """
+
+    name: str
+    items: int
+    measured: float
+    by_card: float
+    by_items: float
+    loss_by_card: float
+    loss_by_other_items: float
+    share: Interval
+    greatest_share: float
+    greatest_share_price: float
+
+
 class RouteResults(Spec):
     """Everything a report shows."""
 
@@ -131,18 +152,24 @@ class RouteResults(Spec):
     router_cost: RouterCost
     best_routed_quality: float
     oracle_free_cost: float
+    newcomers: tuple[NewcomerRow, ...] = ()
+    left_out: int = 0  # questions that the newcomers joined on, each predicted with itself left out
 
     @property
     def beside_group_table(self) -> tuple[int, int, int]:
         """At how many of the group table's own costs the router's whole interval is above it, below it; of how many."""
-        points = [point for curve in self.curves if curve.role == "group_table" for point in curve.points]
+        return self.beside("group_table")
+
+    def beside(self, role: CurveRole) -> tuple[int, int, int]:
+        """The same for another curve's own costs."""
+        points = [point for curve in self.curves if curve.role == role for point in curve.points]
         found = [point.routed_difference for point in points if point.routed_difference is not None]
         return sum(d.low > 0 for d in found), sum(d.high < 0 for d in found), len(found)
 
     @property
     def by_group(self) -> bool:
         """Whether each fold is a whole group that its router never saw."""
-        return self.verdicts[0].group is not None
+        return bool(self.verdicts) and self.verdicts[0].group is not None
 
     def figure(self, metric: str, role: CurveRole = "routed") -> float | None:
         """The value of one metric; None where it was not measured or is infinite."""

@@ -39,6 +39,7 @@ ROLES: dict[CurveRole, str] = {
     "zero_router": "zero router",
     "oracle": "oracle",
 }
+_AT_OWN_COSTS = ("group_table", "before")
 _BAND_COSTS = 21
 _BINS = 10
 _BESIDE = 9
@@ -57,7 +58,7 @@ def summarise(
 ) -> RouteResults:
     """All that a report shows, from the predictions of items that were not seen."""
     table = scored.table
-    swept = {role: scored.choices(role, spec.prices) for role in ROLES}
+    swept = {role: scored.choices(role, spec.prices) for role in _roles(scored)}
     points = {role: policy_points(choices, table.quality_NC, table.cost_NC) for role, (_, choices) in swept.items()}
     price = _middle_price(points["routed"], swept["routed"][0], table)
     return RouteResults(
@@ -77,7 +78,9 @@ def summarise(
         mode=mode,
         verdicts=scored.verdicts,
         figures=tuple(_figures(scored, swept, points, spec)),
-        curves=tuple(_curves(swept, points, table, _beside_group_table(scored, swept, spec))),
+        curves=tuple(
+            _curves(swept, points, scored, {r: _beside(scored, swept, spec, r) for r in swept if r in _AT_OWN_COSTS})
+        ),
         band=_band(scored, swept, spec),
         groups=tuple(_groups(scored, price)),
         shown_price=price,
@@ -91,12 +94,20 @@ def summarise(
 Swept = dict[CurveRole, tuple[list[float], list[Choice]]]
 
 
+def _roles(scored: OutOfFold) -> dict[CurveRole, str]:
+    """The curves of a report and their labels; where candidates joined, also the router without them."""
+    if not scored.newcomers:
+        return ROLES
+    names = " and ".join(scored.table.names[scored.known :])
+    return {"routed": ROLES["routed"], "before": f"before {names} joined", **ROLES}
+
+
 def _figures(
     scored: OutOfFold, swept: Swept, points: dict[CurveRole, np.ndarray], spec: QuestionRouterSettings
 ) -> list[Figure]:
     """Every metric of every router, the main ones with paired intervals."""
     table = scored.table
-    over = CostRange.of(table.cost_C)
+    over = _range(scored, np.ones(len(table)))
     found = []
     for role, curve in points.items():
         found += [
@@ -107,7 +118,7 @@ def _figures(
         if over.high > over.low:
             value = area_cascade_routing_code(curve, _alone(table))
             found.append(Figure(metric="AUC (cascade-routing code)", role=role, value=value))
-        if _pair(table) is not None:  # elsewhere it has an interval, see _intervals
+        if _pair(scored) is not None:  # elsewhere it has an interval, see _intervals
             found.append(Figure(metric="AIQ", role=role, value=aiq(curve, over)))
     found += _pair_figures(scored)
     return found + _intervals(scored, swept, spec)
@@ -126,9 +137,15 @@ def _alone(table: ItemTable) -> np.ndarray:
     return np.stack([table.cost_C, table.quality_NC.mean(axis=0)], axis=1)
 
 
-def _pair(table: ItemTable) -> tuple[int, int] | None:
-    """(cheap, dear) where there are two candidates with a gap between them."""
-    if len(table.names) != 2 or np.ptp(table.cost_C) == 0 or np.ptp(table.quality_NC.mean(axis=0)) == 0:
+def _pair(scored: OutOfFold) -> tuple[int, int] | None:
+    """(cheap, dear) where there are two candidates with a gap between them, both from the start."""
+    table = scored.table
+    if (
+        scored.newcomers
+        or len(table.names) != 2
+        or np.ptp(table.cost_C) == 0
+        or np.ptp(table.quality_NC.mean(axis=0)) == 0
+    ):
         return None
     cheap = int(np.argmin(table.cost_C))
     return cheap, 1 - cheap
@@ -136,7 +153,7 @@ def _pair(table: ItemTable) -> tuple[int, int] | None:
 
 def _pair_figures(scored: OutOfFold) -> list[Figure]:
     """CPT of two candidates, for each router."""
-    pair = _pair(scored.table)
+    pair = _pair(scored)
     if pair is None:
         return []
     found = []
@@ -158,9 +175,9 @@ def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarr
 
 def _intervals(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> list[Figure]:
     """APGR (two candidates) or AIQ of every router, and this router's differences to the baselines, paired."""
-    table, pair = scored.table, _pair(scored.table)
+    table, pair = scored.table, _pair(scored)
     unit_N = number_keys(table.keys)  # items that look the same are drawn together
-    roles = list(ROLES)
+    roles = list(swept)
 
     def areas(weight_U: np.ndarray) -> np.ndarray:
         weight_N = weight_U[unit_N]
@@ -170,7 +187,7 @@ def _intervals(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) ->
                 return np.full(2 * len(roles), np.nan)
             values = [apgr(deferral_curve(_gain(scored, role, pair), weak, strong, weight_N)) for role in roles]
         else:
-            values = [aiq(_weighted(picked[role], weight_N), _range(table, weight_N)) for role in roles]
+            values = [aiq(_weighted(picked[role], weight_N), _range(scored, weight_N)) for role in roles]
         return np.array([*values, *(values[0] - value for value in values)])
 
     picked = {} if pair is not None else {role: _picked(swept[role][1], table) for role in roles}
@@ -194,13 +211,16 @@ def _weighted(picked: tuple[np.ndarray, np.ndarray], weight_N: np.ndarray) -> np
     return np.stack([values_PN @ weight_N / weight_N.sum() for values_PN in picked], axis=1)
 
 
-def _range(table: ItemTable, weight_N: np.ndarray) -> CostRange:
+def _range(scored: OutOfFold, weight_N: np.ndarray) -> CostRange:
     """From the cheapest to the dearest candidate of the whole table, which need not be those of a resample.
 
-    Every curve can send all items to the table's cheapest one, so every curve has a point where the range begins.
+    Every curve can send all items to the table's cheapest one, so every curve has a point where the range begins. The
+    router before others joined can do so with the cheapest that was there, so a cheaper newcomer moves no beginning.
     """
-    mean_C = weight_N @ table.cost_NC / weight_N.sum()
-    return CostRange(float(mean_C[table.cost_C.argmin()]), float(mean_C[table.cost_C.argmax()]))
+    cost_C = scored.table.cost_C
+    mean_C = weight_N @ scored.table.cost_NC / weight_N.sum()
+    low = max(mean_C[cost_C.argmin()], mean_C[cost_C[: scored.known].argmin()])
+    return CostRange(float(low), float(mean_C[cost_C.argmax()]))
 
 
 def _band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> Band:
@@ -212,13 +232,13 @@ def _band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> Band
 
     def heights(weight_U: np.ndarray) -> np.ndarray:
         weight_N = weight_U[unit_N]
-        over = _range(table, weight_N)
+        over = _range(scored, weight_N)
         budgets = over.low + share * (over.high - over.low)
         at = [_height(_weighted(picked, weight_N), budgets) for picked in (routed, zero)]
         return np.concatenate([at[0], at[0] - at[1]])
 
     found = statistic_intervals(heights, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
-    over = CostRange.of(table.cost_C)
+    over = _range(scored, np.ones(len(table)))
     return Band(
         cost=tuple((over.low + share * (over.high - over.low)).tolist()),
         quality=tuple(found[:_BAND_COSTS]),
@@ -231,11 +251,11 @@ def _height(points: np.ndarray, budgets: np.ndarray) -> np.ndarray:
     return -np.interp(budgets, hull.costs_V, hull.losses_V)
 
 
-def _beside_group_table(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> dict[float, Interval]:
-    """By price of the group table: this router's quality at the table's own cost minus the table's, paired."""
+def _beside(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings, role: CurveRole) -> dict[float, Interval]:
+    """By price of another router: this router's quality at the other's own cost minus the other's, paired."""
     table = scored.table
     unit_N = number_keys(table.keys)
-    prices, choices = swept["group_table"]
+    prices, choices = swept[role]
     shown = np.unique(np.linspace(0, len(prices) - 1, min(_BESIDE, len(prices))).round().astype(int))
     routed, beside = _picked(swept["routed"][1], table), _picked([choices[p] for p in shown], table)
 
@@ -249,17 +269,17 @@ def _beside_group_table(scored: OutOfFold, swept: Swept, spec: QuestionRouterSet
 
 
 def _curves(
-    swept: Swept, points: dict[CurveRole, np.ndarray], table: ItemTable, beside: dict[float, Interval]
+    swept: Swept, points: dict[CurveRole, np.ndarray], scored: OutOfFold, beside: dict[CurveRole, dict[float, Interval]]
 ) -> list[RouteCurve]:
-    curves = []
-    for role, label in ROLES.items():
+    curves, table = [], scored.table
+    for role, label in _roles(scored).items():
         rows = sorted(
             (
                 RoutePoint(
                     cost=cost,
                     quality=quality,
                     price=price,
-                    routed_difference=beside.get(price) if role == "group_table" else None,
+                    routed_difference=beside.get(role, {}).get(price),
                 )
                 for (cost, quality), price in zip(points[role].tolist(), swept[role][0], strict=True)
             ),

@@ -171,6 +171,9 @@ candidates:
 """
 
 
+ALL = OUTCOMES.replace("name: words", "name: all") + "  - {name: middle, column: large, cost: 4}\n"
+
+
 def test_a_candidate_joins_on_twenty_questions(trained_lab: Path, capsys: Capture) -> None:
     folder = trained_lab / "configs" / "outcomes"
     (folder / "middle.csv").write_text("\n".join((folder / "words.csv").read_text().split("\n")[:21]))
@@ -190,6 +193,17 @@ def test_a_candidate_joins_on_twenty_questions(trained_lab: Path, capsys: Captur
     first = json.loads((run_folder(trained_lab) / "result.json").read_text())["candidate"]
     router = load_question_router(Registry(run_folder(trained_lab) / "candidate", create=False), first)
     np.testing.assert_array_equal(joined.predict(joined.read(table))[:, :2], router.predict(router.read(table)))
+    # Without the others' outcomes there is nothing to compare; with them there is a report.
+    [folder_made] = trained_lab.glob("runs/question_join-toys-three-*")
+    assert main(["--lab", str(trained_lab), "route-report", folder_made.name]) == 2
+    assert "name such a table as measured_on" in capsys.readouterr().err
+    (folder / "all.yaml").write_text(ALL)
+    assert main(["--lab", str(trained_lab), "route-report", "three", "name=toys/measured", "measured_on=all"]) == 0
+    assert "middle joined on 20 items and gets" in capsys.readouterr().out
+    [folder_made] = trained_lab.glob("runs/question_join-toys-measured-*")
+    assert finished_results(folder_made).left_out == 20
+    assert finished_results(folder_made).items == 300
+    assert "What joined" in (folder_made / "route-report.html").read_text()
     # A published router is extended by its name; what is known already cannot join again.
     config.write_text(JOIN.format(extends="toys/three"))
     assert main(["--lab", str(trained_lab), "train", "three"]) == 2
