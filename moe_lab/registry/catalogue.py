@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_lab.config.folders import user_cache
 from moe_lab.errors import LabError
+from moe_lab.folders import user_cache
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import canonical
 from moe_lab.registry.lineage import summary_of

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from moe_lab.config.folders import user_cache
+from moe_lab.folders import user_cache
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")

@@ -29,7 +29,7 @@ TILES_PER_THREAD = 4
 """So many tiles at least, where there are tokens enough: threads should end at about the same time."""
 SEGMENT_UNITS = 1024
 """Hidden units that the backward pass takes of a module at once, if it has more."""
-CHUNK_TILES = 8
+CHUNK_TILES = 3
 CHUNK_ELEMENTS = 1 << 20
 """Most hidden activations, rows times units, that the backward pass holds three arrays of."""
 
