@@ -10,9 +10,10 @@ BIN := $(VENV)/bin
 # The compiler for TPUs lies outside the environment: inside it, jax would look for a TPU at every start.
 TPU_COMPILER := $(VENV)/tpu-compiler
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Tests of one file share what that file sets up, so they stay in one process.
-PYTEST := $(BIN)/python -m pytest
-FAST := $(PYTEST) -m "not slow" -n 2 --dist loadfile
+# Tests of one file share what that file sets up, so they stay in one process. Files keep their order: files with the
+# fewest tests would come last otherwise, and those are the longest.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+FAST := $(PYTEST) -m "not slow"
 
 # Another project's packages on the path would shadow the ones installed here.
 unexport PYTHONPATH PYTHONHOME
@@ -27,7 +28,7 @@ quickstart: $(VENV)/.installed ## train, publish, shrink, compose and evaluate t
 	$(BIN)/moe-lab run configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev $(TPU_COMPILER)/.installed ## the whole suite
-	TPU_COMPILER=$(CURDIR)/$(TPU_COMPILER) $(PYTEST) -n 2 --dist loadfile
+	TPU_COMPILER=$(CURDIR)/$(TPU_COMPILER) $(PYTEST)
 
 fast: $(VENV)/.installed-dev ## the tests that take seconds
 	$(FAST)
