@@ -18,13 +18,7 @@ from moe_lab.nn.expert_ffn import choose_backend, expert_ffn, require_backend
 from moe_lab.nn.pool import Pool, Routing, make_pool
 from tests.nn.drawing import NATIVE, ffn_gradients, random_blocks, random_routing
 
-compiled = pytest.mark.usefixtures("needs_the_kernel")
-
-
-@pytest.fixture
-def needs_the_kernel() -> None:
-    if native.obstacle() is not None:
-        pytest.skip(str(native.obstacle()))
+(compiled,) = NATIVE.marks
 
 
 def draw(counts: list[int], tokens: int, d_model: int, block: int, top_k: int = 2) -> tuple[jax.Array, Pool, Routing]:
@@ -147,8 +141,8 @@ def test_a_kernel_with_wrong_numbers_is_not_kept(empty_cache: Path, monkeypatch:
     assert not list((empty_cache / "cache" / "moe-lab" / "kernels").iterdir())
 
 
-@pytest.mark.parametrize("backend", [NATIVE])
-def test_a_result_that_differs_is_noticed(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@compiled
+def test_a_result_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.disagreement() is None
     monkeypatch.setattr(check, "expert_ffn", lambda h, *rest: 1.001 * layer.expert_ffn(h, *rest))
     assert "output is off by 0.001 of its largest number" in str(check.disagreement())

@@ -25,6 +25,11 @@ class Sorted(NamedTuple):
     order: jax.Array  # int32[M] assignment at each sorted row
     edge: jax.Array  # int32[N + 1] first sorted row of each key
 
+    def rows(self) -> jax.Array:
+        """int32[M], the way back: the sorted row of each assignment."""
+        assignments = self.order.shape[0]
+        return jnp.zeros(assignments, jnp.int32).at[self.order].set(jnp.arange(assignments, dtype=jnp.int32))
+
     def narrower(self, pool: Pool, owner_N: jax.Array, width_N: jax.Array) -> jax.Array:
         """First sorted row of the module `owner` that is narrower than `width`: the end of the users of a block."""
         return self.edge[pool.start[owner_N] + pool.count[owner_N] - width_N + 1]

@@ -71,7 +71,6 @@ def make_plan(pool: Pool, routing: Routing) -> Plan:
     """Sorts the assignments, and lists the slabs with their rows."""
     sizes, ordered = slab_sizes(pool.blocks.gate.shape[2]), sort_assignments(pool, routing)
     assignments = ordered.order.shape[0]
-    row_M = jnp.zeros(assignments, jnp.int32).at[ordered.order].set(jnp.arange(assignments, dtype=jnp.int32))
 
     owner_N, width_N, owned_N = owners(pool)
     beyond_N = pool.count[owner_N] + 1
@@ -91,7 +90,7 @@ def make_plan(pool: Pool, routing: Routing) -> Plan:
     block_N = jnp.arange(1, 1 + len(width_N), dtype=jnp.int32) - jnp.asarray(sizes, jnp.int32)[size_N]
     return Plan(
         order=jnp.pad(ordered.order, (0, tile_rows(assignments)[0])),
-        row=row_M.reshape(routing.expert.shape),
+        row=ordered.rows().reshape(routing.expert.shape),
         block=block_N[slab_N],
         first=first_N[slab_N],
         rows=rows_N[slab_N],

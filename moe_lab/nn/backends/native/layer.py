@@ -59,10 +59,8 @@ class Sizes(NamedTuple):
 def make_plan(pool: Pool, routing: Routing) -> Plan:
     """Sorts the assignments and finds the users of every block."""
     ordered = sort_assignments(pool, routing)
-    assignments = ordered.order.shape[0]
-    row_M = jnp.zeros(assignments, jnp.int32).at[ordered.order].set(jnp.arange(assignments, dtype=jnp.int32))
     first_N, rows_N = block_users(pool, ordered)
-    return Plan(ordered.order, row_M.reshape(routing.expert.shape), first_N, rows_N, pool.start, pool.count)
+    return Plan(ordered.order, ordered.rows().reshape(routing.expert.shape), first_N, rows_N, pool.start, pool.count)
 
 
 def make_sizes(assignments: int, modules: int, blocks: Blocks) -> Sizes:
