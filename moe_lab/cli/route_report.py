@@ -33,16 +33,13 @@ def route_report(
       moe-lab route-report questions/mmlu-pro-ladder
       moe-lab route-report runs/question_router-lab-mmlu-pro-ladder-1a2b3c4d --out report
     """
-    from moe_lab.evaluation.route_report import write_route_report
-    from moe_lab.jobs.questions import REPORT_FILE, RESULTS_FILE, finished_results
-    from moe_lab.training.durable import write_json
+    from moe_lab.jobs.questions import RESULTS_FILE, finished_results, save_report
 
     folder = _folder(ctx, run, overrides or [])
     results = finished_results(folder)
     place = out or folder
     place.mkdir(parents=True, exist_ok=True)
-    write_json(place / RESULTS_FILE, results.model_dump(mode="json"))
-    page = write_route_report(results, place / REPORT_FILE)
+    page = save_report(results, place)
     print_figures(results)
     print(f"\nresults: {place / RESULTS_FILE}\nreport: {page}")
 

@@ -11,9 +11,8 @@ from typing import Any
 from moe_lab.compose.lockfile import pin
 from moe_lab.config import canonical_json
 from moe_lab.errors import LabError
-from moe_lab.evaluation.route_report import write_route_report
 from moe_lab.jobs.candidate import Candidate, stage, staged
-from moe_lab.jobs.questions import REPORT_FILE, RESULTS_FILE, find_table, load_question_router
+from moe_lab.jobs.questions import find_table, load_question_router, save_report
 from moe_lab.jobs.spec import QuestionJoinRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.questions.join import JoinReport, join
@@ -21,7 +20,6 @@ from moe_lab.questions.joined import JoinedOn, measure_joined
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.table import ItemCandidate, ItemTable
 from moe_lab.registry import Registry
-from moe_lab.training.durable import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +114,7 @@ def _report(
 ) -> None:
     spent = time.perf_counter() - started
     results = measure_joined(made, measured, settings, name=spec.name, warnings=warnings, seconds=spent)
-    write_json(folder / RESULTS_FILE, results.model_dump(mode="json"))
-    write_route_report(results, folder / REPORT_FILE)
+    save_report(results, folder)
 
 
 def _told(report: JoinReport) -> str:

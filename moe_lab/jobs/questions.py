@@ -48,8 +48,7 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
             warnings=warnings,
             seconds=time.perf_counter() - started,
         )
-        write_json(run.path / RESULTS_FILE, results.model_dump(mode="json"))
-        write_route_report(results, run.path / REPORT_FILE)
+        save_report(results, run.path)
         candidate = stage(run, _fields(spec, table, trained.router, run.fingerprint), trained.router.tensors())
         run.finish({"candidate": candidate.digest, "metrics": _headline(results)})
         return candidate
@@ -69,6 +68,12 @@ def load_question_router(registry: Registry, digest: str) -> QuestionRouter:
     if "candidates" not in manifest["interface"]:
         raise LabError(f"{digest[:19]}: not a question router; moe-lab train makes one from kind question_router")
     return QuestionRouter.rebuild(manifest["interface"]["router"], registry.tensors(manifest))
+
+
+def save_report(results: RouteResults, folder: Path) -> Path:
+    """Writes the results and the page that shows them; returns the page."""
+    write_json(folder / RESULTS_FILE, results.model_dump(mode="json"))
+    return write_route_report(results, folder / REPORT_FILE)
 
 
 def finished_results(folder: Path) -> RouteResults:
