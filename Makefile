@@ -12,7 +12,7 @@ TPU_COMPILER := $(VENV)/tpu-compiler
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests of one file share what that file sets up, so they stay in one process. Files keep their order: files with the
 # fewest tests would come last otherwise, and those are the longest.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 FAST := $(PYTEST) -m "not slow"
 
 # Another project's packages on the path would shadow the ones installed here.

@@ -70,7 +70,7 @@ def ffn_gradients(h: jax.Array, pool: Pool, routing: Routing, backend: str, budg
 
 seeds = st.integers(0, 2**32 - 1)
 tokens = st.sampled_from(TOKENS)
-top_ks = st.sampled_from((1, 2))
-block_counts = st.sampled_from(((5,), (1, 2, 4), (3, 2, 2), (4, 2, 1)))
-"""Blocks per module. Every new shape compiles, so all pools of three have the same: seven blocks, five without the
-second module, four where each is cut to half. What is drawn at random is the routing."""
+choices_and_counts = st.sampled_from(((1, (5,)), (2, (1, 2, 4)), (2, (3, 2, 2)), (2, (4, 2, 1))))
+"""Choices per token, and blocks per module. Every new shape compiles, so one module has one choice, and all pools of
+three have the same: seven blocks, five without the second module, four where each is cut to half. What is drawn at
+random is the routing."""

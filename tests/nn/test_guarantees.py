@@ -19,7 +19,7 @@ from moe_lab.nn.pool import Blocks, Pool, Routing, from_blocks, make_pool, to_bl
 from tests.nn.drawing import (
     BLOCK,
     EXACT,
-    block_counts,
+    choices_and_counts,
     ffn_gradients,
     random_blocks,
     random_routing,
@@ -27,7 +27,6 @@ from tests.nn.drawing import (
     run_ffn,
     seeds,
     tokens,
-    top_ks,
 )
 
 pytestmark = pytest.mark.slow
@@ -45,14 +44,10 @@ def run(h, modules, routing, backend):  # type: ignore[no-untyped-def]
 
 
 @every_backend
-@given(
-    seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts, place=st.sampled_from((0, 1, 9)), broken=st.booleans()
-)
+@given(seed=seeds, tokens=tokens, drawn=choices_and_counts, place=st.sampled_from((0, 1, 9)), broken=st.booleans())
 @settings(max_examples=10)
-def test_1_adding_a_module_that_no_token_uses_changes_no_bit(
-    backend, seed, tokens, top_k, counts, place, broken
-) -> None:
-    rng = np.random.default_rng(seed)
+def test_1_adding_a_module_that_no_token_uses_changes_no_bit(backend, seed, tokens, drawn, place, broken) -> None:
+    rng, (top_k, counts) = np.random.default_rng(seed), drawn
     h, modules = random_tokens(rng, tokens), [random_blocks(rng, count) for count in counts]
     routing = random_routing(rng, tokens, top_k, counts)
     place = min(place, len(modules))
@@ -65,10 +60,10 @@ def test_1_adding_a_module_that_no_token_uses_changes_no_bit(
 
 
 @every_backend
-@given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts.filter(lambda c: len(c) > 1))
+@given(seed=seeds, tokens=tokens, drawn=choices_and_counts.filter(lambda d: len(d[1]) > 1))
 @settings(max_examples=10)
-def test_2_masking_a_module_equals_composing_without_it(backend, seed, tokens, top_k, counts) -> None:
-    rng = np.random.default_rng(seed)
+def test_2_masking_a_module_equals_composing_without_it(backend, seed, tokens, drawn) -> None:
+    rng, (top_k, counts) = np.random.default_rng(seed), drawn
     h, modules = random_tokens(rng, tokens), [random_blocks(rng, count) for count in counts]
     routing = random_routing(rng, tokens, top_k, counts)
     out = 1
@@ -80,10 +75,10 @@ def test_2_masking_a_module_equals_composing_without_it(backend, seed, tokens, t
 
 
 @every_backend
-@given(seed=seeds, tokens=tokens, top_k=top_ks, counts=block_counts)
+@given(seed=seeds, tokens=tokens, drawn=choices_and_counts)
 @settings(max_examples=10)
-def test_3_running_a_width_equals_the_stored_child_of_that_width(backend, seed, tokens, top_k, counts) -> None:
-    rng = np.random.default_rng(seed)
+def test_3_running_a_width_equals_the_stored_child_of_that_width(backend, seed, tokens, drawn) -> None:
+    rng, (top_k, counts) = np.random.default_rng(seed), drawn
     h, modules = random_tokens(rng, tokens), [random_blocks(rng, count) for count in counts]
     routing = random_routing(rng, tokens, top_k, counts)
     rung = np.array([count - count // 2 for count in counts])
@@ -118,10 +113,10 @@ def test_4_padding_and_permuting_hidden_units_change_only_rounding(backend, seed
 
 
 @every_backend
-@given(seed=seeds, counts=block_counts.filter(lambda c: len(c) > 1))
+@given(seed=seeds, drawn=choices_and_counts.filter(lambda d: len(d[1]) > 1))
 @settings(max_examples=10)
-def test_5_training_one_module_gives_no_other_module_a_gradient(backend, seed, counts) -> None:
-    rng = np.random.default_rng(seed)
+def test_5_training_one_module_gives_no_other_module_a_gradient(backend, seed, drawn) -> None:
+    rng, (_, counts) = np.random.default_rng(seed), drawn
     h, modules = random_tokens(rng, 7), [random_blocks(rng, count) for count in counts]
     routing = random_routing(rng, 7, 1, counts)
     only = int(rng.integers(len(counts)))

@@ -1,5 +1,5 @@
-// The backward pass, chunk after chunk: first the tiles of a chunk, which leave what weight gradients need, then the
-// weight gradients of its blocks. Both are shared out to threads, and no number is written by two of them.
+// The backward pass, chunk after chunk: the tiles of a chunk leave what weight gradients need, then come the weight
+// gradients of its blocks. Both are shared out to threads, and no number is written by two of them at once.
 #pragma once
 
 #include "layer.h"
@@ -15,10 +15,18 @@ struct Run {
   long padded_rows() const { return ceil_div(rows, kPanel) * kPanel; }
 };
 
+// A part of the gradient of block `block` of a run's module: of its down projection, or of gate and up, which share an
+// operand. With `add` it is added to what earlier chunks left.
+struct BlockTask {
+  long run, block;
+  bool down, add;
+};
+
 struct Chunk {
   std::vector<Tile> tiles;
   std::vector<long> run_of;  // of each tile
   std::vector<Run> runs;
+  std::vector<BlockTask> tasks;
   long panels = 0, elements = 0;
 };
 
@@ -49,6 +57,19 @@ inline std::vector<Chunk> gather_chunks(const Layer& l, const std::vector<Tile>&
     chunk.elements += panels * kPanel * (run.end - run.begin) * l.B;
   }
   return chunks;
+}
+
+// The chunk's block tasks, longest first. `written` says of all blocks whether an earlier chunk has left something.
+inline void list_tasks(const Layer& l, Chunk& chunk, std::vector<char>& written) {
+  for (bool down : {false, true})
+    for (size_t r = 0; r < chunk.runs.size(); ++r) {
+      const Run& run = chunk.runs[r];
+      for (long j = run.begin; j < run.end; ++j) {
+        char& had = written[l.start[run.module] + j];
+        chunk.tasks.push_back({long(r), j, down, bool(had)});
+        if (down) had = true;
+      }
+    }
 }
 
 struct Gradients {
@@ -144,24 +165,30 @@ inline void backward_tile(const Layer& l, const float* dy_TD, const Tile& tile, 
   }
 }
 
-// Adds the chunk's part of the gradient of block j of a run's module; without `add` it is the first part.
-inline void backward_block(const Layer& l, const Run& run, long j, const ChunkArrays& chunk, bool add,
+inline void backward_block(const Layer& l, const Run& run, const BlockTask& task, const ChunkArrays& chunk,
                            const Gradients& out) {
-  long size = l.D * l.B, n = l.start[run.module] + j, users = l.users(run.module, j, run.row, run.rows);
-  long place = ChunkArrays::at(l, run, j, 0);
-  Left x{chunk.x + run.panel * l.D * kPanel, kPanel, 1, l.D * kPanel};
-  Left hidden{chunk.hidden + place, kPanel, 1, l.B * kPanel};
-  for (long column = 0; column < l.B; column += kPanel) {
-    long columns = std::min<long>(kPanel, l.B - column);
-    Right dgate{chunk.dgate + place + column, l.B, kPanel * l.B}, dup{chunk.dup + place + column, l.B, kPanel * l.B};
-    slice_product(l.D, x, dgate, out.gate + n * size + column, l.B, columns, users, add);
-    slice_product(l.D, x, dup, out.up + n * size + column, l.B, columns, users, add);
+  long j = task.block, size = l.D * l.B, n = l.start[run.module] + j;
+  long users = l.users(run.module, j, run.row, run.rows), place = ChunkArrays::at(l, run, j, 0);
+  if (task.down) {
+    for (long column = 0; column < l.D; column += kPanel) {
+      Right dy{chunk.dy_of(column, run.panel), kPanel, kPanel * kPanel};
+      float* to = out.down + n * size + column;
+      for_each_sliver(l.B, [&](long unit, auto rows) {
+        Left hidden{chunk.hidden + place + unit * kPanel, kPanel, 1, l.B * kPanel};
+        slice_product<rows>(hidden, dy, to + unit * l.D, l.D, std::min<long>(kPanel, l.D - column), users, task.add);
+      });
+    }
+    return;
   }
-  for (long column = 0; column < l.D; column += kPanel) {
-    Right dy{chunk.dy_of(column, run.panel), kPanel, kPanel * kPanel};
-    long columns = std::min<long>(kPanel, l.D - column);
-    slice_product(l.B, hidden, dy, out.down + n * size + column, l.D, columns, users, add);
-  }
+  for_each_sliver(l.D, [&](long d, auto rows) {
+    Left x{chunk.x + (run.panel * l.D + d) * kPanel, kPanel, 1, l.D * kPanel};
+    for (long column = 0; column < l.B; column += kPanel) {
+      long columns = std::min<long>(kPanel, l.B - column), to = n * size + d * l.B + column;
+      Right dgate{chunk.dgate + place + column, l.B, kPanel * l.B}, dup{chunk.dup + place + column, l.B, kPanel * l.B};
+      slice_product<rows>(x, dgate, out.gate + to, l.B, columns, users, task.add);
+      slice_product<rows>(x, dup, out.up + to, l.B, columns, users, task.add);
+    }
+  });
 }
 
 }  // namespace moe_lab

@@ -30,8 +30,9 @@ TILES_PER_THREAD = 4
 SEGMENT_UNITS = 1024
 """Hidden units that the backward pass takes of a module at once, if it has more."""
 CHUNK_TILES = 3
-CHUNK_ELEMENTS = 1 << 20
-"""Most hidden activations, rows times units, that the backward pass holds three arrays of."""
+"""Of the backward pass; more where there are more threads, for each should find one."""
+CHUNK_ELEMENTS = 1 << 21
+"""Most hidden activations of a chunk, rows times units; the backward pass has six arrays of them."""
 
 
 class Plan(NamedTuple):
@@ -72,7 +73,7 @@ def make_sizes(assignments: int, modules: int, blocks: Blocks) -> Sizes:
     tile_rows = panels * panel
     segment = max(1, SEGMENT_UNITS // block)
     all_panels = -(-assignments // panel) + num_blocks
-    max_panels = max(panels, min(CHUNK_TILES * panels, all_panels))
+    max_panels = max(panels, min(max(CHUNK_TILES, threads) * panels, all_panels))
     tile_elements = tile_rows * min(segment, num_blocks) * block
     return Sizes(
         tile_rows=tile_rows,
@@ -123,7 +124,7 @@ def _run_backward(activation, residuals, dy_TD):  # type: ignore[no-untyped-def]
         weight_TK.shape,
         (weight_TK.size, d_model),
         (sizes.slots, sizes.tile_rows * (2 * d_model + 3 * block + 2)),
-        (chunk_rows * (d_model + -(-d_model // panel) * panel) + 3 * (sizes.max_elements + panel),),
+        (2, chunk_rows * (d_model + -(-d_model // panel) * panel) + 3 * (sizes.max_elements + panel)),
     )
     limits = sizes._asdict()
     del limits["slots"], limits["kept"]

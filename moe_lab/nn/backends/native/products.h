@@ -73,20 +73,17 @@ inline void panel_product(long count, Left a, const float* b, float* c, long len
   }
 }
 
-// At most kPanel columns of a matrix with `row` numbers in a row; they need not fill whole vectors, but B can be read
-// to the end of the last one.
-inline void slice_product(long count, Left a, Right b, float* c, long row, long columns, long length, bool add) {
+// A sliver of at most kPanel columns of a matrix with `row` numbers in a row; they need not fill whole vectors, but B
+// can be read to the end of the last one.
+template <int Rows>
+void slice_product(Left a, Right b, float* c, long row, long columns, long length, bool add) {
   long vectors = ceil_div(columns, kLanes);
-  for_each_sliver(count, [&](long i, auto rows) {
-    Left sliver{a.at + i * a.row, a.row, a.step, a.jump};
-    float* out = c + i * row;
-    if (columns % kLanes == 0) return tile_product<rows>(vectors, sliver, b, out, row, length, add);
-    float whole[rows * kPanel] = {};
-    if (add)
-      for (int r = 0; r < rows; ++r) std::copy_n(out + r * row, columns, whole + r * kPanel);
-    tile_product<rows>(vectors, sliver, b, whole, kPanel, length, add);
-    for (int r = 0; r < rows; ++r) std::copy_n(whole + r * kPanel, columns, out + r * row);
-  });
+  if (columns % kLanes == 0) return tile_product<Rows>(vectors, a, b, c, row, length, add);
+  float whole[Rows * kPanel] = {};
+  if (add)
+    for (int r = 0; r < Rows; ++r) std::copy_n(c + r * row, columns, whole + r * kPanel);
+  tile_product<Rows>(vectors, a, b, whole, kPanel, length, add);
+  for (int r = 0; r < Rows; ++r) std::copy_n(whole + r * kPanel, columns, c + r * row);
 }
 
 }  // namespace moe_lab
