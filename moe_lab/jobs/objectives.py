@@ -180,8 +180,12 @@ class OutcomeObjective(Objective):
     ):
         assert (text is not None) >= router.learns_from_text, "this router learns from text too"
         self._mesh, self._text = mesh, text if router.learns_from_text else None
-        self._graph, self._state = nnx.split(router)
         self._table, self._rows, self._seed = table, min(rows, len(table.group_N)), seed
+        self._modules = len(router.space.modules)
+        router.prepare(self._features(self._of_table(np.arange(len(table.group_N))), jnp.float32(0)))
+        split: Any = nnx.split(router, nnx.Param, ...)
+        self._graph, self._state, counted = split
+        self.frozen = everywhere(counted, mesh)
         self.units_per_step = self._rows * table.segment_ids_NS.shape[1]
 
     @property
@@ -198,33 +202,36 @@ class OutcomeObjective(Objective):
         epoch, place = divmod(step, per_epoch)
         rng = np.random.default_rng((self._seed, epoch))
         rows = rng.permutation(len(self._table.group_N))[place * self._rows :][: self._rows]
-        batch = {
-            "hidden": self._table.hidden_NSD[rows],
-            "segment_ids": self._table.segment_ids_NS[rows],
-            "tokens": self._table.tokens_NS[rows],
-            "own": self._table.own_G[self._table.group_N[rows]],
-            "loss": self._table.loss_NSC[rows],
-        }
+        batch = self._of_table(rows)
         if self._text is not None:
             text = self._text.batch(step)
             own_BS = np.broadcast_to(self._table.own_G[text.domain][:, None], text.tokens.shape)
             batch["text"] = (text.tokens, text.segment_ids, own_BS)
         return everywhere(batch, self._mesh)
 
-    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        router = nnx.merge(self._graph, params)
-        modules = len(router.space.modules)
-        draw = jax.random.uniform(key)
-        features = Features(
+    def _of_table(self, rows: np.ndarray) -> dict[str, Any]:
+        return {
+            "hidden": self._table.hidden_NSD[rows],
+            "segment_ids": self._table.segment_ids_NS[rows],
+            "tokens": self._table.tokens_NS[rows],
+            "own": self._table.own_G[self._table.group_N[rows]],
+            "loss": self._table.loss_NSC[rows],
+        }
+
+    def _features(self, batch: dict[str, Any], draw: jax.Array) -> Features:
+        return Features(
             hidden_BSD=batch["hidden"],
             tokens_BS=batch["tokens"],
             segment_ids_BS=batch["segment_ids"],
-            available_E=jnp.ones(modules, bool),
+            available_E=jnp.ones(self._modules, bool),
             price=draw,
             outcomes_BSC=batch["loss"],
-            hint_BE=jnp.log(jax.nn.one_hot(batch["own"], modules)),
+            hint_BE=jnp.log(jax.nn.one_hot(batch["own"], self._modules)),
         )
-        loss, metrics = router.outcome_loss(features)
+
+    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        router = nnx.merge(self._graph, params, frozen)
+        loss, metrics = router.outcome_loss(self._features(batch, jax.random.uniform(key)))
         if self._text is None:
             return loss, metrics
         text_loss, more = router.text_loss(*batch["text"])

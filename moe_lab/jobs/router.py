@@ -44,7 +44,9 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
             return staged(run)
         objective = _objective(workspace, spec, model, corpora)
         result = fit(objective, spec.train, run, progress=workspace.progress)
-        params = fetched(result.params, workspace.mesh)
+        tensors = state_tensors(fetched(result.params, workspace.mesh))
+        if isinstance(objective, OutcomeObjective):
+            tensors |= state_tensors(fetched(objective.frozen, workspace.mesh))
         fields = {
             "kind": "router",
             "summary": spec.summary,
@@ -58,7 +60,7 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
             },
             "claims": [],
         }
-        candidate = stage(run, fields, state_tensors(params))
+        candidate = stage(run, fields, tensors)
         run.finish({"candidate": candidate.digest, "metrics": result.metrics})
         return candidate
 

@@ -38,9 +38,9 @@ def draw_example(seed: int, rows: int = 4, length: int = 24) -> Example:
     """Two documents a row, then padding.
 
     Every token carries a noisy sign of the module that its document wants, in its hidden state and in its id. A third
-    of them are marked: a marked token loses 3 nats on the bare trunk and 2 nats less at the full width of the right
-    module, in proportion to width; for the others width gains 0.2 nats at most. The wrong module costs 0.3 nats more
-    than the trunk.
+    of them are marked, in both too: a marked token loses 3 nats on the bare trunk and 2 nats less at the full width of
+    the right module, in proportion to width; for the others width gains 0.2 nats at most. The wrong module costs 0.3
+    nats more than the trunk.
     """
     rng = np.random.default_rng(seed)
     segment_BS, module_BS = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
@@ -54,6 +54,7 @@ def draw_example(seed: int, rows: int = 4, length: int = 24) -> Example:
     hidden_BSD[..., -1] += np.where(marked_BS, 2.0, -2.0)
     # Some ids are any module's, most are of a kind that only one module's text has.
     tokens_BS = rng.integers(4, size=(rows, length)) + np.where(rng.random((rows, length)) < 0.8, 4 * module_BS + 4, 0)
+    tokens_BS = tokens_BS // 2 * 2 + marked_BS
 
     trunk_BS1 = np.where(marked_BS, 3.0, 1.0)[..., None]
     widest_C = SPACE.cost_C[SPACE.widest_E][SPACE.module_C]
@@ -89,14 +90,16 @@ def example_loss(router: Router, example: Example, draw: jax.Array) -> tuple[jax
 
 def learn_example(router: Router, *, steps: int = 200, learning_rate: float = 0.03, rows: int = 32) -> Router:
     """The router after training on outcomes of the example, with a fresh draw of the price in every step."""
-    graph, start = nnx.split(router)
-    optimizer, example = optax.adam(learning_rate), draw_example(100, rows)
+    optimizer, example = optax.adam(optax.cosine_decay_schedule(learning_rate, steps)), draw_example(100, rows)
+    router.prepare(example.features)
+    split: Any = nnx.split(router, nnx.Param, ...)
+    graph, start, counted = split
 
     def step(carry: tuple, draw: jax.Array) -> tuple[tuple, jax.Array]:
         params, state = carry
 
         def loss_of(params: nnx.State) -> jax.Array:
-            return example_loss(nnx.merge(graph, params), example, draw)[0]
+            return example_loss(nnx.merge(graph, params, counted), example, draw)[0]
 
         loss, gradient = jax.value_and_grad(loss_of)(params)
         updates, state = optimizer.update(gradient, state, params)
@@ -104,4 +107,4 @@ def learn_example(router: Router, *, steps: int = 200, learning_rate: float = 0.
 
     draws = jax.random.uniform(jax.random.key(0), (steps,))
     (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, draws))((start, optimizer.init(start)))
-    return nnx.merge(graph, params)
+    return nnx.merge(graph, params, counted)

@@ -3,13 +3,14 @@
 The n-gram of a token is the token and the n - 1 before it in its document. It never reaches into another document:
 what lies before a document's first token counts as one special token, so that beginnings have n-grams of their own.
 
-Shape letters: B batch, S sequence, N = n-gram lengths 1 .. N.
+Shape letters: B batch, S sequence, T tokens, N = n-gram lengths 1 .. N, C values of a token.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MOST_BUCKETS = 1 << 16
 """A bucket is drawn from 16 bits of a hash."""
@@ -32,6 +33,29 @@ def ngram_rows(tokens_BS: jax.Array, segment_ids_BS: jax.Array, longest: int, bu
         bucket_BS = ((hash_BS * jnp.uint32(_SPREAD)) >> 16) % jnp.uint32(buckets)
         rows.append(bucket_BS.astype(jnp.int32) + back * buckets)
     return jnp.stack(rows, axis=-1)
+
+
+def fit_ngrams(
+    rows_TN: np.ndarray, values_TC: np.ndarray, weight_T: np.ndarray, table_rows: int, shrinkage: float, sweeps: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of some values [C], and what each n-gram adds to it [table_rows, C], so that the sum predicts them.
+
+    Ridge regression on which n-grams a token ends, by coordinate descent. A token ends one n-gram of each length, so
+    all rows of one length are solved at once: the weighted sum of what the others leave over, divided by the weight of
+    the tokens plus `shrinkage`. An n-gram that is hardly ever seen says next to nothing.
+    """
+    weight_T = weight_T.astype(np.float64)
+    mean_C = weight_T @ values_TC / max(weight_T.sum(), 1e-9)
+    table, left_TC = np.zeros((table_rows, values_TC.shape[1])), values_TC - mean_C
+    for _ in range(sweeps):
+        for row_T in rows_TN.T:
+            left_TC = left_TC + table[row_T]
+            seen = np.bincount(row_T, weight_T, table_rows)
+            total = np.stack([np.bincount(row_T, weight_T * left_T, table_rows) for left_T in left_TC.T], axis=1)
+            own = np.unique(row_T)
+            table[own] = total[own] / (seen[own, None] + shrinkage)
+            left_TC = left_TC - table[row_T]
+    return mean_C, table
 
 
 def _shifted(id_BS: jax.Array, segment_ids_BS: jax.Array, back: int) -> jax.Array:

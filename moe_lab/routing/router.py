@@ -30,6 +30,10 @@ class Features(NamedTuple):
     hint_BE: jax.Array | None = None  # float32 log prior of whose own text a row is; zeros or None: nobody knows
 
 
+class Counted(nnx.Variable):
+    """An array that `Router.prepare` sets and no gradient step touches. It is published like every other."""
+
+
 class Router(nnx.Module):
     """Says which module each token runs, and how much of it.
 
@@ -76,6 +80,9 @@ class Router(nnx.Module):
     def route(self, features: Features) -> Routing:
         """Routing with arrays [B, S, K]. Pure and jittable; token t may only see tokens up to t if `causal`."""
         raise NotImplementedError
+
+    def prepare(self, features: Features) -> None:
+        """Sets what follows from all measured outcomes by counting; called once, before the first step."""
 
     def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
         """Training loss on measured outcomes, averaged over tokens that are not padding."""

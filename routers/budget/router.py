@@ -1,6 +1,6 @@
 """Spends a fixed budget on the best upgrades of a batch, whichever tokens they are in.
 
-Heads and training are those of `moe_lab.routing.ladder`, as in the gain router: module from the document so far,
+Heads and training are those of `moe_lab.routing.excess`, as in the gain router: module from the document so far,
 predicted loss of every rung from the token. The gain of a rung counts as much as its module is likely. `upgrades.py`
 then buys upgrades in the order of gain per cost until the budget is spent or the price is no longer paid.
 
@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import Field
 
 from moe_lab.nn.pool import Routing
-from moe_lab.routing.ladder import LadderConfig, LadderRouter
+from moe_lab.routing.excess import ExcessRouter
+from moe_lab.routing.ladder import LadderConfig
 from moe_lab.routing.router import Features, route_candidates
 from moe_lab.routing.space import CandidateSpace
 
@@ -34,7 +35,7 @@ class BudgetConfig(LadderConfig):
     budget: Annotated[float, Field(gt=0, le=1)] = 0.25
 
 
-class BudgetRouter(LadderRouter):
+class BudgetRouter(ExcessRouter):
     """Module from the document so far, width from what the batch can afford."""
 
     Config = BudgetConfig
@@ -48,7 +49,9 @@ class BudgetRouter(LadderRouter):
         seen, available_E = self.seen(features), features.available_E
         likely_BSE = self.module_shares(self.own_shares(features, seen), available_E)
         module_BS = jnp.argmax(likely_BSE, axis=-1)
-        excess_BSQ = jnp.take_along_axis(self.excess_losses(seen), module_BS[..., None, None], axis=2)[:, :, 0]
+        excess_BSQ = jnp.take_along_axis(self.excess_losses(features, seen), module_BS[..., None, None], axis=2)[
+            :, :, 0
+        ]
         gain_BSQ = likely_BSE.max(-1, keepdims=True) * (excess_BSQ[..., :1] - excess_BSQ)
         counted_BS = features.segment_ids_BS > 0
         # What gains nothing is never bought: padding, and tokens whose modules are all opted out.

@@ -111,9 +111,9 @@ def test_with_enough_money_it_buys_what_the_gain_router_buys() -> None:
     for cls, own in ((BudgetRouter, {"budget": 1.0}), (GainRouter, {})):
         router = make_example_router(cls, **own)
         rng = np.random.default_rng(0)
-        for table, scale in ((router.ngram_scores, 1000), (router.width_head.kernel, 1)):  # sure of the module
+        for table, scale in ((router.ngram_scores, 1000), (router.ngram_excess, 0.1)):  # sure of the module
             table[...] = jnp.asarray(scale * rng.normal(size=table.shape), jnp.float32)
-        router.level[...] = 1000 * router.level[...]  # another module is never the cheaper one
+        router.level_EM[...] = 1000 * router.level_EM[...]  # another module is never the cheaper one
         route = jax.jit(router.route)
         routings.append([route(features._replace(price=jnp.float32(price))) for price in (0.0, 0.3, 1.0)])
     counted = np.asarray(features.segment_ids_BS) > 0
@@ -128,7 +128,7 @@ def test_with_enough_money_it_buys_what_the_gain_router_buys() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> Router:
-    settings = {"half_life": 16, "hidden": 16, "budget": 0.1}
+    settings = {"half_life": 16, "shrinkage": 1, "budget": 0.1}
     return learn_example(make_example_router(BudgetRouter, **settings))
 
 

@@ -21,11 +21,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from pydantic import PositiveFloat, PositiveInt
 
 from moe_lab.nn.pool import Routing
-from moe_lab.routing.ladder import LadderConfig, LadderRouter
+from moe_lab.routing.ladder import LadderConfig, LadderRouter, WidthNetwork
 from moe_lab.routing.router import Features, masked_mean, route_candidates
+from moe_lab.routing.space import CandidateSpace
 
 
 class CascadeConfig(LadderConfig):
@@ -46,11 +48,18 @@ class CascadeRouter(LadderRouter):
     """Module from the document so far; each check from the token."""
 
     Config = CascadeConfig
-    first_score = 0.0
+
+    def __init__(self, config: CascadeConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
+        super().__init__(config, space, d_model, rngs=rngs)
+        self.checks = WidthNetwork(config, space, d_model, 0.0, rngs)
+
+    def scores(self, seen: jax.Array) -> jax.Array:
+        """[B, S, E, R] the price up to which each check goes on."""
+        return self.checks(seen)
 
     def route(self, features: Features) -> Routing:
         seen, available_E = self.seen(features), features.available_E
-        goes_on_BSER = (self.width_scores(seen) > features.price) & self.space.valid_ER
+        goes_on_BSER = (self.scores(seen) > features.price) & self.space.valid_ER
         rung_BSE = jnp.cumprod(goes_on_BSER, axis=-1).sum(-1)
         candidate_BSE = self.candidates()[jnp.arange(rung_BSE.shape[-1]), rung_BSE]
         module_BS1 = jnp.argmax(self.module_shares(self.own_shares(features, seen), available_E), axis=-1)[..., None]
@@ -63,7 +72,7 @@ class CascadeRouter(LadderRouter):
         What is at stake in a check, in nats, is its score's lead over the price times all that may still be spent.
         """
         costs_EQ = self.costs()
-        stake_BSER = (self.width_scores(seen) - price) * (costs_EQ[:, -1:] - costs_EQ[:, :-1])
+        stake_BSER = (self.scores(seen) - price) * (costs_EQ[:, -1:] - costs_EQ[:, :-1])
         goes_on_BSER = jax.nn.sigmoid(stake_BSER / self.config.softness) * self.space.valid_ER
         reached = jnp.cumprod(goes_on_BSER, axis=-1)
         sure = jnp.ones_like(reached[..., :1])

@@ -1,46 +1,102 @@
 """Buys compute where it pays: least `predicted loss + price * cost` over all modules, all rungs and the bare trunk.
 
-Heads and training are those of `moe_lab.routing.ladder`: whose own text a document is from what was read of it, and a
-monotone predicted loss for every rung from the token. A rung's predicted loss is what its module is expected to lose
-at full width, given whose text this is, and what the token loses by running less of it.
+Heads and training are those of `moe_lab.routing.excess`: whose own text a document is from what was read of it, and a
+predicted loss for every rung from the token and what came just before. A rung's predicted loss is what its module is
+expected to lose at full width, given whose text this is, and what the token loses by running less of it.
+
+On each module's own text there are rivals, the modules that lose least beside it. What they lose more than it at full
+width is predicted from the token's n-grams too: a comment in a program may be better read by a module for prose.
 
 The choice is a joint one, token by token, so a higher price can only make a token cheaper. A cheaper module takes
 over where its price is better than what it loses; text that is in doubt gets what is least risky.
 
-Shape letters: B batch, S sequence, E modules, R rungs, Q the bare trunk and then the rungs.
+Shape letters: B batch, S sequence, E modules, V rivals of a module, M modules that are chosen from, R rungs, Q the
+bare trunk and then the rungs.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from pydantic import Field
 
 from moe_lab.nn.pool import Routing
-from moe_lab.routing.ladder import LadderConfig, LadderRouter
-from moe_lab.routing.router import Features, route_candidates
+from moe_lab.routing.excess import ExcessRouter
+from moe_lab.routing.ladder import LadderConfig
+from moe_lab.routing.router import Counted, Features, route_candidates
+from moe_lab.routing.space import CandidateSpace
 
 
 class GainConfig(LadderConfig):
-    """Nothing beyond what every ladder router has."""
+    """Settings of the gain router.
+
+    Attributes:
+        rivals: modules beside a text's own whose losses are predicted token by token, where there are n-grams.
+    """
+
+    rivals: Annotated[int, Field(ge=0)] = 4
 
 
-class GainRouter(LadderRouter):
-    """Module from the document so far, width from the token, both by their price."""
+class GainRouter(ExcessRouter):
+    """Module from the document so far and the token, width from the token, both by their price."""
 
     Config = GainConfig
 
+    def __init__(self, config: GainConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
+        super().__init__(config, space, d_model, rngs=rngs)
+        modules = len(space.modules)
+        rivals = min(config.rivals, modules - 1) if config.ngrams else 0
+        self.rival_EV = Counted(_nearest(self.level_EM[...], rivals))
+        self.ngram_rival_loss = Counted(jnp.zeros((config.ngrams * config.buckets, modules * rivals)))
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the table of rivals what is looked up, added, weighed and given to the modules."""
+        table = self.ngram_rival_loss
+        return super().multiply_adds - table.size + (self.config.ngrams + 2) * table.shape[1]
+
+    def prepare(self, features: Features) -> None:
+        super().prepare(features)
+        self.rival_EV[...] = _nearest(self.level_EM[...], self.rival_EV.shape[1])
+        if not self.rival_EV.size:
+            return
+        widest_BSM = self.rung_losses(features)[..., -1]
+        behind_BSEV = widest_BSM[..., self.rival_EV[...]] - widest_BSM[..., None]
+        _, self.ngram_rival_loss[...] = self.fitted(features, behind_BSEV, self.own_text(features))
+
     def route(self, features: Features) -> Routing:
         seen = self.seen(features)
-        trunk_BS, loss_BSER = self.predicted_losses(self.own_shares(features, seen), self.excess_losses(seen))
-        bill_BSER = loss_BSER + features.price * self.costs()[:, 1:]
-        bill_BSER = jnp.where(features.available_E[:, None], bill_BSER, jnp.inf)
-        bills = jnp.concatenate([trunk_BS[..., None], bill_BSER.reshape(*trunk_BS.shape, -1)], axis=-1)
+        own_BSE, excess_BSEQ = self.own_shares(features, seen), self.excess_losses(features, seen)
+        trunk_BS, loss_BSMR = self.predicted_losses(own_BSE, excess_BSEQ, self.rival_losses(features, own_BSE))
+        bill_BSMR = loss_BSMR + features.price * self.costs()[:, 1:]
+        bill_BSMR = jnp.where(features.available_E[:, None], bill_BSMR, jnp.inf)
+        bills = jnp.concatenate([trunk_BS[..., None], bill_BSMR.reshape(*trunk_BS.shape, -1)], axis=-1)
         candidates = jnp.concatenate([jnp.zeros(1, jnp.int32), self.candidates()[:, 1:].ravel()])
         return route_candidates(self.space, candidates[jnp.argmin(bills, axis=-1)])
 
-    def predicted_losses(self, own_BSE: jax.Array, excess_BSEQ: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the bare trunk [B, S] and of every rung [B, S, E, R], in nats above the trunk's mean on such text."""
-        level_EM = self.levels()
+    def rival_losses(self, features: Features, own_BSE: jax.Array) -> jax.Array:
+        """[B, S, M] what the token's n-grams add to what a module loses at full width as a rival."""
+        nothing_BSM = jnp.zeros_like(own_BSE)
+        if not self.rival_EV.size:
+            return nothing_BSM
+        more_BSEV = self.ngram_rival_loss[...][self.rows(features)].sum(-2)
+        more_BSEV = more_BSEV.reshape(*own_BSE.shape, -1) * own_BSE[..., None]
+        return nothing_BSM.at[..., self.rival_EV[...]].add(more_BSEV)
+
+    def predicted_losses(
+        self, own_BSE: jax.Array, excess_BSEQ: jax.Array, rival_BSM: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of the bare trunk [B, S] and of every rung [B, S, M, R], in nats above the trunk's mean on such text."""
+        level_EM = self.level_EM[...]
         # What the trunk loses on a text is known best to the module whose own it is.
         trunk_BSE = jnp.diagonal(level_EM) + excess_BSEQ[..., 0]
-        return (own_BSE * trunk_BSE).sum(-1), (own_BSE @ level_EM)[..., None] + excess_BSEQ[..., 1:]
+        return (own_BSE * trunk_BSE).sum(-1), (own_BSE @ level_EM + rival_BSM)[..., None] + excess_BSEQ[..., 1:]
+
+
+def _nearest(level_EM: jax.Array, rivals: int) -> jax.Array:
+    """int32 [E, V]: the other modules that lose least on each module's own text, the best one first."""
+    others_EM = jnp.where(jnp.eye(len(level_EM), dtype=bool), jnp.inf, level_EM)
+    return jnp.argsort(others_EM, axis=-1, stable=True)[:, :rivals].astype(jnp.int32)

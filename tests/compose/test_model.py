@@ -125,10 +125,10 @@ def test_adding_a_module_that_nothing_is_routed_to_changes_no_bit(
 def test_a_learned_router_that_shuns_a_module_is_the_same_with_it_and_without(
     own: Published, batch: Tokens, name: str
 ) -> None:
-    path = {"domain": "head.bias", "topk": "gates.bias"}.get(name, "level")
-    shunned = [-1e9 if module == OUT else 0.0 for module in MODULES]
-    if path == "level":  # what every module loses on the text of each, and not how likely it is
-        shunned = [-value for value in shunned] * len(MODULES)
+    path = {"domain": "head.bias", "topk": "gates.bias"}.get(name, "level_EM")
+    shunned: list = [-1e9 if module == OUT else 0.0 for module in MODULES]
+    if path == "level_EM":  # what every module loses on the text of each, and not how likely it is
+        shunned = [[-value for value in shunned]] * len(MODULES)
     own.put_router("lab/shy", ROUTERS[name], **ADDED[name], **{path: shunned})
     whole, smaller = (own.model(own.lock("lab/shy", modules, backend=QUICK)) for modules in (MODULES, OTHERS))
     decision = decide(whole, batch)
@@ -228,12 +228,12 @@ def test_swapping_a_module_for_another_of_its_size_compiles_nothing(own: Publish
     ("name", "matrices"),
     [
         # Features are 16 wide; there are 3 modules, 3 rungs at most, 8 hidden units. Of the n-grams of 4 lengths the
-        # scores of the modules are added up, and fade.
-        ("gain", [(32, 8), (8, 9), (3, 3), (4 + 1, 3)]),
+        # scores of the modules are added up, and fade; the excess losses of the rungs are added up too.
+        ("gain", [(3, 3), (4 + 1, 3), (3, 3), (4, 3 * 3)]),
         ("domain", [(16, 3)]),
         ("topk", [(32, 3)]),
         ("cascade", [(32, 8), (8, 9), (3, 3), (4 + 1, 3)]),
-        ("budget", [(32, 8), (8, 9), (3, 3), (4 + 1, 3)]),
+        ("budget", [(3, 3), (4 + 1, 3), (3, 3), (4, 3 * 3)]),
     ],
 )
 def test_a_router_s_own_cost_is_an_entry_of_its_matrices_each(

@@ -1,4 +1,4 @@
-"""Rows of n-grams against a brute force over strings of ids."""
+"""Rows of n-grams against a brute force over strings of ids, and what is counted on them against a dense solution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lab.routing.ngrams import ngram_rows
+from moe_lab.routing.ngrams import fit_ngrams, ngram_rows
 
 rows_of = jax.jit(ngram_rows, static_argnums=(2, 3))
 
@@ -61,3 +61,26 @@ def test_rows_shorter_than_the_n_grams_have_all_of_them(longest: int) -> None:
     got = np.asarray(ngram_rows(np.array([[5, 6]]), np.ones((1, 2), int), longest, 100))
     for n in range(longest):
         assert (got[..., n] // 100 == n).all()
+
+
+@given(seed=st.integers(0, 2**32 - 1), lengths=st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_what_n_grams_add_is_the_ridge_solution(seed: int, lengths: int) -> None:
+    rng, buckets, shrinkage = np.random.default_rng(seed), 5, 3.0
+    rows = rng.integers(0, buckets, (40, lengths)) + buckets * np.arange(lengths)
+    values, weight = rng.normal(size=(40, 2)), rng.choice([0.0, 0.3, 1.0], 40)
+    mean, table = fit_ngrams(rows, values, weight, lengths * buckets, shrinkage, sweeps=300)
+    ends = np.zeros((40, lengths * buckets))
+    np.put_along_axis(ends, rows, 1.0, axis=1)
+    centre = weight @ values / max(weight.sum(), 1e-9)
+    left = ends.T @ (weight[:, None] * ends) + shrinkage * np.eye(lengths * buckets)
+    np.testing.assert_allclose(mean, centre, atol=1e-12)
+    np.testing.assert_allclose(table, np.linalg.solve(left, ends.T @ (weight[:, None] * (values - centre))), atol=1e-6)
+
+
+def test_an_n_gram_is_half_believed_after_as_many_tokens_as_the_shrinkage() -> None:
+    values = np.array([[3.0]] * 4 + [[-3.0]] * 4)
+    rows = np.array([[0]] * 4 + [[1]] * 4)
+    mean, table = fit_ngrams(rows, values, np.ones(8), table_rows=3, shrinkage=4.0)
+    np.testing.assert_allclose(mean, [0.0])
+    np.testing.assert_allclose(table[:, 0], [1.5, -1.5, 0.0])  # what was never seen says nothing

@@ -1,0 +1,94 @@
+"""Ladder routers that predict what a token loses by running less of a module than all of it.
+
+The prediction is a mean, so the rung with the least predicted loss + price * cost is right at every price. It is
+looked up: each of the token's n-grams says how much more or less than on average is lost, rung by rung. That follows
+from the outcome table by counting. Without n-grams a small network on the hidden states predicts it, by squared error.
+
+Shape letters: B batch, S sequence, T tokens, E modules, R rungs, Q the bare trunk and then the rungs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe_lab.routing.ladder import LadderConfig, LadderRouter, WidthNetwork
+from moe_lab.routing.ngrams import fit_ngrams, ngram_rows
+from moe_lab.routing.router import Counted, Features, masked_mean
+from moe_lab.routing.space import CandidateSpace
+
+
+class ExcessRouter(LadderRouter):
+    """Module from the document so far, predicted excess loss of every rung from the token. A subclass has `route`."""
+
+    def __init__(self, config: LadderConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
+        super().__init__(config, space, d_model, rngs=rngs)
+        if config.ngrams:
+            modules, rungs = space.candidate_ER.shape
+            # Until something is counted width is worth a little, in proportion.
+            below_ER = 1 - _shares_of_full_cost(space)
+            self.mean_excess_ER = Counted(0.25 * jnp.asarray(below_ER, jnp.float32))
+            self.ngram_excess = Counted(jnp.zeros((config.ngrams * config.buckets, modules * rungs)))
+        else:
+            self.width = WidthNetwork(config, space, d_model, -1.5, rngs)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the table of excess losses what is looked up and added."""
+        entries = super().multiply_adds
+        if not self.config.ngrams:
+            return entries
+        return entries - self.ngram_excess.size + self.config.ngrams * self.ngram_excess.shape[1]
+
+    def prepare(self, features: Features) -> None:
+        super().prepare(features)
+        if not self.config.ngrams:
+            return
+        loss_BSEQ = self.rung_losses(features)
+        excess_BSER = (loss_BSEQ - loss_BSEQ[..., -1:])[..., :-1]
+        mean_ER, table = self.fitted(features, excess_BSER, self.suited(self.own_text(features)))
+        self.mean_excess_ER[...], self.ngram_excess[...] = mean_ER, table
+
+    def fitted(self, features: Features, values_BSEC: jax.Array, weight_BSE: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Means [E, C] of some values of every module, and what each n-gram adds to them [rows of the table, E * C]."""
+        counted_BS, size = np.asarray(features.segment_ids_BS) > 0, self.config.ngrams * self.config.buckets
+        rows_TN = np.asarray(self.rows(features))[counted_BS]
+        values_TEC, weight_TE = np.asarray(values_BSEC)[counted_BS], np.asarray(weight_BSE)[counted_BS]
+        fits = [
+            fit_ngrams(rows_TN, values_TEC[:, e], weight_TE[:, e], size, self.config.shrinkage)
+            for e in range(weight_TE.shape[1])
+        ]
+        mean_EC, table = np.stack([mean for mean, _ in fits]), np.concatenate([added for _, added in fits], axis=1)
+        return jnp.asarray(mean_EC, jnp.float32), jnp.asarray(table, jnp.float32)
+
+    def rows(self, features: Features) -> jax.Array:
+        """[B, S, N] the rows of a token's n-grams in every table."""
+        return ngram_rows(features.tokens_BS, features.segment_ids_BS, self.config.ngrams, self.config.buckets)
+
+    def excess_losses(self, features: Features, seen: jax.Array) -> jax.Array:
+        """[B, S, E, Q] predicted loss above the module's full width; below zero where less is expected to be better."""
+        if self.config.ngrams:
+            more_BSER = self.ngram_excess[...][self.rows(features)].sum(-2)
+            excess_BSER = self.mean_excess_ER[...] + more_BSER.reshape(*seen.shape[:2], *self.mean_excess_ER.shape)
+        else:
+            # A repeated rung at the end of a short ladder adds no step.
+            step_BSER = jax.nn.softplus(self.width(seen)) * self.space.valid_ER
+            excess_BSER = jnp.flip(jnp.cumsum(jnp.flip(step_BSER, -1), -1), -1)
+        return jnp.concatenate([excess_BSER, jnp.zeros_like(excess_BSER[..., :1])], axis=-1)
+
+    def width_loss(self, features: Features, seen: jax.Array, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
+        """Squared error of the predicted excess, each module on the tokens that it suits. What is counted has none."""
+        if self.config.ngrams:
+            return jnp.float32(0)
+        excess_BSEQ = loss_BSEQ - loss_BSEQ[..., -1:]
+        error_BSE = jnp.square(self.excess_losses(features, seen) - excess_BSEQ).sum(-1)
+        return masked_mean((suits_BSE * error_BSE).sum(-1), features.segment_ids_BS)
+
+
+def _shares_of_full_cost(space: CandidateSpace) -> np.ndarray:
+    """[E, R] of the bare trunk and every rung but the last, as a share of the module's full width."""
+    cost_ER = space.cost_C[space.candidate_ER].astype(np.float64)
+    before_ER = np.concatenate([np.zeros((len(cost_ER), 1)), cost_ER[:, :-1]], axis=1)
+    return before_ER / cost_ER[:, -1:]
