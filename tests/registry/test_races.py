@@ -20,7 +20,7 @@ from tests.registry.scenario import BLOCKS, fields, files, tensors
 
 pytestmark = pytest.mark.slow
 REPOSITORY = str(Path(__file__).parents[2])
-ROUNDS = 200
+ROUNDS = int(os.environ.get("MOE_LAB_ROUNDS", "60"))
 PUBLISHERS = 16
 
 READER = """if True:
