@@ -1,4 +1,4 @@
-"""Sixteen processes and one version, two hundred times over: one wins, nothing is mixed, nothing is lost.
+"""Sixteen processes and one version, many times over: one wins, nothing is mixed, nothing is lost.
 
 Programs of `BACKGROUND` run beside all of it. Each gets the registry's folder, works until its standard input ends, and
 prints how often it went around; anything that goes wrong ends it with an error.
