@@ -228,8 +228,9 @@ def test_swapping_a_module_for_another_of_its_size_compiles_nothing(own: Publish
     ("name", "matrices"),
     [
         # Features are 16 wide; there are 3 modules, 3 rungs at most, 8 hidden units. Of the n-grams of 4 lengths the
-        # scores of the modules are added up, and fade; the excess losses of the rungs are added up too.
-        ("gain", [(3, 3), (4 + 1, 3), (3, 3), (4, 3 * 3)]),
+        # scores of the modules are added up, and fade; the excess losses of the rungs are added up too, and for
+        # `gain` those of two rivals of each module, which are weighed and given to the modules.
+        ("gain", [(3, 3), (4 + 1, 3), (3, 3), (4, 3 * 3), (4 + 2, 3 * 2)]),
         ("domain", [(16, 3)]),
         ("topk", [(32, 3)]),
         ("cascade", [(32, 8), (8, 9), (3, 3), (4 + 1, 3)]),

@@ -71,7 +71,8 @@ def run(request: pytest.FixtureRequest, evaluation: Evaluation) -> tuple[Evaluat
 def direct(evaluation: Evaluation, model: ComposedModel, **options: Any) -> dict[int, tuple[float, float, float]]:
     """Bits, bytes and multiply-adds of each domain, added up batch by batch, and the tokens' mean cost."""
     arrays, totals = model.arrays(), {0: [0.0, 0.0, 0.0, 0.0], 1: [0.0, 0.0, 0.0, 0.0]}
-    own = 32 * 8 + 8 * 9 + 3 * 3 + (4 + 1) * 3  # the gain router's matrices, and what it looks up of n-grams
+    # The gain router's tables of means, and what it looks up of n-grams: of modules, of rungs, of rivals.
+    own = 2 * (3 * 3) + (4 + 1) * 3 + 4 * (3 * 3) + (4 + 2) * (3 * 2)
     without, told = (*evaluation.settings.without, *options.pop("without", ())), options.pop("told", False)
     for batch in evaluation.heldout.batches:
         hidden = model.enter(arrays, batch)
