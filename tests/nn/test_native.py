@@ -136,6 +136,7 @@ def test_a_cache_that_cannot_be_written_is_named(empty_cache: Path, monkeypatch:
 def test_a_kernel_with_wrong_numbers_is_not_kept(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_compile", lambda _, target: target.write_bytes(b""))
     monkeypatch.setattr(build, "_register", lambda _: None)
+    monkeypatch.setattr(build, "_loaded", {})
     with pytest.raises(build.CannotBuildError, match="wrong here: off by 2"):
         build.load_kernel(lambda: "off by 2")
     assert not list((empty_cache / "cache" / "moe-lab" / "kernels").iterdir())

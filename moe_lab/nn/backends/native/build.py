@@ -38,15 +38,18 @@ def load_kernel(check: Callable[[], str | None]) -> None:
     compiler = _find_compiler()
     folder = _cache_folder()
     finished = folder / f"kernel-{_fingerprint(compiler)}.so"
+    if finished.name in _loaded:  # XLA takes a kernel from one file only
+        return
     if finished.exists():
-        _register(finished)
+        _loaded[finished.name] = _register(finished)
         return
     unchecked = folder / f".{finished.stem}-{os.getpid()}.so"
     try:
         _compile(compiler, unchecked)
-        _register(unchecked)
+        _loaded[finished.name] = _register(unchecked)
         wrong = check()
         if wrong is not None:
+            del _loaded[finished.name]
             raise CannotBuildError(f"the compiled kernel is wrong here: {wrong}")
         unchecked.replace(finished)
     finally:
@@ -56,7 +59,7 @@ def load_kernel(check: Callable[[], str | None]) -> None:
 def panel_tokens() -> int:
     """Tokens side by side in one of the loaded kernel's panels: three vectors of the processor it was compiled for."""
     assert _loaded, "obstacle() has not been asked, or there was one"
-    return int(_loaded[0].moe_lab_panel())
+    return int(next(iter(_loaded.values())).moe_lab_panel())
 
 
 def _find_compiler() -> str:
@@ -108,14 +111,15 @@ def _compile(compiler: str, target: Path) -> None:
         raise CannotBuildError(f"{compiler} failed: {complaint.strip()[:200]}")
 
 
-_loaded: list[ctypes.CDLL] = []
+_loaded: dict[str, ctypes.CDLL] = {}
+"""What this process has made known to XLA, by the name of the finished file."""
 
 
-def _register(path: Path) -> None:
+def _register(path: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise CannotBuildError(f"{path} cannot be loaded ({error})") from None
     for name in ("moe_lab_forward", "moe_lab_backward"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-    _loaded.append(library)
+    return library
