@@ -28,8 +28,8 @@ class ExcessRouter(LadderRouter):
         if config.ngrams:
             modules, rungs = space.candidate_ER.shape
             # Until something is counted width is worth a little, in proportion.
-            below_ER = 1 - _shares_of_full_cost(space)
-            self.mean_excess_ER = Counted(0.25 * jnp.asarray(below_ER, jnp.float32))
+            costs_EQ = self.costs()
+            self.mean_excess_ER = Counted(0.25 * (1 - costs_EQ[:, :-1] / costs_EQ[:, -1:]))
             self.ngram_excess = Counted(jnp.zeros((config.ngrams * config.buckets, modules * rungs)))
         else:
             self.width = WidthNetwork(config, space, d_model, -1.5, rngs)
@@ -85,10 +85,3 @@ class ExcessRouter(LadderRouter):
         excess_BSEQ = loss_BSEQ - loss_BSEQ[..., -1:]
         error_BSE = jnp.square(self.excess_losses(features, seen) - excess_BSEQ).sum(-1)
         return masked_mean((suits_BSE * error_BSE).sum(-1), features.segment_ids_BS)
-
-
-def _shares_of_full_cost(space: CandidateSpace) -> np.ndarray:
-    """[E, R] of the bare trunk and every rung but the last, as a share of the module's full width."""
-    cost_ER = space.cost_C[space.candidate_ER].astype(np.float64)
-    before_ER = np.concatenate([np.zeros((len(cost_ER), 1)), cost_ER[:, :-1]], axis=1)
-    return before_ER / cost_ER[:, -1:]

@@ -47,12 +47,11 @@ def fit_ngrams(
     weight_T = weight_T.astype(np.float64)
     mean_C = weight_T @ values_TC / max(weight_T.sum(), 1e-9)
     table, left_TC = np.zeros((table_rows, values_TC.shape[1])), values_TC - mean_C
+    lengths = [(row_T, np.unique(row_T), np.bincount(row_T, weight_T, table_rows)) for row_T in rows_TN.T]
     for _ in range(sweeps):
-        for row_T in rows_TN.T:
+        for row_T, own, seen in lengths:
             left_TC = left_TC + table[row_T]
-            seen = np.bincount(row_T, weight_T, table_rows)
             total = np.stack([np.bincount(row_T, weight_T * left_T, table_rows) for left_T in left_TC.T], axis=1)
-            own = np.unique(row_T)
             table[own] = total[own] / (seen[own, None] + shrinkage)
             left_TC = left_TC - table[row_T]
     return mean_C, table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_lab.routing.example import D_MODEL, SPACE, draw_example
 from moe_lab.routing.excess import ExcessRouter
@@ -15,8 +16,6 @@ COST_EQ = np.concatenate([np.zeros((3, 1)), SPACE.cost_C[SPACE.candidate_ER]], a
 
 
 def make(**settings: float) -> ExcessRouter:
-    from flax import nnx
-
     return ExcessRouter(LadderConfig(**settings), SPACE, D_MODEL, rngs=nnx.Rngs(0))
 
 
@@ -29,8 +28,7 @@ def test_before_anything_is_counted_width_is_worth_a_little_in_proportion() -> N
 def test_each_module_learns_from_its_own_text_what_its_rungs_lose() -> None:
     example = draw_example(0, rows=32)
     router, counted = make(shrinkage=1e-3), np.asarray(example.features.segment_ids_BS) > 0
-    hint_BE = None  # documents of one row may want different modules
-    router.prepare(example.features._replace(hint_BE=hint_BE))
+    router.prepare(example.features)
     excess_BSEQ = np.asarray(router.excess_losses(example.features, router.seen(example.features)))
     for e in range(3):
         for marked, gain in ((True, 2.0), (False, 0.2)):
