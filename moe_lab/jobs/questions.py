@@ -13,6 +13,7 @@ from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import Lab
+from moe_lab.questions.encoder import encode_texts, open_encoder
 from moe_lab.questions.evaluate import measure_router, score_out_of_fold, train_final
 from moe_lab.questions.folds import evaluation_folds
 from moe_lab.questions.read import read_table
@@ -30,9 +31,13 @@ REPORT_FILE = "route-report.html"
 def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -> Candidate:
     """Trains the router, or returns what an identical run on an identical table made before."""
     table, warnings = find_table(workspace.lab, spec.table, base)
-    with workspace.open_run(spec, {"table": table.digest}) as run:
+    inputs = {"table": table.digest}
+    if spec.features.encoder is not None:
+        inputs["encoder"] = open_encoder(spec.features.encoder).digest
+    with workspace.open_run(spec, inputs) as run:
         if run.done:
             return staged(run)
+        _encode(workspace, spec, table)
         started = time.perf_counter()
         folds = int(evaluation_folds(table, spec).max()) + 1
         with workspace.progress.stage(f"{folds} folds and all of {len(table)} items", folds + 1, "fits") as p:
@@ -52,6 +57,14 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
         candidate = stage(run, _fields(spec, table, trained.router, run.fingerprint), trained.router.tensors())
         run.finish({"candidate": candidate.digest, "metrics": _headline(results)})
         return candidate
+
+
+def _encode(workspace: Workspace, spec: QuestionRouterRun, table: ItemTable) -> None:
+    """Has the encoder read all questions, with progress: its vectors are kept, so training finds them."""
+    if spec.features.encoder is None or table.text_N is None:
+        return
+    with workspace.progress.stage(f"sentence vectors of {len(table)} items", len(table), "items") as stage:
+        encode_texts(spec.features.encoder, table.text_N, lambda done: stage.update(done, None, 0.0, 0.0))
 
 
 def find_table(lab: Lab, table: str, base: Path) -> tuple[ItemTable, list[str]]:

@@ -1,9 +1,11 @@
 """What a question router looks at: hashed n-grams of the text, its shape, the group, and the table's own numbers.
 
+Where the config names one, the vectors of a sentence encoder too.
+
 Hashing needs no vocabulary, so counts are made once for a whole table and nothing of an item leaks into another's.
 What is learnt from items (document frequencies, means and spreads) is learnt from the training items alone.
 
-Legend: N items, H hashed features, D features, F numbers.
+Legend: N items, H hashed features, D features, F numbers, E width of the encoder (0 without one).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moe_lab.questions.encoder import encode_texts
 from moe_lab.questions.spec import QuestionFeatures
 from moe_lab.questions.table import ItemTable
 
@@ -49,25 +52,35 @@ SHAPE = (
 
 @dataclasses.dataclass(frozen=True)
 class RawFeatures:
-    """Of a whole table, before anything is learnt: n-gram counts, groups and numbers."""
+    """Of a whole table, before anything is learnt: n-gram counts, groups, numbers, and the encoder's vectors."""
 
     counts: tuple[Any, ...]  # csr_matrix [N, H], one for words and one for characters, where they are looked at
     group_N: np.ndarray
     number_NF: np.ndarray
+    encoded_NE: np.ndarray
+    encoder: str | None  # digest
 
     def rows(self, index: np.ndarray) -> RawFeatures:
         """Some of the items."""
-        return RawFeatures(tuple(c[index] for c in self.counts), self.group_N[index], self.number_NF[index])
+        return dataclasses.replace(
+            self,
+            counts=tuple(counts[index] for counts in self.counts),
+            group_N=self.group_N[index],
+            number_NF=self.number_NF[index],
+            encoded_NE=self.encoded_NE[index],
+        )
 
 
 def raw_features(table: ItemTable, settings: QuestionFeatures) -> RawFeatures:
-    """Counts and numbers of all items."""
+    """Counts, numbers and vectors of all items."""
     numbers = [np.asarray(table.number_NF, np.float64)]
-    counts = []
+    counts, encoded_NE, encoder = [], np.zeros((len(table), 0), np.float32), None
     if table.text_N is not None:
         numbers.append(np.array([text_shape(text) for text in table.text_N]))
         counts = [count(table.text_N) for count in _counters(settings)]
-    return RawFeatures(tuple(counts), table.group_N, np.concatenate(numbers, axis=1))
+        if settings.encoder is not None:
+            encoded_NE, encoder = encode_texts(settings.encoder, table.text_N)
+    return RawFeatures(tuple(counts), table.group_N, np.concatenate(numbers, axis=1), encoded_NE, encoder)
 
 
 def text_shape(text: str) -> list[float]:
@@ -105,10 +118,8 @@ class FeatureMap:
     idf: tuple[np.ndarray, ...]
     mean_F: np.ndarray
     spread_F: np.ndarray
-
-    @property
-    def width(self) -> int:
-        return sum(map(len, self.kept)) + self.num_groups + 2 * len(self.mean_F)
+    encoder: str | None  # digest
+    encoded_mean_E: np.ndarray
 
     def __call__(self, raw: RawFeatures) -> csr_matrix:
         """The features of items [N, D], float32."""
@@ -123,10 +134,12 @@ class FeatureMap:
         places = (np.flatnonzero(known), raw.group_N[known])
         ones = np.full(len(places[0]), self.settings.group_weight, np.float32)
         groups = sparse.csr_matrix((ones, places), (items, self.num_groups))
+        encoded = (raw.encoded_NE - self.encoded_mean_E) * np.float32(self.settings.encoder_weight)
         numbers = np.clip((raw.number_NF - self.mean_F) / self.spread_F, -_CLIP, _CLIP)
         # Too little and too much may both be hard: the distance from the middle is a feature of its own.
         bent = np.concatenate([numbers, np.abs(numbers) - 0.8], axis=1) * self.settings.number_weight
-        return sparse.hstack([*blocks, groups, sparse.csr_matrix(bent.astype(np.float32))], format="csr")
+        dense = (sparse.csr_matrix(encoded), groups, sparse.csr_matrix(bent.astype(np.float32)))
+        return sparse.hstack([*blocks, *dense], format="csr")
 
 
 def fit_features(raw: RawFeatures, settings: QuestionFeatures, num_groups: int) -> FeatureMap:
@@ -146,6 +159,8 @@ def fit_features(raw: RawFeatures, settings: QuestionFeatures, num_groups: int) 
         idf=tuple(idf),
         mean_F=raw.number_NF.mean(axis=0),
         spread_F=np.where(spread > 0, spread, 1.0),
+        encoder=raw.encoder,
+        encoded_mean_E=raw.encoded_NE.mean(axis=0),
     )
 
 

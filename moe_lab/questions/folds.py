@@ -48,16 +48,15 @@ def outside(table: ItemTable, items: np.ndarray) -> np.ndarray:
     return ~np.isin(number_N, number_N[items])
 
 
-def held_back(table: ItemTable, index: np.ndarray, spec: QuestionRouterSettings) -> np.ndarray:
-    """Which of the training items `index` a first router does not learn from: about `validation_share` of them.
+def trial_parts(table: ItemTable, index: np.ndarray, spec: QuestionRouterSettings) -> np.ndarray:
+    """The trial [N] that does not learn from each of the training items `index`, counted from 0.
 
     Whole groups are held back where whole groups are to be scored later, as far as there are two of them.
     """
-    parts = max(2, round(1 / spec.validation_share))
     group_N = table.group_N[index]
     whole_groups = spec.folds == "groups" and len(np.unique(group_N)) > 1
     keys = [str(group) for group in group_N] if whole_groups else [table.keys[i] for i in index]
-    held = deal_folds(keys, parts, spec.seed + 1) == 0
-    if held.all() or not held.any():
-        held = np.arange(len(index)) % 2 == 0
-    return held
+    part_N = deal_folds(keys, spec.trials, spec.seed + 1)
+    if part_N.max() == part_N.min():  # all items look the same
+        part_N = np.arange(len(index)) % 2
+    return np.unique(part_N, return_inverse=True)[1]

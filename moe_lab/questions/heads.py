@@ -42,13 +42,12 @@ def fit_heads(
     penalty: float,
     own_penalty: float,
     iterations: int,
-    start: Heads | None = None,
 ) -> Heads:
     """Minimises the summed loss plus `penalty / 2 * (C |mean_c W|^2 + own_penalty * |W - mean_c W|^2)`.
 
     The loss is the cross-entropy of a quality in [0, 1] (`logistic`), or half the squared error in units of each
-    candidate's spread (`identity`). L-BFGS from `start`, or from the candidates' means; the intercept is not
-    penalised.
+    candidate's spread (`identity`). L-BFGS from the candidates' means; the intercept is not penalised. Few iterations
+    are a penalty of their own, so the heads never start from others that were fitted to part of the items.
     """
     from scipy.optimize import minimize
 
@@ -68,8 +67,6 @@ def fit_heads(
         return loss, np.concatenate([gradient_DC.reshape(-1), slope_NC.sum(axis=0)])
 
     first = np.concatenate([np.zeros(width * candidates), inverse(target_NC.mean(axis=0), link)])
-    if start is not None:
-        first = np.concatenate([(start.weight_DC / scale_C).reshape(-1), start.bias_C / scale_C]).astype(np.float64)
     settings: Any = {"maxiter": iterations, "maxcor": 6}
     found = minimize(objective, first, jac=True, method="L-BFGS-B", options=settings).x
     return Heads(

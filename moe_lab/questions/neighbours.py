@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_lab.questions.features import FeatureMap
-from moe_lab.questions.spec import QuestionFeatures
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -23,9 +22,13 @@ _ROWS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Embedding:
-    """A text's main directions beside its group and numbers, as a vector of length 1."""
+    """A text's main directions beside its group and numbers, as a vector of length 1.
+
+    A sentence encoder's vectors are left to the heads: alike by them too, items tell less on one table of three.
+    """
 
     direction_TE: np.ndarray  # float32
+    num_encoded: int
     num_groups: int
     group_factor: float
     number_factor: float
@@ -34,8 +37,9 @@ class Embedding:
         """Embeddings of items [N, E], float32."""
         text = self.direction_TE.shape[0]
         projected = np.asarray(x_ND[:, :text] @ self.direction_TE)
-        groups = x_ND[:, text : text + self.num_groups].toarray() * self.group_factor
-        numbers = x_ND[:, text + self.num_groups :].toarray() * self.number_factor
+        rest = x_ND[:, text + self.num_encoded :].toarray()
+        groups = rest[:, : self.num_groups] * self.group_factor
+        numbers = rest[:, self.num_groups :] * self.number_factor
         joined = np.concatenate([_unit(projected), groups, numbers], axis=1)
         return _unit(joined).astype(np.float32)
 
@@ -68,14 +72,16 @@ def fit_embedding(x_ND: csr_matrix, features: FeatureMap, directions: int, seed:
     found = np.zeros((text, 0), np.float32)
     if most > 0:
         found = randomized_svd(x_ND[:, :text], most, n_iter=1, random_state=seed)[2].T.astype(np.float32)
-    return make_embedding(np.ascontiguousarray(found), features.num_groups, features.settings)
+    return make_embedding(np.ascontiguousarray(found), features)
 
 
-def make_embedding(direction_TE: np.ndarray, num_groups: int, settings: QuestionFeatures) -> Embedding:
+def make_embedding(direction_TE: np.ndarray, features: FeatureMap) -> Embedding:
     """The embedding of known directions, with groups and numbers scaled as it needs them."""
+    settings = features.settings
     return Embedding(
         direction_TE=direction_TE,
-        num_groups=num_groups,
+        num_encoded=len(features.encoded_mean_E),
+        num_groups=features.num_groups,
         group_factor=_GROUP / settings.group_weight if settings.group_weight else 0.0,
         number_factor=_NUMBER / settings.number_weight if settings.number_weight else 0.0,
     )

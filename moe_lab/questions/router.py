@@ -75,7 +75,7 @@ class QuestionRouter:
 
     @property
     def parameters(self) -> int:
-        """Numbers that a prediction may read."""
+        """Numbers of its own that a prediction may read; a sentence encoder has more."""
         arrays = self.tensors()
         return sum(array.size for name, array in arrays.items() if not name.startswith("kept/"))
 
@@ -128,8 +128,9 @@ class QuestionRouter:
 
     def read(self, table: ItemTable) -> RawFeatures:
         """The raw features of another table's items, with groups and numbers matched by name."""
-        if (table.text_N is None) != (not self.features.kept):
-            raise LabError(f"{table.name}: this router was trained on items {self._with_text}; give it the like")
+        if self.reads_text != (table.text_N is not None):
+            like = "with text" if self.reads_text else "without text"
+            raise LabError(f"{table.name}: this router was trained on items {like}; give it the like")
         if lost := [name for name in self.number_names if name not in table.number_names]:
             raise LabError(f"{table.name}: the router reads {lost[0]}, which the table lacks; add that column")
         order = [table.number_names.index(name) for name in self.number_names]
@@ -138,11 +139,18 @@ class QuestionRouter:
         seen = dataclasses.replace(
             table, number_NF=table.number_NF[:, order], number_names=self.number_names, group_N=group_N
         )
-        return raw_features(seen, self.features.settings)
+        raw = raw_features(seen, self.features.settings)
+        if raw.encoder != self.features.encoder:
+            raise LabError(
+                f"{self.features.settings.encoder}: the encoder there is {raw.encoder}, but this router was trained "
+                f"with {self.features.encoder}; install that one, or train the router again"
+            )
+        return raw
 
     @property
-    def _with_text(self) -> str:
-        return "with text" if self.features.kept else "without text"
+    def reads_text(self) -> bool:
+        """Whether the items had text: then there are numbers about how it looks, if nothing else of it is read."""
+        return len(self.features.mean_F) > len(self.number_names)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All its arrays by name."""
@@ -159,6 +167,8 @@ class QuestionRouter:
         }
         for block, (kept, idf) in enumerate(zip(self.features.kept, self.features.idf, strict=True)):
             arrays |= {f"kept/{block}": kept, f"idf/{block}": idf}
+        if self.features.encoder is not None:
+            arrays["encoded_mean"] = self.features.encoded_mean_E
         if (near := self.neighbours) is not None:
             arrays |= {"direction": near.embedding.direction_TE, "point": near.points_ME, "quality": near.quality_MC}
         if self.joined is not None:
@@ -176,17 +186,26 @@ class QuestionRouter:
             "ladders": [list(ladder) for ladder in self.ladders],
             # As text: a manifest holds no floats.
             "features": canonical_json(self.features.settings),
+            "encoder": self.features.encoder,
         }
 
     @staticmethod
     def rebuild(described: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> QuestionRouter:
         """The inverse of `describe` and `tensors`."""
         blocks = range(sum(name.startswith("kept/") for name in tensors))
-        settings, groups = QuestionFeatures.model_validate_json(described["features"]), tuple(described["groups"])
-        near = None
+        groups, near = tuple(described["groups"]), None
+        features = FeatureMap(
+            settings=QuestionFeatures.model_validate_json(described["features"]),
+            num_groups=len(groups),
+            kept=tuple(tensors[f"kept/{block}"] for block in blocks),
+            idf=tuple(tensors[f"idf/{block}"] for block in blocks),
+            mean_F=tensors["number_mean"],
+            spread_F=tensors["number_spread"],
+            encoder=described.get("encoder"),
+            encoded_mean_E=tensors.get("encoded_mean", np.zeros(0, np.float32)),
+        )
         if "point" in tensors:
-            embedding = make_embedding(tensors["direction"], len(groups), settings)
-            near = Neighbours(embedding, tensors["point"], tensors["quality"])
+            near = Neighbours(make_embedding(tensors["direction"], features), tensors["point"], tensors["quality"])
         return QuestionRouter(
             names=tuple(described["names"]),
             groups=groups,
@@ -195,14 +214,7 @@ class QuestionRouter:
             cost_C=tensors["cost"],
             mean_C=tensors["mean"],
             group_mean_GC=tensors["group_mean"],
-            features=FeatureMap(
-                settings=settings,
-                num_groups=len(groups),
-                kept=tuple(tensors[f"kept/{block}"] for block in blocks),
-                idf=tuple(tensors[f"idf/{block}"] for block in blocks),
-                mean_F=tensors["number_mean"],
-                spread_F=tensors["number_spread"],
-            ),
+            features=features,
             heads=Heads(described["link"], tensors["weight"], tensors["bias"]),
             neighbours=near,
             calibration=Calibration(described["link"], tensors["calibration"], tensors["middle"]),

@@ -103,8 +103,10 @@ class QuestionFeatures(Spec):
         words: word n-grams up to this length; 0 looks at no words.
         characters: character n-grams from 3 up to this length, within words; 0 looks at none. Slow on long texts.
         buckets: hashed features of each of the two, a power of two.
-        group_weight, number_weight: how strongly groups and numbers count beside the text, whose features of one
-            item have length 1.
+        encoder: an installed package, or a folder, with a sentence encoder whose vectors are looked at too; see
+            `moe_lab.questions.encoder`. Reading a question then takes milliseconds instead of microseconds.
+        group_weight, number_weight, encoder_weight: how strongly groups, numbers and the encoder's vectors count beside
+            the n-grams, whose features of one item have length 1.
     """
 
     words: NonNegativeInt = 2
@@ -112,6 +114,8 @@ class QuestionFeatures(Spec):
     buckets: PositiveInt = 1 << 17
     group_weight: Annotated[float, Field(ge=0)] = 1.0
     number_weight: Annotated[float, Field(ge=0)] = 0.1
+    encoder: str | None = None
+    encoder_weight: Annotated[float, Field(ge=0)] = 0.5
 
 
 class QuestionRouterSettings(Spec):
@@ -129,8 +133,9 @@ class QuestionRouterSettings(Spec):
         group_shrinkage: items' worth of the overall mean that each group's mean is drawn by.
         folds: of the evaluation; no item is scored by a router that saw it. With `groups` each group is a fold: it is
             scored by a router that never saw that group, whose group table has the mean of all items for it.
-        validation_share: of the training items, held back to calibrate and to decide whether to abstain; with
-            `folds: groups` whole groups.
+        trials: parts that the training items are dealt into. Each part is held back from one trial router; what the
+            trials say of the items that they never saw calibrates, and decides whether to abstain. With `folds: groups`
+            whole groups are held back.
         abstain: answer as the group table or the zero router does where what was learnt is no better on the items held
             back; false routes by what was learnt in any case.
         prices: how many points of the curve are measured.
@@ -145,7 +150,7 @@ class QuestionRouterSettings(Spec):
     group_shrinkage: Annotated[float, Field(ge=0)] = 10.0
     iterations: PositiveInt = 20
     folds: Annotated[int, Field(ge=2)] | Literal["groups"] = 5
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    trials: Annotated[int, Field(ge=2)] = 4
     abstain: bool = True
     prices: Annotated[int, Field(ge=2)] = 64
     resamples: PositiveInt = 300

@@ -1,4 +1,4 @@
-"""Trains a question router on the items given, and decides on items held back whether it may route.
+"""Trains a question router on the items given, and decides by items held back in turns whether it may route.
 
 Legend: N items, C candidates, G groups.
 """
@@ -6,6 +6,7 @@ Legend: N items, C candidates, G groups.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from moe_lab.metrics.areas import CostRange, deferral_area, policy_points
 from moe_lab.metrics.choices import choose, group_means
 from moe_lab.questions.features import FeatureMap, RawFeatures, fit_features
-from moe_lab.questions.folds import held_back, outside
+from moe_lab.questions.folds import outside, trial_parts
 from moe_lab.questions.heads import Calibration, Heads, Link, fit_calibration, fit_heads, inverse, plain_calibration
 from moe_lab.questions.neighbours import Embedding, Neighbours, fit_embedding
 from moe_lab.questions.router import Mode, QuestionRouter, price_grid, relative_cost
@@ -35,27 +36,60 @@ class Trained:
 def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: QuestionRouterSettings) -> Trained:
     """Trains on the items `index` of a table.
 
-    A first router learns from all but `validation_share` of them; the rest calibrates it and decides the mode. Then
-    the heads are fitted again to all of `index`, with that calibration. Duplicates never lie on both sides.
+    Trial routers learn from all but a part of them each, so that every item is predicted once by a router that has not
+    seen it; those predictions calibrate the router, which learns from all of `index`, and decide its mode. Duplicates
+    never lie on both sides.
     """
-    unseen = index[held_back(table, index, spec)]
-    seen = index[outside(table, unseen)[index]]
-    if not len(seen):  # all items look the same
-        seen = np.setdiff1d(index, unseen)
-    # Frequencies and directions look at no outcome, so both routers may have those of all items.
+    # Frequencies and directions look at no outcome, so all routers may have those of all items.
     features = fit_features(raw.rows(index), spec.features, len(table.groups))
     embedding = _embedding(raw, index, features, spec)
     plain = plain_calibration(table.quality_NC[index].mean(axis=0), _link(table), _NEIGHBOURS if embedding else 0.0)
-    trial = _fit(table, raw, seen, spec, features, embedding, plain)
-    # The areas are compared before the calibration: it has seen these outcomes.
-    areas = _areas(table, trial, raw, unseen)
+    trials = _trials(table, raw, index, spec, lambda seen: _fit(table, raw, seen, spec, features, embedding, plain))
     calibration = plain
     if spec.head == "gain":
-        calibration = fit_calibration(*trial.parts(raw.rows(unseen)), table.quality_NC[unseen], plain)
-    final = _fit(table, raw, index, spec, features, embedding, calibration, start=trial.heads)
+        calibration = fit_calibration(trials.heads_NC, trials.neighbours_NC, table.quality_NC[index], plain)
+    router = _fit(table, raw, index, spec, features, embedding, calibration)
     return Trained(
-        router=dataclasses.replace(final, mode=_mode(areas) if spec.abstain else "learned"), validation=areas
+        router=dataclasses.replace(router, mode=_mode(trials.areas) if spec.abstain else "learned"),
+        validation=trials.areas,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Trials:
+    """What trial routers say of the training items that they have not seen, before calibration.
+
+    The areas are those of each trial's items by themselves, as a mean over items: predictions of two trials are not
+    compared, for the mean of all but some items is high where those items' own is low.
+    """
+
+    heads_NC: np.ndarray
+    neighbours_NC: np.ndarray
+    areas: dict[str, float]
+
+
+def _trials(
+    table: ItemTable,
+    raw: RawFeatures,
+    index: np.ndarray,
+    spec: QuestionRouterSettings,
+    fit: Callable[[np.ndarray], QuestionRouter],
+) -> _Trials:
+    """Fits one router for each part of the training items on the others, and predicts the part with it."""
+    part_N = trial_parts(table, index, spec)
+    heads_NC, neighbours_NC = (np.empty((len(index), len(table.names))) for _ in range(2))
+    areas = dict.fromkeys(("learned", "group_table", "zero_router"), 0.0)
+    for part in range(int(part_N.max()) + 1):
+        inside = np.flatnonzero(part_N == part)
+        unseen = index[inside]
+        seen = index[outside(table, unseen)[index]]
+        if not len(seen):  # all items look the same
+            seen = np.setdiff1d(index, unseen)
+        trial = fit(seen)
+        heads_NC[inside], neighbours_NC[inside] = trial.parts(raw.rows(unseen))
+        for name, area in _areas(table, trial, raw, unseen).items():
+            areas[name] += area * len(unseen) / len(index)
+    return _Trials(heads_NC=heads_NC, neighbours_NC=neighbours_NC, areas=areas)
 
 
 def _link(table: ItemTable) -> Link:
@@ -85,15 +119,13 @@ def _fit(
     features: FeatureMap,
     embedding: Embedding | None,
     calibration: Calibration,
-    start: Heads | None = None,
 ) -> QuestionRouter:
     quality_NC, part, link = table.quality_NC[index], raw.rows(index), _link(table)
     cost_C, mean_C = table.cost_NC[index].mean(axis=0), quality_NC.mean(axis=0)
     settings: dict[str, Any] = {
         "penalty": spec.penalty,
         "own_penalty": spec.own_penalty,
-        # From heads that know three quarters of the items, half of the way is left.
-        "iterations": spec.iterations if start is None else max(1, spec.iterations // 2),
+        "iterations": spec.iterations,
     }
     x_ND = features(part)
     if spec.head == "difficulty":
@@ -101,7 +133,7 @@ def _fit(
         one = fit_heads(x_ND, quality_NC[:, [cheapest]], link, **settings)
         heads = _only_knows(one, cheapest, mean_C)
     else:
-        heads = fit_heads(x_ND, quality_NC, link, start=start, **settings)
+        heads = fit_heads(x_ND, quality_NC, link, **settings)
     return QuestionRouter(
         names=table.names,
         groups=table.groups,

@@ -10,7 +10,7 @@ from moe_lab.evaluation.route_report import render_route_report
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.questions import evaluate
 from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold
-from moe_lab.questions.folds import deal_folds, evaluation_folds, held_back, number_keys, outside
+from moe_lab.questions.folds import deal_folds, evaluation_folds, number_keys, outside, trial_parts
 from moe_lab.questions.results import RouterCost
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable, make_table
@@ -102,10 +102,13 @@ def test_where_only_the_group_tells_nothing_is_gained_on_a_new_group() -> None:
 def test_whole_groups_are_held_back_and_single_items_where_there_is_one_group() -> None:
     table = topics(words_tell=True)
     index = np.flatnonzero(table.group_N != 2)
-    held = held_back(table, index, BY_GROUP)
-    assert {tuple(np.unique(held[table.group_N[index] == g])) for g in (0, 1, 3)} == {(True,), (False,)}
+    part_N = trial_parts(table, index, BY_GROUP)
+    parts = [np.unique(part_N[table.group_N[index] == g]) for g in (0, 1, 3)]
+    assert [len(part) for part in parts] == [1, 1, 1]
+    assert set(np.concatenate(parts)) == set(range(len(set(np.concatenate(parts)))))
     alone = np.flatnonzero(table.group_N == 2)
-    assert 0.2 < held_back(table, alone, BY_GROUP).mean() < 0.3
+    shares = np.bincount(trial_parts(table, alone, BY_GROUP)) / len(alone)
+    assert shares == pytest.approx([0.25] * 4, abs=0.05)
     assert not outside(table, alone)[alone].any()
 
 

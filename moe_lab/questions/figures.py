@@ -1,0 +1,194 @@
+"""A question router's metrics with their intervals: areas, shares, the band over the zero router, paired differences.
+
+Legend: N items, C candidates, P prices, U units, R roles.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moe_lab.metrics.areas import CostRange, aiq, cost_at_quality, deferral_area, quality_hull
+from moe_lab.metrics.bootstrap import Interval, statistic_intervals
+from moe_lab.metrics.choices import Choice
+from moe_lab.metrics.deferral import apgr, cpt, deferral_curve
+from moe_lab.metrics.published import aiq_routerbench_code, area_cascade_routing_code
+from moe_lab.questions.evaluate import OutOfFold, plain
+from moe_lab.questions.folds import number_keys
+from moe_lab.questions.results import Band, CurveRole, Figure
+from moe_lab.questions.spec import QuestionRouterSettings
+from moe_lab.questions.table import ItemTable
+
+Swept = dict[CurveRole, tuple[list[float], list[Choice]]]
+"""Of every router its prices, and each one's choice."""
+
+_BAND_COSTS = 21
+_BESIDE = 9
+_CPT = (0.5, 0.8)
+
+
+def measure_figures(
+    scored: OutOfFold, swept: Swept, points: dict[CurveRole, np.ndarray], spec: QuestionRouterSettings
+) -> list[Figure]:
+    """Every metric of every router, the main ones with paired intervals."""
+    table = scored.table
+    over = _range(scored, np.ones(len(table)))
+    found = []
+    for role, curve in points.items():
+        found += [
+            Figure(metric="AIQ (RouterBench code)", role=role, value=plain(_routerbench(curve, over))),
+            Figure(metric="deferral area", role=role, value=deferral_area(curve, over)),
+            Figure(metric="cost at the dearest's quality", role=role, value=plain(_iso_cost(curve, table))),
+        ]
+        if over.high > over.low:
+            value = area_cascade_routing_code(curve, _alone(table))
+            found.append(Figure(metric="AUC (cascade-routing code)", role=role, value=value))
+        if _pair(scored) is not None:  # elsewhere it has an interval, see _intervals
+            found.append(Figure(metric="AIQ", role=role, value=aiq(curve, over)))
+    found += _pair_figures(scored, swept)
+    return found + _intervals(scored, swept, spec)
+
+
+def _routerbench(curve: np.ndarray, over: CostRange) -> float:
+    # Its code takes the greatest cost of all routers that are compared: the dearest candidate's.
+    return aiq_routerbench_code(curve, over.high) if over.high > 0 else float("nan")
+
+
+def _iso_cost(curve: np.ndarray, table: ItemTable) -> float:
+    return cost_at_quality(curve, float(table.quality_NC[:, int(np.argmax(table.cost_C))].mean()))
+
+
+def _alone(table: ItemTable) -> np.ndarray:
+    return np.stack([table.cost_C, table.quality_NC.mean(axis=0)], axis=1)
+
+
+def _pair(scored: OutOfFold) -> tuple[int, int] | None:
+    """(cheap, dear) where there are two candidates with a gap between them, both from the start."""
+    table = scored.table
+    if (
+        scored.newcomers
+        or len(table.names) != 2
+        or np.ptp(table.cost_C) == 0
+        or np.ptp(table.quality_NC.mean(axis=0)) == 0
+    ):
+        return None
+    cheap = int(np.argmin(table.cost_C))
+    return cheap, 1 - cheap
+
+
+def _pair_figures(scored: OutOfFold, swept: Swept) -> list[Figure]:
+    """CPT of two candidates, for each router."""
+    pair = _pair(scored)
+    if pair is None:
+        return []
+    found = []
+    for role in swept:
+        weak, strong = scored.table.quality_NC[:, pair[0]], scored.table.quality_NC[:, pair[1]]
+        curve = deferral_curve(_gain(scored, role, pair), weak, strong)
+        found += [Figure(metric=f"CPT({share:.0%})", role=role, value=plain(cpt(curve, share))) for share in _CPT]
+    return found
+
+
+def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarray:
+    if role == "zero_router" or (role == "group_table" and scored.verdicts[0].group is not None):
+        # It throws dice, whatever the folds' means; so does a group table for groups that it never saw. Those means
+        # are low where the item's own group is high, so sorting by them would be worse than dice.
+        return np.zeros(len(scored.table))
+    predicted = scored.predicted(role)
+    return predicted[:, pair[1]] - predicted[:, pair[0]]
+
+
+def _intervals(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> list[Figure]:
+    """APGR (two candidates) or AIQ of every router, and this router's differences to the baselines, paired."""
+    table, pair = scored.table, _pair(scored)
+    unit_N = number_keys(table.keys)  # items that look the same are drawn together
+    roles = list(swept)
+
+    def areas(weight_U: np.ndarray) -> np.ndarray:
+        weight_N = weight_U[unit_N]
+        if pair is not None:
+            weak, strong = table.quality_NC[:, pair[0]], table.quality_NC[:, pair[1]]
+            if np.isclose((weight_N * (strong - weak)).sum(), 0):
+                return np.full(2 * len(roles), np.nan)
+            values = [apgr(deferral_curve(_gain(scored, role, pair), weak, strong, weight_N)) for role in roles]
+        else:
+            values = [aiq(_weighted(picked[role], weight_N), _range(scored, weight_N)) for role in roles]
+        return np.array([*values, *(values[0] - value for value in values)])
+
+    picked = {} if pair is not None else {role: _picked(swept[role][1], table) for role in roles}
+    intervals = statistic_intervals(areas, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    metric = "APGR" if pair is not None else "AIQ"
+    found = [Figure(metric=metric, role=r, value=i.mean, interval=i) for r, i in zip(roles, intervals, strict=False)]
+    minus = zip(roles[1:], intervals[len(roles) + 1 :], strict=True)
+    return found + [Figure(metric=f"{metric} gained over", role=r, value=i.mean, interval=i) for r, i in minus]
+
+
+def _picked(choices: list[Choice], table: ItemTable) -> tuple[np.ndarray, np.ndarray]:
+    """Cost and quality of every item under every price [P, N]."""
+    rows = np.arange(len(table))
+    return (
+        np.stack([table.cost_NC[rows, choice] for choice in choices]),
+        np.stack([table.quality_NC[rows, choice] for choice in choices]),
+    )
+
+
+def _weighted(picked: tuple[np.ndarray, np.ndarray], weight_N: np.ndarray) -> np.ndarray:
+    return np.stack([values_PN @ weight_N / weight_N.sum() for values_PN in picked], axis=1)
+
+
+def _range(scored: OutOfFold, weight_N: np.ndarray) -> CostRange:
+    """From the cheapest to the dearest candidate of the whole table, which need not be those of a resample.
+
+    Every curve can send all items to the table's cheapest one, so every curve has a point where the range begins. The
+    router before others joined can do so with the cheapest that was there, so a cheaper newcomer moves no beginning.
+    """
+    cost_C = scored.table.cost_C
+    mean_C = weight_N @ scored.table.cost_NC / weight_N.sum()
+    low = max(mean_C[cost_C.argmin()], mean_C[cost_C[: scored.known].argmin()])
+    return CostRange(float(low), float(mean_C[cost_C.argmax()]))
+
+
+def measure_band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> Band:
+    """Quality at budgets between the cheapest and the dearest candidate, and the gain over the zero router."""
+    table = scored.table
+    unit_N = number_keys(table.keys)  # items that look the same are drawn together
+    routed, zero = _picked(swept["routed"][1], table), _picked(swept["zero_router"][1], table)
+    share = np.linspace(0, 1, _BAND_COSTS)
+
+    def heights(weight_U: np.ndarray) -> np.ndarray:
+        weight_N = weight_U[unit_N]
+        over = _range(scored, weight_N)
+        budgets = over.low + share * (over.high - over.low)
+        at = [_height(_weighted(picked, weight_N), budgets) for picked in (routed, zero)]
+        return np.concatenate([at[0], at[0] - at[1]])
+
+    found = statistic_intervals(heights, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    over = _range(scored, np.ones(len(table)))
+    return Band(
+        cost=tuple((over.low + share * (over.high - over.low)).tolist()),
+        quality=tuple(found[:_BAND_COSTS]),
+        difference_to_zero=tuple(found[_BAND_COSTS:]),
+    )
+
+
+def _height(points: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    hull = quality_hull(points)
+    return -np.interp(budgets, hull.costs_V, hull.losses_V)
+
+
+def beside_another(
+    scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings, role: CurveRole
+) -> dict[float, Interval]:
+    """By price of another router: this router's quality at the other's own cost minus the other's, paired."""
+    table = scored.table
+    unit_N = number_keys(table.keys)
+    prices, choices = swept[role]
+    shown = np.unique(np.linspace(0, len(prices) - 1, min(_BESIDE, len(prices))).round().astype(int))
+    routed, beside = _picked(swept["routed"][1], table), _picked([choices[p] for p in shown], table)
+
+    def differences(weight_U: np.ndarray) -> np.ndarray:
+        points, at = (_weighted(picked, weight_U[unit_N]) for picked in (routed, beside))
+        points = points[np.lexsort((points[:, 1], points[:, 0]))]
+        return np.interp(at[:, 0], points[:, 0], points[:, 1]) - at[:, 1]
+
+    found = statistic_intervals(differences, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    return {prices[p]: interval for p, interval in zip(shown, found, strict=True)}
