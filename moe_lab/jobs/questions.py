@@ -14,7 +14,7 @@ from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import Lab
 from moe_lab.questions.encoder import encode_texts, open_encoder
-from moe_lab.questions.evaluate import measure_router, score_out_of_fold, train_final
+from moe_lab.questions.evaluate import measure_router, score_out_of_fold
 from moe_lab.questions.folds import evaluation_folds
 from moe_lab.questions.read import read_table
 from moe_lab.questions.results import RouteResults
@@ -40,10 +40,8 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
         _encode(workspace, spec, table)
         started = time.perf_counter()
         folds = int(evaluation_folds(table, spec).max()) + 1
-        with workspace.progress.stage(f"{folds} folds and all of {len(table)} items", folds + 1, "fits") as p:
-            scored, raw = score_out_of_fold(table, spec, lambda done, of: p.update(done, None, 0.0, 0.0))
-            trained = train_final(table, raw, spec)
-            p.update(folds + 1, None, 0.0, 0.0)
+        with workspace.progress.stage(f"{folds} folds and all of {len(table)} items", folds + 1, "routers") as p:
+            scored, trained = score_out_of_fold(table, spec, lambda done, of: p.update(done, None, 0.0, 0.0))
         results = summarise(
             scored,
             spec,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import joblib
 import numpy as np
 
 from moe_lab.metrics.choices import Choice, choose, group_means_out_of_fold
@@ -22,6 +23,7 @@ from moe_lab.questions.table import ItemTable
 from moe_lab.questions.training import Trained, train_router
 
 _TIMED_ITEMS = 256
+_SIDE_BY_SIDE = 2000  # items; fewer are trained on before another process has started
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,21 +85,30 @@ def relative_items(table: ItemTable) -> np.ndarray:
 
 def score_out_of_fold(
     table: ItemTable, spec: QuestionRouterSettings, told: Callable[[int, int], None] = lambda done, of: None
-) -> tuple[OutOfFold, RawFeatures]:
-    """Trains one router for each fold on the other folds, and predicts the fold with it."""
+) -> tuple[OutOfFold, Trained]:
+    """Trains one router for each fold on the other folds and predicts the fold with it; and the router that is kept.
+
+    That one is trained on all items. Routers of large tables are trained side by side, in a process for each core.
+    """
     fold_N = evaluation_folds(table, spec)
     folds = int(fold_N.max()) + 1
+    inside = [np.flatnonzero(fold_N == fold) for fold in range(folds)]
     raw = raw_features(table, spec.features)
+    nothing = np.zeros(0, np.int64)
+    work = [(np.flatnonzero(outside(table, items)), items) for items in inside] + [(np.arange(len(table)), nothing)]
+    cores = joblib.cpu_count() if len(table) >= _SIDE_BY_SIDE else 1
+    calls = (joblib.delayed(_train_and_predict)(table, raw, seen, unseen, spec) for seen, unseen in work)
+    done = []
+    for trained in joblib.Parallel(n_jobs=min(cores, len(work)), return_as="generator")(calls):
+        done.append(trained)
+        told(len(done), len(work))
+    *of_folds, (kept, _, _) = done
     routed, learned = np.empty_like(table.quality_NC), np.empty_like(table.quality_NC)
     verdicts = []
-    for fold in range(folds):
-        inside = np.flatnonzero(fold_N == fold)
-        trained = train_router(table, raw, np.flatnonzero(outside(table, inside)), spec)
-        part = raw.rows(inside)
-        routed[inside], learned[inside] = trained.router.predict(part), trained.router.learned(part)
-        group = table.groups[table.group_N[inside[0]]] if spec.folds == "groups" else None
+    for fold, (items, (trained, routed_NC, learned_NC)) in enumerate(zip(inside, of_folds, strict=True)):
+        routed[items], learned[items] = routed_NC, learned_NC
+        group = table.groups[table.group_N[items[0]]] if spec.folds == "groups" else None
         verdicts.append(FoldVerdict(fold=fold, group=group, mode=trained.router.mode, validation=trained.validation))
-        told(fold + 1, folds)
     groups = group_means_out_of_fold(table.quality_NC, table.group_N, fold_N, shrink=spec.group_shrinkage)
     means = group_means_out_of_fold(table.quality_NC, np.zeros(len(table), np.int64), fold_N)
     scored = OutOfFold(
@@ -109,12 +120,17 @@ def score_out_of_fold(
         mean_NC=means,
         verdicts=tuple(verdicts),
     )
-    return scored, raw
+    return scored, kept
 
 
-def train_final(table: ItemTable, raw: RawFeatures, spec: QuestionRouterSettings) -> Trained:
-    """The router that is kept: trained on all items."""
-    return train_router(table, raw, np.arange(len(table)), spec)
+def _train_and_predict(
+    table: ItemTable, raw: RawFeatures, seen: np.ndarray, unseen: np.ndarray, spec: QuestionRouterSettings
+) -> tuple[Trained, np.ndarray, np.ndarray]:
+    """A router trained on some items, and what it says of others [N, C]: by its mode, and by its heads."""
+    trained = train_router(table, raw, seen, spec)
+    part = raw.rows(unseen)
+    learned_NC = trained.router.learned(part)
+    return trained, learned_NC if trained.router.mode == "learned" else trained.router.predict(part), learned_NC
 
 
 def measure_router(router: QuestionRouter, table: ItemTable) -> RouterCost:

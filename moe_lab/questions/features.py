@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moe_lab.questions.encoder import encode_texts
 from moe_lab.questions.spec import QuestionFeatures
 from moe_lab.questions.table import ItemTable
 
@@ -79,6 +78,8 @@ def raw_features(table: ItemTable, settings: QuestionFeatures) -> RawFeatures:
         numbers.append(np.array([text_shape(text) for text in table.text_N]))
         counts = [count(table.text_N) for count in _counters(settings)]
         if settings.encoder is not None:
+            from moe_lab.questions.encoder import encode_texts  # brings jax
+
             encoded_NE, encoder = encode_texts(settings.encoder, table.text_N)
     return RawFeatures(tuple(counts), table.group_N, np.concatenate(numbers, axis=1), encoded_NE, encoder)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from moe_lab.metrics.areas import CostRange, deferral_area, policy_points
 from moe_lab.metrics.choices import choose, group_means
@@ -33,6 +34,7 @@ class Trained:
     validation: dict[str, float]  # area of the deferral curve of what was learnt, the group table, the zero router
 
 
+@threadpool_limits.wrap(limits=1)  # its matrices are small: threads would wait for each other most of the time
 def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: QuestionRouterSettings) -> Trained:
     """Trains on the items `index` of a table.
 

@@ -13,11 +13,11 @@ import pytest
 from moe_lab.errors import LabError
 from moe_lab.questions import encoder as encoding
 from moe_lab.questions.encoder import encode_texts, open_encoder
-from moe_lab.questions.evaluate import train_final
 from moe_lab.questions.features import raw_features
 from moe_lab.questions.router import QuestionRouter
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.table import ItemTable, make_table
+from moe_lab.questions.training import train_router
 from tests.questions.bert import LONGEST, WORDS, reference_vector, write_encoder
 from tests.questions.synthetic import LARGE, QUICK, SMALL, word_table
 
@@ -38,7 +38,7 @@ def with_encoder(where: str) -> QuestionRouterSettings:
 
 
 def trained(table: ItemTable, spec: QuestionRouterSettings) -> QuestionRouter:
-    return train_final(table, raw_features(table, spec.features), spec).router
+    return train_router(table, raw_features(table, spec.features), np.arange(len(table)), spec).router
 
 
 def test_vectors_are_those_of_the_definition_whatever_else_is_read(encoder: str) -> None:

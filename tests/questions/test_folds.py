@@ -52,6 +52,7 @@ def test_no_router_of_a_group_saw_it_nor_a_twin_of_its_items(monkeypatch: pytest
     monkeypatch.setattr(evaluate, "train_router", lambda *given: seen.append(given[2]) or train(*given))
     scored, _ = score_out_of_fold(twins, BY_GROUP)
     assert [verdict.group for verdict in scored.verdicts] == ["g0", "g1", "g2", "g3"]
+    assert len(seen.pop()) == len(twins)  # of the router that is kept
     for verdict, index in zip(scored.verdicts, seen, strict=True):
         own = twins.group_N == twins.groups.index(str(verdict.group))
         texts = {twins.text_N[i] for i in np.flatnonzero(own)}

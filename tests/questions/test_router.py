@@ -10,10 +10,12 @@ import pytest
 from moe_lab.errors import LabError
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.metrics.deferral import apgr, deferral_curve
-from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold, train_final
+from moe_lab.questions import evaluate
+from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold
 from moe_lab.questions.features import raw_features
 from moe_lab.questions.router import QuestionRouter, price_grid, relative_cost
 from moe_lab.questions.table import make_table
+from moe_lab.questions.training import train_router
 from tests.questions.synthetic import QUICK, ladder_table, word_table
 
 
@@ -23,7 +25,7 @@ def gain_apgr(scored: OutOfFold, predicted_NC: np.ndarray) -> float:
 
 
 def final_router(table) -> QuestionRouter:
-    return train_final(table, raw_features(table, QUICK.features), QUICK).router
+    return train_router(table, raw_features(table, QUICK.features), np.arange(len(table)), QUICK).router
 
 
 def test_gain_is_found_and_difficulty_alone_is_not_gain() -> None:
@@ -176,3 +178,15 @@ def router_candidates():
 def test_too_few_items_for_the_folds_are_refused() -> None:
     with pytest.raises(LabError, match="4 different items do not fill 5 folds"):
         score_out_of_fold(ladder_table(4), QUICK)
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_find_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = word_table(200)
+    alone, kept = score_out_of_fold(table, QUICK)
+    monkeypatch.setattr(evaluate, "_SIDE_BY_SIDE", 0)
+    together, kept_together = score_out_of_fold(table, QUICK)
+    np.testing.assert_array_equal(alone.routed_NC, together.routed_NC)
+    assert alone.verdicts == together.verdicts
+    for name, values in kept.router.tensors().items():
+        np.testing.assert_array_equal(kept_together.router.tensors()[name], values)
