@@ -268,7 +268,7 @@ def _made(results: RouteResults) -> Markup:
         return section("The router and its table", made_caption(results), table(heads, candidates), digest)
     unseen = note(
         "Every group was scored by a router that never saw it. A group table has no row for such a group: it answers "
-        "with the mean of all other items, as the zero router does. The items held back are whole groups too."
+        "with the mean of all items, as the zero router does. The items held back are whole groups too."
     )
     folds = table(
         ("group left out" if results.by_group else "fold", "verdict", "learned", "group table", "zero router"), rows

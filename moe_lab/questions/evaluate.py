@@ -34,8 +34,8 @@ class OutOfFold:
     fold_N: np.ndarray
     routed_NC: np.ndarray  # by the routers' modes
     learned_NC: np.ndarray  # by the heads, also where they abstained
-    group_NC: np.ndarray  # means of the item's group in the other folds
-    mean_NC: np.ndarray  # means of the other folds
+    group_NC: np.ndarray  # means of the item's group in the other folds, or of all items where those have none of it
+    mean_NC: np.ndarray  # means of all items: throwing dice is not learnt, so there is nothing to hold back
     verdicts: tuple[FoldVerdict, ...]
     newcomers: int = 0  # the last columns are of candidates that joined; `before` does without them
 
@@ -109,8 +109,11 @@ def score_out_of_fold(
         routed[items], learned[items] = routed_NC, learned_NC
         group = table.groups[table.group_N[items[0]]] if spec.folds == "groups" else None
         verdicts.append(FoldVerdict(fold=fold, group=group, mode=trained.router.mode, validation=trained.validation))
-    groups = group_means_out_of_fold(table.quality_NC, table.group_N, fold_N, shrink=spec.group_shrinkage)
-    means = group_means_out_of_fold(table.quality_NC, np.zeros(len(table), np.int64), fold_N)
+    # Not the means of the other folds: those are low where the fold's own are high, and by them one chooses worse than
+    # by dice.
+    means = groups = np.tile(table.quality_NC.mean(axis=0), (len(table), 1))
+    if spec.folds != "groups":
+        groups = group_means_out_of_fold(table.quality_NC, table.group_N, fold_N, shrink=spec.group_shrinkage)
     scored = OutOfFold(
         table=table,
         fold_N=fold_N,

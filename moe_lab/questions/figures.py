@@ -89,10 +89,6 @@ def _pair_figures(scored: OutOfFold, swept: Swept) -> list[Figure]:
 
 
 def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarray:
-    if role == "zero_router" or (role == "group_table" and scored.verdicts[0].group is not None):
-        # It throws dice, whatever the folds' means; so does a group table for groups that it never saw. Those means
-        # are low where the item's own group is high, so sorting by them would be worse than dice.
-        return np.zeros(len(scored.table))
     predicted = scored.predicted(role)
     return predicted[:, pair[1]] - predicted[:, pair[0]]
 

@@ -132,7 +132,7 @@ class QuestionRouterSettings(Spec):
             training items bears it out, or `never`.
         group_shrinkage: items' worth of the overall mean that each group's mean is drawn by.
         folds: of the evaluation; no item is scored by a router that saw it. With `groups` each group is a fold: it is
-            scored by a router that never saw that group, whose group table has the mean of all items for it.
+            scored by a router that never saw that group, for which the group table has the mean of all items.
         trials: parts that the training items are dealt into. Each part is held back from one trial router; what the
             trials say of the items that they never saw calibrates, and decides whether to abstain. With `folds: groups`
             whole groups are held back.
