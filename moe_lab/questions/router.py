@@ -81,7 +81,11 @@ class QuestionRouter:
 
     def learned(self, raw: RawFeatures) -> np.ndarray:
         """Quality [N, C] as the heads see it, calibrated, whatever the mode."""
-        predicted = self.calibration(*self.parts(raw))
+        return self.blended(*self.parts(raw))
+
+    def blended(self, heads_NC: np.ndarray, neighbours_NC: np.ndarray) -> np.ndarray:
+        """The same from `parts`."""
+        predicted = self.calibration(heads_NC, neighbours_NC)
         risen = rising(predicted, [list(ladder) for ladder in self.ladders])
         if self.joined is None:
             return risen

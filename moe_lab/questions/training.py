@@ -88,8 +88,8 @@ def _trials(
         if not len(seen):  # all items look the same
             seen = np.setdiff1d(index, unseen)
         trial = fit(seen)
-        heads_NC[inside], neighbours_NC[inside] = trial.parts(raw.rows(unseen))
-        for name, area in _areas(table, trial, raw, unseen).items():
+        heads_NC[inside], neighbours_NC[inside] = parts = trial.parts(raw.rows(unseen))
+        for name, area in _areas(table.rows(unseen), trial, trial.blended(*parts)).items():
             areas[name] += area * len(unseen) / len(index)
     return _Trials(heads_NC=heads_NC, neighbours_NC=neighbours_NC, areas=areas)
 
@@ -174,18 +174,16 @@ def _ladders(table: ItemTable, index: np.ndarray) -> tuple[tuple[int, ...], ...]
     return tuple(ladder for ladder in ladders if len(large) and (np.diff(means_GC[:, list(ladder)], axis=1) >= 0).all())
 
 
-def _areas(table: ItemTable, router: QuestionRouter, raw: RawFeatures, index: np.ndarray) -> dict[str, float]:
-    """Area of the deferral curve on some items: what was learnt, the group table, the zero router."""
-    part = raw.rows(index)
-    quality_NC, cost_NC = table.quality_NC[index], table.cost_NC[index]
+def _areas(table: ItemTable, router: QuestionRouter, learned_NC: np.ndarray) -> dict[str, float]:
+    """Area of the deferral curve on a table: what was learnt, the group table, the zero router."""
     predictions = {
-        "learned": router.learned(part),
-        "group_table": router.by_group(part.group_N),
-        "zero_router": np.tile(router.mean_C, (len(index), 1)),
+        "learned": learned_NC,
+        "group_table": router.by_group(table.group_N),
+        "zero_router": np.tile(router.mean_C, (len(table), 1)),
     }
-    over = CostRange.of(cost_NC.mean(axis=0))
+    over = CostRange.of(table.cost_C)
     return {
-        name: deferral_area(sweep(predicted, router.cost_C, quality_NC, cost_NC), over)
+        name: deferral_area(sweep(predicted, router.cost_C, table.quality_NC, table.cost_NC), over)
         for name, predicted in predictions.items()
     }
 

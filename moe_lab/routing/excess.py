@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from moe_lab.routing.ladder import LadderConfig, LadderRouter, WidthNetwork
-from moe_lab.routing.ngrams import fit_ngrams, ngram_rows
+from moe_lab.routing.ngrams import fit_ngrams
 from moe_lab.routing.router import Counted, Features, masked_mean
 from moe_lab.routing.space import CandidateSpace
 
@@ -54,7 +54,7 @@ class ExcessRouter(LadderRouter):
     def fitted(self, features: Features, values_BSEC: jax.Array, weight_BSE: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Means [E, C] of some values of every module, and what each n-gram adds to them [rows of the table, E * C]."""
         counted_BS, size = np.asarray(features.segment_ids_BS) > 0, self.config.ngrams * self.config.buckets
-        rows_TN = np.asarray(self.rows(features))[counted_BS]
+        rows_TN = np.asarray(self.rows(features.tokens_BS, features.segment_ids_BS))[counted_BS]
         values_TEC, weight_TE = np.asarray(values_BSEC)[counted_BS], np.asarray(weight_BSE)[counted_BS]
         fits = [
             fit_ngrams(rows_TN, values_TEC[:, e], weight_TE[:, e], size, self.config.shrinkage)
@@ -63,14 +63,10 @@ class ExcessRouter(LadderRouter):
         mean_EC, table = np.stack([mean for mean, _ in fits]), np.concatenate([added for _, added in fits], axis=1)
         return jnp.asarray(mean_EC, jnp.float32), jnp.asarray(table, jnp.float32)
 
-    def rows(self, features: Features) -> jax.Array:
-        """[B, S, N] the rows of a token's n-grams in every table."""
-        return ngram_rows(features.tokens_BS, features.segment_ids_BS, self.config.ngrams, self.config.buckets)
-
     def excess_losses(self, features: Features, seen: jax.Array) -> jax.Array:
         """[B, S, E, Q] predicted loss above the module's full width; below zero where less is expected to be better."""
         if self.config.ngrams:
-            more_BSER = self.ngram_excess[...][self.rows(features)].sum(-2)
+            more_BSER = self.ngram_excess[...][self.rows(features.tokens_BS, features.segment_ids_BS)].sum(-2)
             excess_BSER = self.mean_excess_ER[...] + more_BSER.reshape(*seen.shape[:2], *self.mean_excess_ER.shape)
         else:
             # A repeated rung at the end of a short ladder adds no step.

@@ -95,10 +95,13 @@ class LadderRouter(Router):
         evidence = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
         return jnp.concatenate([features.hidden_BSD, evidence], axis=-1)
 
+    def rows(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
+        """[B, S, N] the rows of a token's n-grams in every table."""
+        return ngram_rows(tokens_BS, segment_ids_BS, self.config.ngrams, self.config.buckets)
+
     def text_scores(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
         """[B, S, E] logits from the document's n-grams so far."""
-        rows_BSN = ngram_rows(tokens_BS, segment_ids_BS, self.config.ngrams, self.config.buckets)
-        scores_BSE = self.ngram_scores[...][rows_BSN].sum(-2)
+        scores_BSE = self.ngram_scores[...][self.rows(tokens_BS, segment_ids_BS)].sum(-2)
         return self.first_scores_E[...] + running_total(scores_BSE, segment_ids_BS, self.config.half_life)
 
     def own_scores(self, features: Features, seen: jax.Array) -> jax.Array:

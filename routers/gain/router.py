@@ -82,7 +82,7 @@ class GainRouter(ExcessRouter):
         nothing_BSM = jnp.zeros_like(own_BSE)
         if not self.rival_EV.size:
             return nothing_BSM
-        more_BSEV = self.ngram_rival_loss[...][self.rows(features)].sum(-2)
+        more_BSEV = self.ngram_rival_loss[...][self.rows(features.tokens_BS, features.segment_ids_BS)].sum(-2)
         more_BSEV = more_BSEV.reshape(*own_BSE.shape, -1) * own_BSE[..., None]
         return nothing_BSM.at[..., self.rival_EV[...]].add(more_BSEV)
 

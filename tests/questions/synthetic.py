@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from moe_lab.questions.features import raw_features
+from moe_lab.questions.router import QuestionRouter
 from moe_lab.questions.spec import QuestionFeatures, QuestionRouterSettings
 from moe_lab.questions.table import ItemCandidate, ItemTable, make_table
+from moe_lab.questions.training import train_router
 
 SMALL = ItemCandidate(name="small", size=1, family="toy")
 LARGE = ItemCandidate(name="large", size=10, family="toy")
@@ -42,3 +45,8 @@ def ladder_table(items: int = 300, seed: int = 0, candidates: int = 3) -> ItemTa
     right_NC = (hardness[:, None] + 0.1 * rng.normal(size=(items, candidates)) < strength_C).astype(float)
     made = tuple(ItemCandidate(name=f"m{c}", size=c + 1, family="ladder") for c in range(candidates))
     return make_table("ladder", made, right_NC, np.arange(candidates) + 1.0, numbers={"hardness": hardness})
+
+
+def router_of(table: ItemTable, spec: QuestionRouterSettings = QUICK) -> QuestionRouter:
+    """A router that learned from all items."""
+    return train_router(table, raw_features(table, spec.features), np.arange(len(table)), spec).router

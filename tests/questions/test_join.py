@@ -9,13 +9,11 @@ import pytest
 
 from moe_lab.errors import LabError
 from moe_lab.questions.cold_start import cold_start
-from moe_lab.questions.features import raw_features
 from moe_lab.questions.heads import expected, inverse
 from moe_lab.questions.join import fit_newcomer, join, similarity
 from moe_lab.questions.router import QuestionRouter
 from moe_lab.questions.table import ItemCandidate, ItemTable, make_table
-from moe_lab.questions.training import train_router
-from tests.questions.synthetic import QUICK, ladder_table
+from tests.questions.synthetic import QUICK, ladder_table, router_of
 
 
 def ladder(items: int, seed: int = 0) -> ItemTable:
@@ -32,7 +30,7 @@ def trained() -> tuple[ItemTable, QuestionRouter]:
     """A table of all four, and a router that knows three of them."""
     table = ladder(600)
     rest = without(table, "m2")
-    return table, train_router(rest, raw_features(rest, QUICK.features), np.arange(len(rest)), QUICK).router
+    return table, router_of(rest)
 
 
 def newcomer(table: ItemTable, items: int, **card: object) -> ItemTable:
@@ -73,7 +71,7 @@ def test_twenty_items_beat_the_card_alone_where_the_card_misleads() -> None:
     for seed in range(8):
         table = ladder(500, seed)
         rest = without(table, "m2")
-        router = train_router(rest, raw_features(rest, QUICK.features), np.arange(len(rest)), QUICK).router
+        router = router_of(rest)
         weak = table.outcome_NC[:, 0] * (np.random.default_rng(seed).random(500) < 0.9)
         items = make_table(
             "new", (ItemCandidate(name="new"),), weak[:20, None], [4.0], numbers={"hardness": table.number_NF[:20, 0]}

@@ -11,13 +11,11 @@ from moe_lab.errors import LabError
 from moe_lab.evaluation.route_report import render_route_report
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.metrics.choices import choose
-from moe_lab.questions.features import raw_features
 from moe_lab.questions.join import join
 from moe_lab.questions.joined import JoinedOn, measure_joined, score_joined
 from moe_lab.questions.results import RouteResults
 from moe_lab.questions.table import ItemTable
-from moe_lab.questions.training import train_router
-from tests.questions.synthetic import QUICK, ladder_table
+from tests.questions.synthetic import QUICK, ladder_table, router_of
 
 OLD = ["m0", "m1", "m3"]
 
@@ -28,7 +26,7 @@ def joined(newcomer_cost: float = 3.0) -> tuple[JoinedOn, ItemTable]:
     cost_C = np.where(np.array(table.names) == "m2", newcomer_cost, table.cost_C)
     table = dataclasses.replace(table, cost_NC=np.tile(cost_C, (280, 1)))
     rest = table.rows(np.arange(200)).only(OLD)
-    router = train_router(rest, raw_features(rest, QUICK.features), np.arange(len(rest)), QUICK).router
+    router = router_of(rest)
     items = table.rows(np.arange(200, 212)).only(["m2"])
     joining = join(router, rest.candidates, items)
     return JoinedOn(before=router, joining=joining, cards=rest.candidates, items=items), table.rows(np.arange(200, 280))

@@ -12,20 +12,14 @@ from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.metrics.deferral import apgr, deferral_curve
 from moe_lab.questions import evaluate
 from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold
-from moe_lab.questions.features import raw_features
 from moe_lab.questions.router import QuestionRouter, price_grid, relative_cost
 from moe_lab.questions.table import make_table
-from moe_lab.questions.training import train_router
-from tests.questions.synthetic import QUICK, ladder_table, word_table
+from tests.questions.synthetic import QUICK, ladder_table, router_of, word_table
 
 
 def gain_apgr(scored: OutOfFold, predicted_NC: np.ndarray) -> float:
     weak, strong = scored.table.quality_NC.T
     return apgr(deferral_curve(predicted_NC[:, 1] - predicted_NC[:, 0], weak, strong))
-
-
-def final_router(table) -> QuestionRouter:
-    return train_router(table, raw_features(table, QUICK.features), np.arange(len(table)), QUICK).router
 
 
 def test_gain_is_found_and_difficulty_alone_is_not_gain() -> None:
@@ -74,14 +68,14 @@ def test_groups_alone_are_taken_where_text_says_nothing_more() -> None:
     topic = rng.integers(0, 2, 400)
     right_NC = (rng.random((400, 2)) < np.array([[0.1, 0.9], [0.8, 0.8]])[topic]).astype(float)
     table = make_table("t", word_table(4).candidates, right_NC, [1, 10], group=topic)
-    router = final_router(table)
+    router = router_of(table)
     choice = router.route(table, 0.3)
     assert (choice == 1 - topic).all()
 
 
 def test_a_higher_price_never_costs_more() -> None:
     table = ladder_table(400)
-    router = final_router(table)
+    router = router_of(table)
     spent = [router.cost_C[router.route(table, price)].mean() for price in (0.0, 0.05, 0.1, 0.3, 1.0, 10.0)]
     assert spent == sorted(spent, reverse=True)
     assert spent[-1] == table.cost_C.min()
@@ -102,17 +96,17 @@ def test_any_number_of_candidates_is_only_a_matter_of_the_table(candidates: int)
 
 
 def test_a_family_is_made_to_rise_only_where_it_does() -> None:
-    assert final_router(ladder_table(300)).ladders == ((0, 1, 2),)
+    assert router_of(ladder_table(300)).ladders == ((0, 1, 2),)
     table = ladder_table(300)
     turned = dataclasses.replace(table, outcome_NC=table.outcome_NC[:, ::-1])
-    assert final_router(turned).ladders == ()
-    predicted = (router := final_router(table)).learned(router.read(table))
+    assert router_of(turned).ladders == ()
+    predicted = (router := router_of(table)).learned(router.read(table))
     assert (np.diff(predicted, axis=1) >= -1e-12).all()
 
 
 def test_a_candidate_that_is_absent_is_never_chosen() -> None:
     table = ladder_table(300)
-    router = final_router(table)
+    router = router_of(table)
     assert set(router.route(table, 0.0)) >= {2}
     assert 2 not in router.route(table, 0.0, available=["m0", "m1"])
     without = router.route(table.only(["m1", "m0"]), 0.0)
@@ -124,7 +118,7 @@ def test_a_candidate_that_is_absent_is_never_chosen() -> None:
 
 def test_a_group_that_was_never_seen_has_the_mean_of_all() -> None:
     table = word_table(200)
-    router = final_router(table)
+    router = router_of(table)
     strange = dataclasses.replace(table.rows(np.arange(3)), groups=("up", "down"))
     raw = router.read(strange)
     assert raw.group_N.tolist() == [-1, -1, -1]
@@ -138,7 +132,7 @@ def test_equal_costs_mean_quality_alone() -> None:
     scored, _ = score_out_of_fold(table, QUICK)
     assert price_grid(scored.routed_NC, relative_cost(table.cost_C), 10) == [0.0]
     free = dataclasses.replace(table, cost_NC=np.zeros_like(table.cost_NC))
-    assert set(final_router(free).route(free, 5.0)) <= {0, 1}
+    assert set(router_of(free).route(free, 5.0)) <= {0, 1}
 
 
 def test_losses_of_any_size_are_learnt_too() -> None:
@@ -152,7 +146,7 @@ def test_losses_of_any_size_are_learnt_too() -> None:
 
 def test_a_rebuilt_router_gives_the_same_bits() -> None:
     table = word_table(200)
-    router = final_router(table)
+    router = router_of(table)
     again = QuestionRouter.rebuild(router.describe(), router.tensors())
     raw = router.read(table)
     np.testing.assert_array_equal(again.predict(raw), router.predict(raw))
@@ -164,7 +158,7 @@ def test_training_repeats_to_the_bit() -> None:
 
 
 def test_items_that_do_not_fit_the_router_are_refused() -> None:
-    router = final_router(ladder_table(100))
+    router = router_of(ladder_table(100))
     with pytest.raises(LabError, match="trained on items without text"):
         router.read(word_table(10))
     with pytest.raises(LabError, match="reads hardness, which the table lacks"):
