@@ -13,8 +13,9 @@ from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import Lab
-from moe_lab.questions.encoder import encode_texts, open_encoder
+from moe_lab.questions.encoder import open_encoder
 from moe_lab.questions.evaluate import measure_router, score_out_of_fold
+from moe_lab.questions.features import RawFeatures, raw_features
 from moe_lab.questions.folds import evaluation_folds
 from moe_lab.questions.read import read_table
 from moe_lab.questions.results import RouteResults
@@ -37,11 +38,11 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
     with workspace.open_run(spec, inputs) as run:
         if run.done:
             return staged(run)
-        _encode(workspace, spec, table)
         started = time.perf_counter()
+        raw = _read(workspace, spec, table)
         folds = int(evaluation_folds(table, spec).max()) + 1
         with workspace.progress.stage(f"{folds} folds and all of {len(table)} items", folds + 1, "routers") as p:
-            scored, trained = score_out_of_fold(table, spec, lambda done, of: p.update(done, None, 0.0, 0.0))
+            scored, trained = score_out_of_fold(table, raw, spec, lambda done: p.update(done, None, 0.0, 0.0))
         results = summarise(
             scored,
             spec,
@@ -57,12 +58,12 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
         return candidate
 
 
-def _encode(workspace: Workspace, spec: QuestionRouterRun, table: ItemTable) -> None:
-    """Has the encoder read all questions, with progress: its vectors are kept, so training finds them."""
+def _read(workspace: Workspace, spec: QuestionRouterRun, table: ItemTable) -> RawFeatures:
+    """What a router may look at; with progress where an encoder reads, for that takes minutes."""
     if spec.features.encoder is None or table.text_N is None:
-        return
+        return raw_features(table, spec.features)
     with workspace.progress.stage(f"sentence vectors of {len(table)} items", len(table), "items") as stage:
-        encode_texts(spec.features.encoder, table.text_N, lambda done: stage.update(done, None, 0.0, 0.0))
+        return raw_features(table, spec.features, lambda done: stage.update(done, None, 0.0, 0.0))
 
 
 def find_table(lab: Lab, table: str, base: Path) -> tuple[ItemTable, list[str]]:

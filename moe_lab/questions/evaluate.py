@@ -14,7 +14,7 @@ import joblib
 import numpy as np
 
 from moe_lab.metrics.choices import Choice, choose, group_means_out_of_fold
-from moe_lab.questions.features import RawFeatures, raw_features
+from moe_lab.questions.features import RawFeatures
 from moe_lab.questions.folds import evaluation_folds, outside
 from moe_lab.questions.results import CurveRole, FoldVerdict, RouterCost
 from moe_lab.questions.router import QuestionRouter, price_grid, relative_cost
@@ -84,7 +84,10 @@ def relative_items(table: ItemTable) -> np.ndarray:
 
 
 def score_out_of_fold(
-    table: ItemTable, spec: QuestionRouterSettings, told: Callable[[int, int], None] = lambda done, of: None
+    table: ItemTable,
+    raw: RawFeatures,
+    spec: QuestionRouterSettings,
+    told: Callable[[int], None] = lambda done: None,
 ) -> tuple[OutOfFold, Trained]:
     """Trains one router for each fold on the other folds and predicts the fold with it; and the router that is kept.
 
@@ -93,7 +96,6 @@ def score_out_of_fold(
     fold_N = evaluation_folds(table, spec)
     folds = int(fold_N.max()) + 1
     inside = [np.flatnonzero(fold_N == fold) for fold in range(folds)]
-    raw = raw_features(table, spec.features)
     nothing = np.zeros(0, np.int64)
     work = [(np.flatnonzero(outside(table, items)), items) for items in inside] + [(np.arange(len(table)), nothing)]
     cores = joblib.cpu_count() if len(table) >= _SIDE_BY_SIDE else 1
@@ -101,7 +103,7 @@ def score_out_of_fold(
     done = []
     for trained in joblib.Parallel(n_jobs=min(cores, len(work)), return_as="generator")(calls):
         done.append(trained)
-        told(len(done), len(work))
+        told(len(done))
     *of_folds, (kept, _, _) = done
     routed, learned = np.empty_like(table.quality_NC), np.empty_like(table.quality_NC)
     verdicts = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,8 +71,10 @@ class RawFeatures:
         )
 
 
-def raw_features(table: ItemTable, settings: QuestionFeatures) -> RawFeatures:
-    """Counts, numbers and vectors of all items."""
+def raw_features(
+    table: ItemTable, settings: QuestionFeatures, told: Callable[[int], None] = lambda done: None
+) -> RawFeatures:
+    """Counts, numbers and vectors of all items; says how many an encoder has read."""
     numbers = [np.asarray(table.number_NF, np.float64)]
     counts, encoded_NE, encoder = [], np.zeros((len(table), 0), np.float32), None
     if table.text_N is not None:
@@ -80,7 +83,7 @@ def raw_features(table: ItemTable, settings: QuestionFeatures) -> RawFeatures:
         if settings.encoder is not None:
             from moe_lab.questions.encoder import encode_texts  # brings jax
 
-            encoded_NE, encoder = encode_texts(settings.encoder, table.text_N)
+            encoded_NE, encoder = encode_texts(settings.encoder, table.text_N, told)
     return RawFeatures(tuple(counts), table.group_N, np.concatenate(numbers, axis=1), encoded_NE, encoder)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold
 from moe_lab.questions.features import raw_features
 from moe_lab.questions.router import QuestionRouter
 from moe_lab.questions.spec import QuestionFeatures, QuestionRouterSettings
 from moe_lab.questions.table import ItemCandidate, ItemTable, make_table
-from moe_lab.questions.training import train_router
+from moe_lab.questions.training import Trained, train_router
 
 SMALL = ItemCandidate(name="small", size=1, family="toy")
 LARGE = ItemCandidate(name="large", size=10, family="toy")
@@ -50,3 +51,8 @@ def ladder_table(items: int = 300, seed: int = 0, candidates: int = 3) -> ItemTa
 def router_of(table: ItemTable, spec: QuestionRouterSettings = QUICK) -> QuestionRouter:
     """A router that learned from all items."""
     return train_router(table, raw_features(table, spec.features), np.arange(len(table)), spec).router
+
+
+def scored_by(table: ItemTable, spec: QuestionRouterSettings = QUICK) -> tuple[OutOfFold, Trained]:
+    """Out-of-fold predictions, and the router that is kept."""
+    return score_out_of_fold(table, raw_features(table, spec.features), spec)

@@ -9,12 +9,12 @@ from moe_lab.errors import LabError
 from moe_lab.evaluation.route_report import render_route_report
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.questions import evaluate
-from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold
+from moe_lab.questions.evaluate import OutOfFold
 from moe_lab.questions.folds import deal_folds, evaluation_folds, number_keys, outside, trial_parts
 from moe_lab.questions.results import RouterCost
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable, make_table
-from tests.questions.synthetic import LARGE, QUICK, SMALL, word_table
+from tests.questions.synthetic import LARGE, QUICK, SMALL, scored_by, word_table
 
 BY_GROUP = QUICK.model_copy(update={"folds": "groups"})
 
@@ -50,7 +50,7 @@ def test_no_router_of_a_group_saw_it_nor_a_twin_of_its_items(monkeypatch: pytest
     seen = []
     train = evaluate.train_router
     monkeypatch.setattr(evaluate, "train_router", lambda *given: seen.append(given[2]) or train(*given))
-    scored, _ = score_out_of_fold(twins, BY_GROUP)
+    scored, _ = scored_by(twins, BY_GROUP)
     assert [verdict.group for verdict in scored.verdicts] == ["g0", "g1", "g2", "g3"]
     assert len(seen.pop()) == len(twins)  # of the router that is kept
     for verdict, index in zip(scored.verdicts, seen, strict=True):
@@ -66,7 +66,7 @@ def vars_of(table: ItemTable) -> dict:
 
 
 def test_the_group_table_throws_dice_where_it_has_no_row() -> None:
-    scored, _ = score_out_of_fold(topics(words_tell=False), BY_GROUP)
+    scored, _ = scored_by(topics(words_tell=False), BY_GROUP)
     np.testing.assert_array_equal(scored.group_NC, scored.mean_NC)
     # One answer for all: the means of the other groups would be low where a group's own is high.
     assert len(np.unique(scored.mean_NC, axis=0)) == 1
@@ -79,7 +79,7 @@ def test_the_group_table_throws_dice_where_it_has_no_row() -> None:
 
 
 def test_what_words_tell_is_found_in_a_group_that_was_never_seen() -> None:
-    scored, _ = score_out_of_fold(topics(words_tell=True), BY_GROUP)
+    scored, _ = scored_by(topics(words_tell=True), BY_GROUP)
     assert {verdict.mode for verdict in scored.verdicts} == {"learned"}
     best, floor = area(scored, "oracle"), area(scored, "zero_router")
     assert area(scored, "routed") > floor + 0.6 * (best - floor)
@@ -87,9 +87,9 @@ def test_what_words_tell_is_found_in_a_group_that_was_never_seen() -> None:
 
 def test_where_only_the_group_tells_nothing_is_gained_on_a_new_group() -> None:
     table = topics(words_tell=False)
-    known, _ = score_out_of_fold(table, QUICK)
+    known, _ = scored_by(table, QUICK)
     assert area(known, "routed") > area(known, "zero_router") + 0.05
-    scored, _ = score_out_of_fold(table, BY_GROUP)
+    scored, _ = scored_by(table, BY_GROUP)
     modes = [verdict.mode for verdict in scored.verdicts]
     assert modes.count("learned") < len(modes)
     # Whole groups are held back, so knowing the others is seen to be worth nothing.

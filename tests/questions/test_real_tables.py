@@ -15,9 +15,10 @@ from moe_lab.config import load_config
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.metrics.deferral import apgr, deferral_curve
-from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold
+from moe_lab.questions.evaluate import OutOfFold
 from moe_lab.questions.read import FOLDER, read_table
 from moe_lab.questions.table import ItemTable
+from tests.questions.synthetic import scored_by
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTCOMES = Path(os.environ.get(FOLDER) or REPOSITORY.parent / "shared" / "data" / "outcomes")
@@ -44,7 +45,7 @@ def scored(name: str, table: ItemTable | None = None, folds: int = 2) -> OutOfFo
     path = REPOSITORY / "configs" / "questions" / f"{name}.yaml"
     spec = load_config(path, [f"folds={folds}"], kind="question_router")
     assert isinstance(spec, QuestionRouterRun)
-    return score_out_of_fold(shipped(name) if table is None else table, spec)[0]
+    return scored_by(shipped(name) if table is None else table, spec)[0]
 
 
 def gain_apgr(found: OutOfFold, predicted_NC: np.ndarray) -> float:

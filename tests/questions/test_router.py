@@ -11,10 +11,10 @@ from moe_lab.errors import LabError
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.metrics.deferral import apgr, deferral_curve
 from moe_lab.questions import evaluate
-from moe_lab.questions.evaluate import OutOfFold, score_out_of_fold
+from moe_lab.questions.evaluate import OutOfFold
 from moe_lab.questions.router import QuestionRouter, price_grid, relative_cost
 from moe_lab.questions.table import make_table
-from tests.questions.synthetic import QUICK, ladder_table, router_of, word_table
+from tests.questions.synthetic import QUICK, ladder_table, router_of, scored_by, word_table
 
 
 def gain_apgr(scored: OutOfFold, predicted_NC: np.ndarray) -> float:
@@ -23,7 +23,7 @@ def gain_apgr(scored: OutOfFold, predicted_NC: np.ndarray) -> float:
 
 
 def test_gain_is_found_and_difficulty_alone_is_not_gain() -> None:
-    scored, _ = score_out_of_fold(word_table(600), QUICK)
+    scored, _ = scored_by(word_table(600), QUICK)
     assert {verdict.mode for verdict in scored.verdicts} == {"learned"}
     best = gain_apgr(scored, scored.table.quality_NC)
     assert 0.85 < gain_apgr(scored, scored.routed_NC) < best
@@ -36,7 +36,7 @@ def test_gain_is_found_and_difficulty_alone_is_not_gain() -> None:
 @pytest.fixture(scope="module")
 def of_permuted() -> list[OutOfFold]:
     """Tables whose outcomes belong to other questions."""
-    return [score_out_of_fold(word_table(400, seed, permuted=True), QUICK)[0] for seed in range(3)]
+    return [scored_by(word_table(400, seed, permuted=True), QUICK)[0] for seed in range(3)]
 
 
 def test_permuted_outcomes_leave_nothing_to_find(of_permuted: list[OutOfFold]) -> None:
@@ -58,7 +58,7 @@ def test_a_router_that_finds_nothing_abstains_and_says_so(of_permuted: list[OutO
 
 def test_it_may_be_told_never_to_abstain() -> None:
     spec = QUICK.model_copy(update={"abstain": False})
-    scored, _ = score_out_of_fold(word_table(200, permuted=True), spec)
+    scored, _ = scored_by(word_table(200, permuted=True), spec)
     assert {verdict.mode for verdict in scored.verdicts} == {"learned"}
     np.testing.assert_array_equal(scored.routed_NC, scored.learned_NC)
 
@@ -85,7 +85,7 @@ def test_a_higher_price_never_costs_more() -> None:
 @pytest.mark.parametrize("candidates", [1, 2, 9])
 def test_any_number_of_candidates_is_only_a_matter_of_the_table(candidates: int) -> None:
     table = ladder_table(300, candidates=candidates)
-    scored, _ = score_out_of_fold(table, QUICK)
+    scored, _ = scored_by(table, QUICK)
     over = CostRange.of(table.cost_C)
     found, fixed_ones = (
         aiq(policy_points(scored.choices(role, 24)[1], table.quality_NC, table.cost_NC), over)
@@ -129,7 +129,7 @@ def test_a_group_that_was_never_seen_has_the_mean_of_all() -> None:
 def test_equal_costs_mean_quality_alone() -> None:
     table = word_table(300)
     table = dataclasses.replace(table, cost_NC=np.full_like(table.cost_NC, 2.0))
-    scored, _ = score_out_of_fold(table, QUICK)
+    scored, _ = scored_by(table, QUICK)
     assert price_grid(scored.routed_NC, relative_cost(table.cost_C), 10) == [0.0]
     free = dataclasses.replace(table, cost_NC=np.zeros_like(table.cost_NC))
     assert set(router_of(free).route(free, 5.0)) <= {0, 1}
@@ -139,7 +139,7 @@ def test_losses_of_any_size_are_learnt_too() -> None:
     table = ladder_table(300)
     losses = 100 + 30 * (1 - table.outcome_NC)
     table = dataclasses.replace(table, outcome="loss", outcome_NC=losses)
-    scored, _ = score_out_of_fold(table, QUICK)
+    scored, _ = scored_by(table, QUICK)
     error = np.abs(scored.routed_NC - table.quality_NC).mean()
     assert error < 0.6 * np.abs(table.quality_NC - table.quality_NC.mean(axis=0)).mean()
 
@@ -153,7 +153,7 @@ def test_a_rebuilt_router_gives_the_same_bits() -> None:
 
 
 def test_training_repeats_to_the_bit() -> None:
-    first, second = (score_out_of_fold(word_table(200), QUICK)[0].routed_NC for _ in range(2))
+    first, second = (scored_by(word_table(200), QUICK)[0].routed_NC for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
@@ -171,15 +171,15 @@ def router_candidates():
 
 def test_too_few_items_for_the_folds_are_refused() -> None:
     with pytest.raises(LabError, match="4 different items do not fill 5 folds"):
-        score_out_of_fold(ladder_table(4), QUICK)
+        scored_by(ladder_table(4), QUICK)
 
 
 @pytest.mark.slow
 def test_processes_side_by_side_find_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     table = word_table(200)
-    alone, kept = score_out_of_fold(table, QUICK)
+    alone, kept = scored_by(table, QUICK)
     monkeypatch.setattr(evaluate, "_SIDE_BY_SIDE", 0)
-    together, kept_together = score_out_of_fold(table, QUICK)
+    together, kept_together = scored_by(table, QUICK)
     np.testing.assert_array_equal(alone.routed_NC, together.routed_NC)
     assert alone.verdicts == together.verdicts
     for name, values in kept.router.tensors().items():

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from moe_lab.evaluation.route_report import render_route_report
-from moe_lab.questions.evaluate import score_out_of_fold
 from moe_lab.questions.results import RouterCost, RouteResults
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable
-from tests.questions.synthetic import QUICK, ladder_table, word_table
+from tests.questions.synthetic import QUICK, ladder_table, scored_by, word_table
 
 COST = RouterCost(parameters=1, microseconds_per_question=1.0, questions_per_batch=1)
 
 
 def results_of(table: ItemTable, spec: QuestionRouterSettings = QUICK) -> RouteResults:
-    scored, _ = score_out_of_fold(table, spec)
+    scored, _ = scored_by(table, spec)
     return summarise(scored, spec, name="lab/toy", mode="learned", router_cost=COST, warnings=[], seconds=1.0)
 
 
