@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_lab.experts.conformance import check_strategy
 from moe_lab.experts.shrink import LayerStatistics, ShrinkStrategy, order_by_importance
 from moe_lab.lab import find_lab
 
@@ -26,6 +27,11 @@ def draw(seed: int) -> jax.Array:
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"teacher_share": 1.0, "temperature": 3.0}])
+def test_it_keeps_the_contract(settings: dict[str, float]) -> None:
+    check_strategy(NestedPrune, **settings)
 
 
 def test_importance_is_what_a_unit_adds_to_the_residual_stream() -> None:

@@ -45,12 +45,12 @@ def check_router(cls: type[Router], /, **settings: Any) -> None:
     Raises:
         AssertionError: what the router does, and the rule that it breaks.
     """
-    bench = _Bench(cls, settings)
+    bench = RouterBench(cls, settings)
     for check in CHECKS:
         check(bench)
 
 
-class _Bench:
+class RouterBench:
     """A router with shaken numbers, run as composed models run it: compiled, with its structure as a constant."""
 
     def __init__(self, cls: type[Router], settings: dict[str, Any]):
@@ -122,7 +122,7 @@ def _elsewhere(features: Features, where_BS: np.ndarray) -> Features:
     return features._replace(hidden_BSD=hidden_BSD, outcomes_BSC=outcomes_BSC)
 
 
-def config_survives_json(bench: _Bench) -> None:
+def config_survives_json(bench: RouterBench) -> None:
     """The config is a Spec that reads back what it writes; published routers are rebuilt from it."""
     cls = bench.cls
     assert issubclass(cls.Config, Spec), f"{cls.__name__}.Config is {cls.Config}, must be a moe_lab.config.Spec"
@@ -131,7 +131,7 @@ def config_survives_json(bench: _Bench) -> None:
     assert again == config, f"{cls.__name__}: {config} comes back from JSON as {again}"
 
 
-def routing_is_well_formed(bench: _Bench) -> None:
+def routing_is_well_formed(bench: RouterBench) -> None:
     """int32, int32, float32, all [B, S, K]; modules that exist, widths from 0 up, finite weights."""
     routing, name = bench.route(bench.features), bench.cls.__name__
     shape = (*bench.features.segment_ids_BS.shape, routing.expert.shape[-1])
@@ -146,14 +146,14 @@ def routing_is_well_formed(bench: _Bench) -> None:
     assert np.isfinite(routing.weight).all(), f"{name}: a routing weight is not finite"
 
 
-def routing_repeats(bench: _Bench) -> None:
+def routing_repeats(bench: RouterBench) -> None:
     """The same numbers and features give the same bits, in another instance too."""
     first, name = bench.route(bench.features), bench.cls.__name__
     assert not _differs(first, bench.route(bench.features)).any(), f"{name}: two calls on one input differ"
     assert not _differs(first, bench.route_afresh(0)).any(), f"{name}: two instances of one seed differ"
 
 
-def routing_is_causal(bench: _Bench) -> None:
+def routing_is_causal(bench: RouterBench) -> None:
     """Tokens in front of a place are routed the same whatever comes from there on, unless the class says otherwise."""
     if not bench.cls.causal:
         return
@@ -170,7 +170,7 @@ def routing_is_causal(bench: _Bench) -> None:
             )
 
 
-def documents_are_apart(bench: _Bench) -> None:
+def documents_are_apart(bench: RouterBench) -> None:
     """A document is routed the same whatever stands in other documents and rows, unless the class is not causal."""
     if not bench.cls.causal:
         return
@@ -185,7 +185,7 @@ def documents_are_apart(bench: _Bench) -> None:
         )
 
 
-def opted_out_modules_do_not_run(bench: _Bench) -> None:
+def opted_out_modules_do_not_run(bench: RouterBench) -> None:
     """No token runs a module that is not available; with none available the bare trunk is left."""
     for available in itertools.product((False, True), repeat=len(SPACE.modules)):
         available_E = np.array(available)
@@ -198,7 +198,7 @@ def opted_out_modules_do_not_run(bench: _Bench) -> None:
         )
 
 
-def a_higher_price_never_costs_more(bench: _Bench) -> None:
+def a_higher_price_never_costs_more(bench: RouterBench) -> None:
     """The mean cost falls, or stays, as the price rises."""
     priced = [bench.features._replace(price=jnp.float32(price)) for price in PRICES]
     blocks = [float(bench.blocks(bench.route(features), features).mean()) for features in priced]
@@ -208,7 +208,7 @@ def a_higher_price_never_costs_more(bench: _Bench) -> None:
         )
 
 
-def its_budget_is_kept(bench: _Bench) -> None:
+def its_budget_is_kept(bench: RouterBench) -> None:
     """A batch costs no more than the router's budget, exactly, whatever the text, the price and the opt-outs."""
     if (budget := nnx.merge(bench.graph, bench.state).budget) is None:
         return
@@ -224,7 +224,7 @@ def its_budget_is_kept(bench: _Bench) -> None:
         )
 
 
-def its_own_cost_is_counted(bench: _Bench) -> None:
+def its_own_cost_is_counted(bench: RouterBench) -> None:
     """The router states at least the matrix products that one of its calls is traced to do, per token."""
     router, tokens = nnx.merge(bench.graph, bench.state), bench.features.segment_ids_BS.size
 
@@ -238,7 +238,7 @@ def its_own_cost_is_counted(bench: _Bench) -> None:
     )
 
 
-def other_numbers_compile_nothing(bench: _Bench) -> None:
+def other_numbers_compile_nothing(bench: RouterBench) -> None:
     """Other features, prices, opt-outs and other instances of the class run what was compiled once."""
     bench.route(bench.visible(draw_example(2).features))
     bench.route_afresh(1)
@@ -248,7 +248,7 @@ def other_numbers_compile_nothing(bench: _Bench) -> None:
     )
 
 
-def it_learns(bench: _Bench) -> None:
+def it_learns(bench: RouterBench) -> None:
     """The training loss gives every parameter a finite gradient that is not zero, and padding teaches nothing."""
     if bench.cls.trains_on is None:
         return
@@ -269,7 +269,7 @@ def it_learns(bench: _Bench) -> None:
     assert loss == again, f"{name}: padding (segment 0) changes the training loss from {loss} to {again}"
 
 
-def _parameters(bench: _Bench) -> tuple[nnx.State, nnx.State]:
+def _parameters(bench: RouterBench) -> tuple[nnx.State, nnx.State]:
     split: Any = nnx.split(nnx.merge(bench.graph, bench.state), nnx.Param, ...)
     _, parameters, rest = split
     assert jax.tree.leaves(parameters), f"{bench.cls.__name__} says it trains, but has no nnx.Param"
@@ -277,7 +277,7 @@ def _parameters(bench: _Bench) -> tuple[nnx.State, nnx.State]:
 
 
 def _training_loss(
-    bench: _Bench, parameters: nnx.State, rest: nnx.State, example: Example
+    bench: RouterBench, parameters: nnx.State, rest: nnx.State, example: Example
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     router = nnx.merge(bench.graph, parameters, rest)
     if bench.cls.trains_on == "outcomes":
@@ -290,7 +290,7 @@ def _training_loss(
     return auxiliary + (weight_BSK * worth_BSK).mean(), metrics
 
 
-CHECKS: tuple[Callable[[_Bench], None], ...] = (
+CHECKS: tuple[Callable[[RouterBench], None], ...] = (
     config_survives_json,
     routing_is_well_formed,
     routing_repeats,
