@@ -43,8 +43,9 @@ ARROWS: dict[str, set[str]] = {
     },
 }
 ARROWS["jobs"] = set(ARROWS)
+ARROWS["api"] = {"lab", "compose", "jobs"}
 ARROWS["bench"] = {"errors", "config", "nn"}
-ARROWS["cli"] = set(ARROWS)
+ARROWS["cli"] = set(ARROWS) - {"api"}
 
 CONTRIBUTED = ("modules", "routers", "distill")
 HEAVY = {

@@ -200,10 +200,39 @@ class ComposedModel:
             outcomes_BSC: measured losses, for routers that look them up.
             hint_BE: from `hint`, for those who know the domain of each row.
         """
+        return _composed(*self._inputs(arrays, batch, hidden_BSD, available_E, price, width_cap, outcomes_BSC, hint_BE))
+
+    def run_with_logits(
+        self,
+        arrays: ModelArrays,
+        batch: TokenBatch,
+        hidden_BSD: jax.Array,
+        *,
+        available_E: np.ndarray,
+        price: float | None = None,
+        hint_BE: np.ndarray | None = None,
+    ) -> tuple[jax.Array, Decision]:
+        """As `run`, with the logits, float32[B, S, V]: for a few rows, since vocabularies are large."""
+        return _composed_with_logits(
+            *self._inputs(arrays, batch, hidden_BSD, available_E, price, UNCAPPED, None, hint_BE)
+        )
+
+    def _inputs(
+        self,
+        arrays: ModelArrays,
+        batch: TokenBatch,
+        hidden_BSD: jax.Array,
+        available_E: np.ndarray,
+        price: float | None,
+        width_cap: int,
+        outcomes_BSC: np.ndarray | None,
+        hint_BE: np.ndarray | None,
+    ) -> tuple:
+        """What the compiled pass takes, where the model lies."""
         assert self.router.needs_outcomes <= (outcomes_BSC is not None), "this router needs outcomes"
         if hint_BE is None:
             hint_BE = self.hint([""] * len(batch.tokens))
-        return _composed(
+        return (
             (self.trunk.graph, nnx.graphdef(self.router), self.run_layer),
             arrays,
             self._place(_arrays(batch)),
@@ -277,8 +306,7 @@ def compose_pass(
     return trunk.head(x_BSD), routing, jnp.asarray(blocks_BS), jnp.asarray(sum(left_out.values()))
 
 
-@partial(jax.jit, static_argnums=0)
-def _composed(
+def _pass_with_logits(
     static: tuple[nnx.GraphDef, nnx.GraphDef, RunLayer],
     arrays: ModelArrays,
     batch: tuple,
@@ -288,7 +316,7 @@ def _composed(
     width_cap: jax.Array,
     outcomes_BSC: jax.Array | None,
     hint_BE: jax.Array,
-) -> Decision:
+) -> tuple[jax.Array, Decision]:
     trunk_graph, router_graph, run_layer = static
     trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
     tokens, targets, segment_ids, _ = batch
@@ -304,7 +332,7 @@ def _composed(
     logits, routing, blocks_BS, left_out = compose_pass(
         trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer
     )
-    return Decision(
+    return logits, Decision(
         token_losses(logits, targets),
         greedy_hits(logits, targets),
         routing.expert,
@@ -312,6 +340,14 @@ def _composed(
         blocks_BS,
         left_out,
     )
+
+
+_composed_with_logits = jax.jit(_pass_with_logits, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _composed(*inputs: Any) -> Decision:
+    return _pass_with_logits(*inputs)[1]
 
 
 def assemble(
