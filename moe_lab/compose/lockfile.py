@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import Field
 
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import decode
@@ -21,7 +24,12 @@ class LockedPart(Spec):
 
 
 class Lock(Spec):
-    """A composition with nothing left to decide."""
+    """A composition with nothing left to decide.
+
+    Attributes:
+        replaced: by `owner/name`, what the router learned from, where another artifact of that name is composed and
+            whoever composed it accepted that. Left out of the file where there is none.
+    """
 
     format: Literal[1] = 1
     name: str
@@ -31,6 +39,7 @@ class Lock(Spec):
     price: float
     backend: str
     dtype: Literal["float32"] = "float32"
+    replaced: dict[str, LockedPart] = Field(default={}, exclude_if=lambda replaced: not replaced)
 
 
 def artifact_name(ref: str) -> str:
@@ -38,21 +47,78 @@ def artifact_name(ref: str) -> str:
     return ref.partition("@")[0]
 
 
-def resolve(spec: CompositionSpec, registry: Registry) -> Lock:
-    """Pins every part to what its name means in this registry now."""
+def resolve(spec: CompositionSpec, registry: Registry, accept_replaced: bool = False) -> Lock:
+    """Pins every part to what its name means in this registry now.
+
+    Args:
+        spec: what people wrote.
+        registry: where the names are looked up.
+        accept_replaced: note what the router learned from where another artifact is composed in its place, so that
+            `require_learned` lets it pass.
+    """
     modules = tuple(pin(registry, ref, "module") for ref in spec.modules)
     names = [artifact_name(part.ref) for part in modules]
     for name in names:
         if names.count(name) > 1:
             raise LabError(f"composition {spec.name}: module {name} is listed twice; list each module once")
+    router = pin(registry, spec.router, "router") if isinstance(spec.router, str) else spec.router
+    replaced: dict[str, LockedPart] = {}
+    if accept_replaced and isinstance(router, LockedPart):
+        replaced = replaced_modules(registry, router, modules)
     return Lock(
         name=spec.name,
         trunk=pin(registry, spec.trunk, "trunk"),
         modules=modules,
-        router=pin(registry, spec.router, "router") if isinstance(spec.router, str) else spec.router,
+        router=router,
         price=float(spec.price),
         backend=spec.backend,
+        replaced=replaced,
     )
+
+
+def replaced_modules(registry: Registry, router: LockedPart, modules: Sequence[LockedPart]) -> dict[str, LockedPart]:
+    """By `owner/name`, what a router learned from where `modules` has another artifact of that name."""
+    learned = {artifact_name(part.ref): part for part in _learned_from(registry, router)}
+    composed = {artifact_name(part.ref): part for part in modules}
+    return {name: part for name, part in learned.items() if name in composed and composed[name].digest != part.digest}
+
+
+def _learned_from(registry: Registry, router: LockedPart) -> list[LockedPart]:
+    """The modules whose losses a router has seen. Routers that do not list them have them among their parents."""
+    manifest = registry.manifest(router.digest)
+    listed = manifest["interface"].get("module_digests")
+    if listed is None:
+        parents = manifest.get("lineage", {}).get("parents", [])
+        listed = {entry["ref"]: entry["digest"] for entry in parents if entry["relation"] == "module"}
+    return [LockedPart(ref=ref, digest=digest) for ref, digest in listed.items()]
+
+
+def require_learned(
+    registry: Registry,
+    router: LockedPart,
+    modules: Sequence[LockedPart],
+    accepted: Mapping[str, LockedPart],
+    way_on: str = "say moe-lab compose CONFIG --accept-replaced and go on from its lockfile",
+) -> None:
+    """Refuses a module that took the place of the one a router learned from, unless just that was accepted.
+
+    Args:
+        registry: where the router is.
+        router: what was trained.
+        modules: what is composed.
+        accepted: as `Lock.replaced`.
+        way_on: what the error advises besides training again and naming the old version.
+    """
+    composed = {artifact_name(part.ref): part for part in modules}
+    for name, learned in replaced_modules(registry, router, modules).items():
+        if name in accepted and accepted[name].digest == learned.digest:
+            continue
+        found = composed[name]
+        raise LabError(
+            f"router {router.ref} learned from {learned.ref} ({learned.digest[:19]}), but {found.ref} "
+            f"({found.digest[:19]}) is composed, and what the router knows may not hold for it: train the router "
+            f"again, or name {learned.ref} in the composition, or {way_on}"
+        )
 
 
 def pin(registry: Registry, ref: str, kind: str) -> LockedPart:

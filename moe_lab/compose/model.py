@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from moe_lab.compose.lockfile import Lock, LockedPart
+from moe_lab.compose.lockfile import Lock, LockedPart, require_learned
 from moe_lab.compose.parts import (
     LoadedTrunk,
     PublishedModule,
@@ -427,6 +427,7 @@ def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tupl
         raise LabError(f"composition {lock.name} has no modules left; keep at least one")
     if isinstance(lock.router, LockedPart):
         router = _published_router(lock.router, registry, lab, trunk, modules)
+        require_learned(registry, lock.router, lock.modules, lock.replaced)
     else:
         router = make_router(lab, lock.router, candidate_space(modules), trunk.spec.d_model)
         if router.needs_training:
@@ -449,9 +450,20 @@ def _published_router(
     return router
 
 
-def with_router(model: ComposedModel, part: LockedPart, registry: Registry, lab: Lab) -> ComposedModel:
-    """The same trunk and modules under another published router, as if composed so: no weights are read again."""
+def with_router(
+    model: ComposedModel,
+    part: LockedPart,
+    registry: Registry,
+    lab: Lab,
+    replaced: Mapping[str, LockedPart] | None = None,
+) -> ComposedModel:
+    """The same trunk and modules under another published router, as if composed so: no weights are read again.
+
+    `replaced` is the lockfile's: what its composer accepted holds for this router where it learned from the same.
+    """
     router = _published_router(part, registry, lab, model.trunk, model.modules)
+    modules = [module.part for module in model.modules]
+    require_learned(registry, part, modules, replaced or {}, "leave this router out of `routers`")
     return dataclasses.replace(model, router=router, homes=router_homes(registry, part))
 
 

@@ -95,7 +95,18 @@ def _header(results: Results) -> Markup:
     ]
     beside = element("p", "beside the trunk ", element("span", results.trunk.ref, class_="name"), class_="line")
     tiled = element("div", tiles, class_="tiles") if tiles else None
-    return element("header", element("h1", results.name), element("p", line, class_="line"), beside, tiled)
+    accepted = [element("p", line, class_="line") for line in _replaced(results)]
+    return element("header", element("h1", results.name), element("p", line, class_="line"), beside, *accepted, tiled)
+
+
+def _replaced(results: Results) -> list[str]:
+    """What the reader must know before any figure: modules that the router never met."""
+    return [
+        f"The router learned from {learned.ref} ({learned.digest[:19]}), but {module.ref} ({module.digest[:19]}) is "
+        "composed in its place. Whoever composed this accepted that (--accept-replaced)."
+        for module in results.modules
+        if (learned := module.in_place_of)
+    ]
 
 
 def _headline(results: Results) -> Markup | None:

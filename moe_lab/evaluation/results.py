@@ -191,8 +191,18 @@ class Parent(_Record):
     relation: str
 
 
+class Learned(_Record):
+    """An artifact that the router learned from, where another one of its name is composed."""
+
+    ref: str
+    digest: str
+
+
 class Module(_Record):
-    """What a reader wants to know about a module of the composition."""
+    """What a reader wants to know about a module of the composition.
+
+    `in_place_of` is there only where whoever composed the model accepted that the router learned from another artifact.
+    """
 
     ref: str
     digest: str
@@ -201,6 +211,7 @@ class Module(_Record):
     parameters: Count
     licence: str | None = None
     parents: list[Parent] = Field(default_factory=list)
+    in_place_of: Learned | None = Field(default=None, exclude_if=lambda learned: learned is None)
 
 
 class Trunk(_Record):

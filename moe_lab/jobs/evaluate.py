@@ -24,7 +24,7 @@ from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
 from moe_lab.evaluation.passes import HeldOut
 from moe_lab.evaluation.pictures import write_picture
 from moe_lab.evaluation.report import write_report
-from moe_lab.evaluation.results import Module, Parent, Results, Router, Trunk, load_results, save_results
+from moe_lab.evaluation.results import Learned, Module, Parent, Results, Router, Trunk, load_results, save_results
 from moe_lab.jobs.router import outcome_table
 from moe_lab.jobs.spec import EvaluationSpec
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
@@ -49,11 +49,16 @@ class Evaluated:
         return self.folder / "report.html"
 
 
-def compose(workspace: Workspace, config: Path, overrides: Sequence[str] = ()) -> tuple[Lock, Path]:
-    """Resolves a composition into a lockfile in the lab's runs and checks that its parts fit together."""
+def compose(
+    workspace: Workspace, config: Path, overrides: Sequence[str] = (), accept_replaced: bool = False
+) -> tuple[Lock, Path]:
+    """Resolves a composition into a lockfile in the lab's runs and checks that its parts fit together.
+
+    With `accept_replaced` the router may have learned from other artifacts of the same names; the lockfile says so.
+    """
     spec = load_config(config, overrides, kind="composition")
     assert isinstance(spec, CompositionSpec)
-    lock = resolve(spec, workspace.registry)
+    lock = resolve(spec, workspace.registry, accept_replaced)
     build_model(lock, workspace.registry, workspace.lab)
     path = workspace.lab.runs / "compositions" / f"{lock.name}.lock.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +139,8 @@ def _measure(
 ) -> dict[str, list[Any]]:
     # First, so that a router that does not fit is refused before anything is measured.
     beside = {
-        artifact_name(part.ref): with_router(model, part, workspace.registry, workspace.lab) for part in others.values()
+        artifact_name(part.ref): with_router(model, part, workspace.registry, workspace.lab, lock.replaced)
+        for part in others.values()
     }
     batch_size = min(spec.batch_size, spec.rows)
     batches = domain_batches(corpora, "test", spec.rows, batch_size, spec.seq_len)
@@ -194,7 +200,7 @@ def _write(
         lockfile=lock.model_dump(mode="json"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         elapsed_seconds=round(seconds, 3),
-        modules=[_module(workspace, module.part) for module in model.modules],
+        modules=[_module(workspace, module.part, lock) for module in model.modules],
         trunk=Trunk(
             ref=model.trunk.part.ref,
             digest=model.trunk.part.digest,
@@ -209,8 +215,9 @@ def _write(
     write_json(run.path / "composition.lock.json", lock.model_dump(mode="json"))
 
 
-def _module(workspace: Workspace, part: LockedPart) -> Module:
+def _module(workspace: Workspace, part: LockedPart, lock: Lock) -> Module:
     manifest = workspace.registry.manifest(part.digest)
+    learned = lock.replaced.get(artifact_name(part.ref))
     return Module(
         ref=part.ref,
         digest=part.digest,
@@ -219,4 +226,5 @@ def _module(workspace: Workspace, part: LockedPart) -> Module:
         parameters=sum(math.prod(record.shape) for record in manifest.records.values()),
         licence=manifest["licence"],
         parents=[Parent(**entry) for entry in manifest["lineage"]["parents"]],
+        in_place_of=Learned(ref=learned.ref, digest=learned.digest) if learned else None,
     )

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from moe_lab.compose.lockfile import Lock, artifact_name
+from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, require_learned
 from moe_lab.config import decode
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import blocks_of, layer_blocks
@@ -166,6 +166,8 @@ def model_of_spec(spec: PlanSpec) -> PlannedModel:
 
 def model_of_lock(lock: Lock, registry: Registry, settings: PlanSettings) -> PlannedModel:
     """The model of a composition, from manifests alone; every choice is taken to run its module's full width."""
+    if isinstance(lock.router, LockedPart):
+        require_learned(registry, lock.router, lock.modules, lock.replaced)
     trunk = decode(TrunkSpec, json.loads(registry.manifest(lock.trunk.digest)["config"]["trunk"]), lock.trunk.ref)
     modules = []
     for part in lock.modules:

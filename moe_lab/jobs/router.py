@@ -51,7 +51,12 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
             "kind": "router",
             "summary": spec.summary,
             "licence": spec.licence,
-            "interface": {"trunk": trunk.part.digest, "space": model.space.to_json(), **_homes(model, objective)},
+            "interface": {
+                "trunk": trunk.part.digest,
+                "space": model.space.to_json(),
+                "module_digests": {part.ref: part.digest for part in parts},
+                **_homes(model, objective),
+            },
             "config": {"router": canonical_json(resolved_choice(spec.router, model.router.config))},
             "data": {"domains": [corpus.describe() for corpus in corpora]},
             "lineage": {

@@ -130,9 +130,14 @@ class Published:
         modules: tuple[str, ...] = MODULES,
         *,
         trunk: str | None = None,
+        learned: Sequence[LockedPart] = (),
+        recorded: str = "module_digests",
         **added: float | Sequence[float],
     ) -> LockedPart:
-        """Publishes a router of random numbers for some modules, with `added` added to parameters by their path."""
+        """Publishes a router of random numbers for some modules, with `added` added to parameters by their path.
+
+        What it says it `learned` from is `recorded` as today's routers do, or among its parents as older ones.
+        """
         rng = np.random.default_rng(0)
         space = candidate_space([find_module(self.registry, pin(self.registry, ref, "module")) for ref in modules])
         state = nnx.state(make_router(self.lab, choice, space, TRUNK.d_model))
@@ -142,10 +147,16 @@ class Published:
         }
         for path, addition in added.items():
             tensors[path] = tensors[path] + np.asarray(addition, np.float32)
+        interface = {"trunk": trunk or self.trunk.digest, "space": space.to_json()}
+        parents = []
+        if learned and recorded == "module_digests":
+            interface["module_digests"] = {part.ref: part.digest for part in learned}
+        elif learned:
+            parents = [{**part.model_dump(), "relation": "module"} for part in learned]
         fields = {
             "kind": "router",
-            "interface": {"trunk": trunk or self.trunk.digest, "space": space.to_json()},
-            "lineage": {"parents": []},
+            "interface": interface,
+            "lineage": {"parents": parents},
             "config": {"router": canonical_json(choice)},
         }
         return self.put(name, fields, tensors)

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from moe_lab.compose.lockfile import artifact_name, load_lock, pin
+from moe_lab.compose.lockfile import LockedPart, artifact_name, load_lock, pin, resolve
+from moe_lab.compose.model import with_router
+from moe_lab.compose.spec import CompositionSpec
 from moe_lab.errors import LabError
+from moe_lab.jobs.plan_model import model_of_lock
+from moe_lab.jobs.spec import PlanSettings
 from moe_lab.training.durable import write_json
-from tests.compose.published import FIXED, LADDERS, MODULES, WIDTHS, Published
+from tests.compose.published import FIXED, LADDERS, MODULES, ROUTERS, WIDTHS, Published
 
 
 def test_every_part_is_pinned_to_what_its_name_means_now(published: Published) -> None:
@@ -97,3 +101,50 @@ def test_a_lockfile_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path.write_text('{"format": 1,')
     with pytest.raises(LabError, match="tiny.lock.json: cannot be read as a lockfile"):
         load_lock(path)
+
+
+def _replace_code(own: Published) -> LockedPart:
+    return own.put_module("north/code", WIDTHS["north/code"], LADDERS["north/code"], seed=9)
+
+
+@pytest.mark.parametrize("recorded", ["module_digests", "parents"])
+def test_a_module_that_replaced_the_one_learned_from_is_refused_until_accepted(own: Published, recorded: str) -> None:
+    learned = [pin(own.registry, name, "module") for name in MODULES]
+    own.put_router("lab/pinned", ROUTERS["gain"], learned=learned, recorded=recorded)
+    own.model(own.lock("lab/pinned"))
+    newer, old = _replace_code(own), learned[0]
+    lock = own.lock("lab/pinned")
+    both = rf"lab/pinned@1 learned from {old.ref} \({old.digest[:19]}\), but {newer.ref} \({newer.digest[:19]}\)"
+    for refused in (
+        lambda: own.model(lock),
+        lambda: model_of_lock(lock, own.registry, PlanSettings()),
+        lambda: with_router(own.model(own.lock("lab/gain")), lock.router, own.registry, own.lab),
+    ):
+        with pytest.raises(LabError, match=f"{both}.* train the router again, or name north/code@1 .*, or "):
+            refused()
+    own.model(own.lock("lab/pinned", ("north/code@1", "south/prose")))
+    own.model(own.lock("lab/pinned", ("south/prose", "west/sums")))
+
+
+def test_what_was_accepted_is_in_the_lockfile_and_holds_for_that_pair_only(own: Published, tmp_path: Path) -> None:
+    learned = [pin(own.registry, name, "module") for name in MODULES]
+    own.put_router("lab/pinned", ROUTERS["gain"], learned=learned)
+    spec = CompositionSpec(kind="composition", name="tiny", trunk="lab/trunk", modules=MODULES, router="lab/pinned")
+    unchanged = resolve(spec, own.registry, accept_replaced=True)
+    assert "replaced" not in unchanged.model_dump(mode="json")
+    newer = _replace_code(own)
+    lock, path = resolve(spec, own.registry, accept_replaced=True), tmp_path / "tiny.lock.json"
+    write_json(path, lock.model_dump(mode="json"))
+    assert load_lock(path) == lock
+    assert lock.replaced == {"north/code": learned[0]}
+    model = own.model(lock)
+    assert model.modules[0].part == newer
+    with_router(model, lock.router, own.registry, own.lab, lock.replaced)
+    elsewhere = {"north/code": newer}
+    with pytest.raises(LabError, match="lab/pinned@1 learned from north/code@1"):
+        own.model(lock.model_copy(update={"replaced": elsewhere}))
+
+
+def test_modules_keep_the_order_in_which_they_are_listed(published: Published) -> None:
+    listed = ("west/sums", "north/code", "south/prose")
+    assert [part.ref for part in published.lock(FIXED, listed).modules] == [f"{name}@1" for name in listed]
