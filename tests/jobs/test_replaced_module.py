@@ -31,7 +31,6 @@ def test_a_replaced_module_is_refused_everywhere_until_accepted(
         ["eval", "evaluation"],
         ["outcomes", "composition"],
         ["speed", "composition"],
-        ["plan", "composition", "--topology", "v5e:2x2"],
     ):
         assert main([*lab, *command]) == 2
         told = capsys.readouterr().err
