@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_lab.routing.router import Router
+from moe_lab.routing.space import CandidateSpace
 
 
 class Seam:
@@ -47,11 +48,11 @@ def take_over(router: Router, known: Router) -> None:
     nnx.update(router, seam.beside(theirs, seam.behind(whole, theirs)))
 
 
-def joined_router(known: Router, space: Any, d_model: int, *, rngs: nnx.Rngs) -> Router:
+def joined_router(known: Router, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs) -> Router:
     """A fresh router of the same class for a wider space, whose first modules are those of the trained one."""
-    newcomers = len(space.modules) - len(known.space.modules)
-    assert newcomers > 0 and space.modules[: len(known.space.modules)] == known.space.modules
-    return type(known)(known.joined_config(newcomers), space, d_model, rngs=rngs)
+    old = len(known.space.modules)
+    assert space.modules[:old] == known.space.modules, "newcomers come behind the modules that the router knows"
+    return type(known)(known.joined_config(len(space.modules) - old), space, d_model, rngs=rngs)
 
 
 def _grown_axis(whole: Any, known: Any) -> int:

@@ -95,11 +95,11 @@ class Router(nnx.Module):
         """Sets what follows from all measured outcomes by counting; called once, before the first step."""
 
     def join(self, known: Self, features: Features) -> None:
-        """In place of `prepare` where `known` is trained for the first of its modules: takes over what that says of them.
+        """In place of `prepare` where `known` is trained for the first of its modules.
 
-        What it says of them, `Counted` arrays included, stays the same bits. What is counted of the others is set from
-        the outcomes of all. Then only the newcomers' part is trained: of every `nnx.Param` what lies behind the trained
-        router's, along the one axis in which they differ in size.
+        What that says of them, `Counted` arrays included, stays the same bits. What is counted of the others is set
+        from the outcomes of all. Then only the newcomers' part is trained: of every `nnx.Param` what lies behind the
+        trained router's, along the one axis in which they differ in size.
         """
         raise NotImplementedError
 
