@@ -70,6 +70,7 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candid
         )
         table, cost = _table(workspace, model, len(parts), text, settings)
         objective = _objective(model, known, extended, table, text, settings)
+        _require_text_of_others(objective, model, known)
         result = fit(objective, settings.train, run, progress=workspace.progress)
         whole = objective.whole(result.params, objective.frozen["known"])
         tensors = state_tensors(fetched(whole, workspace.mesh))
@@ -184,6 +185,15 @@ def _objective(
     return JoinObjective(model.router, known, met, table, train.batch_size, train.seed, model.mesh, batches)
 
 
+def _require_text_of_others(objective: JoinObjective, model: ComposedModel, known: Router) -> None:
+    """Without it a newcomer would learn that all text is its own: such a router was worse than the bare trunk."""
+    if min(objective.own_G) >= (old := len(known.space.modules)):
+        names = " or ".join(model.space.modules[:old])
+        raise LabError(
+            f"domains: no text here is best read by {names}, to tell the newcomers' from; add some such text"
+        )
+
+
 def _warnings(objective: JoinObjective, model: ComposedModel, known: Router) -> list[str]:
     """What a person should know of how the newcomers fare."""
     old, names, owners = len(known.space.modules), model.space.modules, set(objective.own_G)
@@ -192,8 +202,6 @@ def _warnings(objective: JoinObjective, model: ComposedModel, known: Router) -> 
         for e in range(old, len(names))
         if e not in owners
     ]
-    if min(owners) >= old:
-        lines.append("no text of the other modules is here to tell the newcomers' from; add some to domains")
     if (ratio := model.space.cost_C.max() / known.space.cost_C.max()) > 1:
         lines.append(f"the dearest candidate costs {ratio:.2f} times what it did: a price buys less than before")
     return lines

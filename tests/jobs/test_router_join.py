@@ -21,6 +21,7 @@ from moe_lab.compose.parts import load_router
 from moe_lab.evaluation.outcomes import measure_outcomes
 from moe_lab.evaluation.results import load_results
 from moe_lab.jobs.evaluate import built, find_lock
+from moe_lab.jobs.objectives import JoinObjective
 from moe_lab.jobs.router import find_outcomes, measuring_batches
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import find_lab, init_lab
@@ -160,18 +161,40 @@ def test_it_is_composed_and_comes_near_to_a_full_training(lab: Path, joined: obj
         assert abs(near.bits_per_byte.mean - whole.bits_per_byte.mean) < 0.05
 
 
+@pytest.fixture
+def elsewhere(lab: Path, tmp_path: Path) -> Path:
+    """Another lab with the same registry, without the text that the router learned from and without its runs."""
+    folder = init_lab(tmp_path / "elsewhere")
+    shutil.copytree(lab / "registry", folder / "registry", symlinks=True, dirs_exist_ok=True)
+    shutil.copytree(lab / "configs" / "data", folder / "configs" / "data", dirs_exist_ok=True)
+    (folder / "configs" / "data" / "code.yaml").unlink()
+    (folder / "configs" / "joined.yaml").write_text(JOIN)
+    return folder
+
+
+def own_text_of(module: int, patch: pytest.MonkeyPatch) -> None:
+    """The given text is that module's; what a module of eight steps reads best is chance."""
+    patch.setattr(JoinObjective, "own_G", np.array([module]))
+
+
 def test_without_the_old_text_all_are_measured_on_the_new_text_alone(
-    lab: Path, tmp_path: Path, capsys: Capture
+    elsewhere: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = init_lab(tmp_path / "elsewhere")
-    shutil.copytree(lab / "registry", elsewhere / "registry", symlinks=True, dirs_exist_ok=True)
-    shutil.copytree(lab / "configs" / "data", elsewhere / "configs" / "data", dirs_exist_ok=True)
-    (elsewhere / "configs" / "data" / "code.yaml").unlink()
-    (elsewhere / "configs" / "joined.yaml").write_text(JOIN)
+    own_text_of(0, monkeypatch)
     assert main(["--lab", str(elsewhere), "train", "joined"]) == 0
     told = capsys.readouterr().err
     assert "code, which lab/pair learned from, is not here" in told
+    assert "south/prose loses least on none of this text" in told
     assert "with 24 of the 24 outcomes" in told
+
+
+def test_without_any_text_of_the_others_no_module_joins(
+    elsewhere: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_text_of(2, monkeypatch)
+    assert main(["--lab", str(elsewhere), "train", "joined"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "domains: no text here is best read by north/code or north/code-mini" in told
 
 
 @pytest.mark.parametrize(
