@@ -152,15 +152,13 @@ class ComposedModel:
         return candidate_space(self.modules)
 
     def run_candidates(
-        self, arrays: ModelArrays, batch: TokenBatch, hidden_BSD: jax.Array
+        self, arrays: ModelArrays, batch: TokenBatch, hidden_BSD: jax.Array, only: Sequence[int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Every composed candidate alone on the whole batch: losses in nats and greedy hits, both [B, S, C]."""
+        """Every composed candidate, or only some, alone on the batch: losses in nats, greedy hits, both [B, S, C]."""
         run = partial(_run_fixed, self.trunk.graph, self.run_layer, arrays, self._place(_arrays(batch)), hidden_BSD)
         space = self.candidates
-        results = [
-            run(jnp.int32(expert), jnp.int32(blocks))
-            for expert, blocks in zip(space.module_C, space.blocks_C, strict=True)
-        ]
+        chosen = range(len(space)) if only is None else only
+        results = [run(jnp.int32(space.module_C[c]), jnp.int32(space.blocks_C[c])) for c in chosen]
         losses, hits = zip(*to_host(results), strict=True)
         return np.stack(losses, axis=-1), np.stack(hits, axis=-1)
 

@@ -30,6 +30,9 @@ KINDS: dict[str, str] = {
     "question_join": "moe_lab.jobs.spec:QuestionJoinRun",
 }
 
+EXTENDING: dict[str, str] = {"router": "moe_lab.jobs.spec:RouterJoinRun"}
+"""What a kind stands for in a file that says `extends:`, which names something published that is added to."""
+
 
 def spec_class(kind: str, kinds: Mapping[str, str] = KINDS) -> type[Spec]:
     """Imports and returns the spec class of a kind; `kinds` maps a kind to "package.module:Class"."""
@@ -65,12 +68,21 @@ def load_config(
         raise LabError(f'{path}: kind: unknown kind "{found}".{did_you_mean(found, kinds)}')
     if kind is not None and found != kind:
         raise LabError(f'{path}: kind: expected "{kind}" here, got "{found}". Give a config of that kind.')
-    return decode(spec_class(found, kinds), data, str(path))
+    extending = "extends" in data and found in EXTENDING
+    return decode(spec_class(found, EXTENDING if extending else kinds), data, str(path))
 
 
 def json_schema(kind: str, kinds: Mapping[str, str] = KINDS) -> dict[str, Any]:
     """Returns the JSON Schema of a kind's files, for editors."""
-    schema = spec_class(kind, kinds).model_json_schema()
+    schema = _schema_of_files(spec_class(kind, kinds))
+    if kind in EXTENDING:
+        extending = _schema_of_files(spec_class(kind, EXTENDING))
+        shared = schema.pop("$defs", {}) | extending.pop("$defs", {})
+        schema = {"anyOf": [schema, extending], "$defs": shared}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _schema_of_files(cls: type[Spec]) -> dict[str, Any]:
+    schema = cls.model_json_schema()
     # The class may have a default for `kind`; in a file it is what picks the class.
-    required = ["kind", *(name for name in schema.get("required", []) if name != "kind")]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": required}
+    return {**schema, "required": ["kind", *(name for name in schema.get("required", []) if name != "kind")]}

@@ -6,12 +6,11 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-from moe_lab.compose.lockfile import pin
 from moe_lab.config import canonical_json
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.extended import ExtendedRouter, find_extended
 from moe_lab.jobs.questions import find_table, load_question_router, save_report
 from moe_lab.jobs.spec import QuestionJoinRun
 from moe_lab.jobs.workspace import Workspace
@@ -19,28 +18,14 @@ from moe_lab.questions.join import JoinReport, join
 from moe_lab.questions.joined import JoinedOn, measure_joined
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.table import ItemCandidate, ItemTable
-from moe_lab.registry import Registry
-
-
-@dataclasses.dataclass(frozen=True)
-class _Known:
-    """The router that is extended, and where it lies."""
-
-    registry: Registry
-    ref: str
-    digest: str
-
-    @property
-    def manifest(self) -> Any:
-        return self.registry.manifest(self.digest)
 
 
 def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> Candidate:
     """Extends the router, or returns what an identical run made before."""
-    known = _known(workspace, spec.extends, base)
-    router = load_question_router(known.registry, known.digest)
+    known = find_extended(workspace, spec.extends, base)
+    router = load_question_router(known.registry, known.part.digest)
     table, warnings = find_table(workspace.lab, spec.table, base)
-    inputs, measured = {"router": known.digest, "table": table.digest}, table
+    inputs, measured = {"router": known.part.digest, "table": table.digest}, table
     if spec.measured_on is not None:
         measured, more = find_table(workspace.lab, spec.measured_on, base)
         inputs["measured_on"], warnings = measured.digest, [*warnings, *more]
@@ -73,7 +58,7 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
             "config": {**known.manifest["config"], "question_join": canonical_json(spec)},
             "data": {"table": table.name, "digest": table.digest, "items": len(table), "cost_unit": table.cost_unit},
             "lineage": {
-                "parents": [{"ref": known.ref, "digest": known.digest, "relation": "extended"}],
+                "parents": [{"ref": known.part.ref, "digest": known.part.digest, "relation": "extended"}],
                 "run": run.fingerprint,
             },
             "claims": [],
@@ -83,19 +68,7 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
         return candidate
 
 
-def _known(workspace: Workspace, extends: str, base: Path) -> _Known:
-    """A published router by name, or the one in a run folder."""
-    for folder in (base / extends, Path(extends), workspace.lab.runs / extends):
-        if (folder / "result.json").is_file():
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            if "candidate" not in result:
-                raise LabError(f"{folder}: made no router; name the run folder of a question router")
-            return _Known(Registry(folder / "candidate", create=False), folder.name, result["candidate"])
-    part = pin(workspace.registry, extends, "router")
-    return _Known(workspace.registry, part.ref, part.digest)
-
-
-def _settings(known: _Known) -> QuestionRouterSettings:
+def _settings(known: ExtendedRouter) -> QuestionRouterSettings:
     """Those that the router was trained with: its report and this one are then made alike."""
     # A router that was extended by an earlier version does not say what the first one was trained with.
     trained = json.loads(known.manifest["config"].get("question_router", "{}"))

@@ -5,7 +5,8 @@ Shape letters: B batch, S sequence, T = B * S tokens, D model width, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from moe_lab.nn.trunk import Experts, Trunk, token_losses
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh, trunk_to_mesh
 from moe_lab.parallel.pool import block_spec, cut_evenly
+from moe_lab.routing.joining import Seam
 from moe_lab.routing.outcomes import OutcomeTable
 from moe_lab.routing.router import Features, Router, normalised
 from moe_lab.training import Objective
@@ -182,16 +184,25 @@ class OutcomeObjective(Objective):
         self._mesh, self._text = mesh, text if router.learns_from_text else None
         self._table, self._rows, self._seed = table, min(rows, len(table.group_N)), seed
         self._modules = len(router.space.modules)
-        router.prepare(self._features(self._of_table(np.arange(len(table.group_N))), jnp.float32(0)))
+        self._count(router, self._features(self._of_table(np.arange(len(table.group_N))), jnp.float32(0)))
         split: Any = nnx.split(router, nnx.Param, ...)
         self._graph, self._state, counted = split
         self.frozen = everywhere(counted, mesh)
         self.units_per_step = self._rows * table.segment_ids_NS.shape[1]
 
+    def _count(self, router: Router, features: Features) -> None:
+        """What is set before the first step, from all measured outcomes."""
+        router.prepare(features)
+
+    @property
+    def own_G(self) -> np.ndarray:
+        """For each domain the index of the module whose own text it is."""
+        return self._table.own_G
+
     @property
     def homes(self) -> dict[str, str]:
         """Each domain with the module whose own text it is."""
-        own = (self._table.space.modules[index] for index in self._table.own_G)
+        own = (self._table.space.modules[index] for index in self.own_G)
         return dict(zip(self._table.groups, own, strict=True))
 
     def init(self, key: jax.Array) -> nnx.State:
@@ -205,7 +216,7 @@ class OutcomeObjective(Objective):
         batch = self._of_table(rows)
         if self._text is not None:
             text = self._text.batch(step)
-            own_BS = np.broadcast_to(self._table.own_G[text.domain][:, None], text.tokens.shape)
+            own_BS = np.broadcast_to(self.own_G[text.domain][:, None], text.tokens.shape)
             batch["text"] = (text.tokens, text.segment_ids, own_BS)
         return everywhere(batch, self._mesh)
 
@@ -214,7 +225,7 @@ class OutcomeObjective(Objective):
             "hidden": self._table.hidden_NSD[rows],
             "segment_ids": self._table.segment_ids_NS[rows],
             "tokens": self._table.tokens_NS[rows],
-            "own": self._table.own_G[self._table.group_N[rows]],
+            "own": self.own_G[self._table.group_N[rows]],
             "loss": self._table.loss_NSC[rows],
         }
 
@@ -236,6 +247,40 @@ class OutcomeObjective(Objective):
             return loss, metrics
         text_loss, more = router.text_loss(*batch["text"])
         return loss + text_loss, {**metrics, **more}
+
+
+class JoinObjective(OutcomeObjective):
+    """The newcomers' part of a router that modules join; what was trained before stays as it is.
+
+    Args:
+        router: fresh, wider than the trained one.
+        known: the trained one.
+        met: domains that the trained one learned from; the text of such a one stays that of a module it knows.
+    """
+
+    def __init__(self, router: Router, known: Router, met: Collection[str], table: OutcomeTable, *arguments: Any):
+        self._known, self._met = known, met
+        super().__init__(router, table, *arguments)
+        whole, theirs = self._state, nnx.state(known, nnx.Param)
+        self._seam = Seam(whole, theirs)
+        self._state = self._seam.behind(whole, theirs)
+        self.frozen = {"counted": self.frozen, "known": everywhere(theirs, self._mesh)}
+
+    def _count(self, router: Router, features: Features) -> None:
+        router.join(self._known, features)
+
+    @cached_property
+    def own_G(self) -> np.ndarray:
+        newcomers = self._table.space.modules[len(self._known.space.modules) :]
+        met_G = np.isin(self._table.groups, list(self._met))
+        return np.where(met_G, self._table.without(newcomers).own_G, self._table.own_G)
+
+    def whole(self, newcomers: nnx.State, known: nnx.State) -> nnx.State:
+        """All parameters of the joined router."""
+        return self._seam.beside(known, newcomers)
+
+    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return super().loss(self.whole(params, frozen["known"]), frozen["counted"], batch, key)
 
 
 class RouterLanguageObjective(LanguageObjective):

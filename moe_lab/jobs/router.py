@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.model import ComposedModel, assemble, routed_layers_on
-from moe_lab.compose.parts import LoadedTrunk, candidate_space, find_module, make_router, state_tensors
+from moe_lab.compose.parts import (
+    LoadedTrunk,
+    PublishedModule,
+    candidate_space,
+    find_module,
+    make_router,
+    state_tensors,
+)
 from moe_lab.config import canonical_json
 from moe_lab.data import Batch, Corpus, Split, TrainBatches
 from moe_lab.errors import LabError
-from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
+from moe_lab.evaluation.outcomes import complete_outcomes, domain_batches, measure_outcomes
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective, fetched
-from moe_lab.jobs.spec import RouterRun
+from moe_lab.jobs.spec import Choice, Published, RouterRun, RouterSettings
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
 from moe_lab.routing.outcomes import FILE, OutcomeTable, load_outcomes, save_outcomes
-from moe_lab.training import Objective, fit, open_run
+from moe_lab.routing.router import Router
+from moe_lab.routing.space import CandidateSpace
+from moe_lab.training import Objective, Run, fit, open_run
 from moe_lab.training.processes import is_first
 
 OUTCOMES_FILE = "outcomes.parquet"
@@ -31,7 +42,7 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
     """Trains the router, or returns what an identical run made before."""
     trunk = workspace.trunk(workspace.pin_trunk(spec.trunk))
     parts = [pin(workspace.registry, ref, "module") for ref in spec.modules]
-    model = _model(workspace, spec, trunk, parts)
+    model = routed_model(workspace, trunk, parts, partial(_fresh_router, workspace, spec, trunk))
     if model.router.trains_on is None:
         name = spec.router["type"]
         raise LabError(f"router {name} learns nothing: write `router: {{type: {name}, ...}}` in the composition")
@@ -47,36 +58,58 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
         tensors = state_tensors(fetched(result.params, workspace.mesh))
         if isinstance(objective, OutcomeObjective):
             tensors |= state_tensors(fetched(objective.frozen, workspace.mesh))
-        fields = {
-            "kind": "router",
-            "summary": spec.summary,
-            "licence": spec.licence,
-            "interface": {
-                "trunk": trunk.part.digest,
-                "space": model.space.to_json(),
-                "module_digests": {part.ref: part.digest for part in parts},
-                **_homes(model, objective),
-            },
-            "config": {"router": canonical_json(resolved_choice(spec.router, model.router.config))},
-            "data": {"domains": [corpus.describe() for corpus in corpora]},
-            "lineage": {
-                "parents": [parent(trunk.part, "trunk"), *(parent(part, "module") for part in parts)],
-                "run": run.fingerprint,
-            },
-            "claims": [],
-        }
+        fields = router_fields(
+            spec, spec.router, model, objective, run, RouterSettings(rows=spec.rows, train=spec.train)
+        )
+        fields["data"] = {"domains": [corpus.describe() for corpus in corpora]}
         candidate = stage(run, fields, tensors)
         run.finish({"candidate": candidate.digest, "metrics": result.metrics})
         return candidate
 
 
-def _model(workspace: Workspace, spec: RouterRun, trunk: LoadedTrunk, parts: Sequence[LockedPart]) -> ComposedModel:
+def router_fields(
+    spec: Published, choice: Choice, model: ComposedModel, objective: Objective, run: Run, settings: RouterSettings
+) -> dict[str, Any]:
+    """What a router's manifest says of every router; its `data` is added by who trained it."""
+    trunk, parts = model.trunk.part, [module.part for module in model.modules]
+    return {
+        "kind": "router",
+        "summary": spec.summary,
+        "licence": spec.licence,
+        "interface": {
+            "trunk": trunk.digest,
+            "space": model.space.to_json(),
+            "module_digests": {part.ref: part.digest for part in parts},
+            **_homes(model, objective),
+        },
+        "config": {
+            "router": canonical_json(resolved_choice(choice, model.router.config)),
+            "training": canonical_json(settings),
+        },
+        "lineage": {
+            "parents": [parent(trunk, "trunk"), *(parent(part, "module") for part in parts)],
+            "run": run.fingerprint,
+        },
+        "claims": [],
+    }
+
+
+def routed_model(
+    workspace: Workspace,
+    trunk: LoadedTrunk,
+    parts: Sequence[LockedPart],
+    make: Callable[[CandidateSpace], Router],
+) -> ComposedModel:
+    """The trunk and some modules under the router that is made for them."""
     modules = tuple(find_module(workspace.registry, part) for part in parts)
     for module in modules:
         trunk.interface.require_fit(module.interface, module.part.ref)
-    space = candidate_space(modules)
-    router = make_router(workspace.lab, spec.router, space, trunk.spec.d_model, spec.train.seed)
-    return assemble(trunk, modules, router, run_layer=routed_layers_on(workspace.mesh, workspace.transport))
+    run_layer = routed_layers_on(workspace.mesh, workspace.transport)
+    return assemble(trunk, modules, make(candidate_space(modules)), run_layer=run_layer)
+
+
+def _fresh_router(workspace: Workspace, spec: RouterRun, trunk: LoadedTrunk, space: CandidateSpace) -> Router:
+    return make_router(workspace.lab, spec.router, space, trunk.spec.d_model, spec.train.seed)
 
 
 def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corpora: Sequence[Corpus]) -> Objective:
@@ -113,36 +146,75 @@ class MeasuredOutcomes:
 
 
 def outcome_table(
-    workspace: Workspace, model: ComposedModel, corpora: Sequence[Corpus], rows: int, seq_len: int
+    workspace: Workspace,
+    model: ComposedModel,
+    corpora: Sequence[Corpus],
+    rows: int,
+    seq_len: int,
+    known: OutcomeTable | None = None,
 ) -> MeasuredOutcomes:
-    """What every candidate loses on validation text; measured once for the same model and text."""
-    domains = [corpus.name for corpus in corpora]
-    resolved = {
-        "format": FILE.version,
-        "rows": rows,
-        "seq_len": seq_len,
-        "domains": domains,
-        "space": model.candidates.to_json(),
-    }
-    inputs = {"trunk": model.trunk.part.digest}
-    inputs |= {f"module/{module.name}": module.part.digest for module in model.modules}
-    inputs |= data_inputs(corpora)
-    name = model.trunk.part.ref.partition("@")[0]
-    with open_run(workspace.lab.runs, "outcomes", name, resolved, inputs) as run:
+    """What every candidate loses on validation text; measured once for the same model and text.
+
+    `known` has what some of the candidates lose on the same rows of some of the domains: that is not measured again.
+    """
+    run, inputs = _table_run(workspace, model.trunk, model.modules, corpora, rows, seq_len)
+    with run:
         path, found = run.path / OUTCOMES_FILE, run.fingerprint
         if run.done:
             return MeasuredOutcomes(table=load_outcomes(path), path=path, fingerprint=found, fresh=False)
         batches = measuring_batches(corpora, rows, seq_len)
         label = f"outcomes of {len(model.candidates)} candidates"
         with workspace.progress.stage(label, len(batches), "batches") as shown:
-            table, _ = measure_outcomes(
-                model, corpora, batches, lambda done, each: shown.update(done, None, 1 / each, each)
-            )
+
+            def report(done: int, each: float) -> None:
+                shown.update(done, None, 1 / each, each)
+
+            if known is None:
+                table, _ = measure_outcomes(model, corpora, batches, report)
+            else:
+                table = complete_outcomes(model, corpora, batches, known, report)
         table = table.counted()
         if is_first():
             save_outcomes(table, path, {"split": MEASURING_SPLIT, **inputs})
         run.finish({"rows": len(table.group_N), "tokens": int(table.mask_NS.sum()), "file": OUTCOMES_FILE})
         return MeasuredOutcomes(table=table, path=path, fingerprint=found, fresh=True)
+
+
+def find_outcomes(
+    workspace: Workspace,
+    trunk: LoadedTrunk,
+    modules: Sequence[PublishedModule],
+    corpora: Sequence[Corpus],
+    rows: int,
+    seq_len: int,
+) -> OutcomeTable | None:
+    """The table that `outcome_table` would find; None if it would have to measure it."""
+    run, _ = _table_run(workspace, trunk, modules, corpora, rows, seq_len, begin=False)
+    return load_outcomes(run.path / OUTCOMES_FILE) if run.done else None
+
+
+def _table_run(
+    workspace: Workspace,
+    trunk: LoadedTrunk,
+    modules: Sequence[PublishedModule],
+    corpora: Sequence[Corpus],
+    rows: int,
+    seq_len: int,
+    begin: bool = True,
+) -> tuple[Run, dict[str, str]]:
+    """The run that measures a table, and what it is measured on."""
+    resolved = {
+        "format": FILE.version,
+        "rows": rows,
+        "seq_len": seq_len,
+        "domains": [corpus.name for corpus in corpora],
+        "space": candidate_space(modules).to_json(),
+    }
+    inputs = {"trunk": trunk.part.digest}
+    inputs |= {f"module/{module.name}": module.part.digest for module in modules}
+    inputs |= data_inputs(corpora)
+    name = trunk.part.ref.partition("@")[0]
+    return open_run(workspace.lab.runs, "outcomes", name, resolved, inputs, begin=begin), inputs
 
 
 def measuring_batches(corpora: Sequence[Corpus], rows: int, seq_len: int) -> list[Batch]:

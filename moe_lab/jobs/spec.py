@@ -130,6 +130,45 @@ class RouterRun(Published):
     train: TrainSpec
 
 
+class RouterSettings(Spec):
+    """How a router was trained, in its manifest: what joins it later is measured and trained alike."""
+
+    rows: PositiveInt
+    train: TrainSpec
+
+
+def _leave_out(value: Any) -> None:
+    if value is not None:
+        raise ValueError("the router that is extended says this; leave it out, and name the modules that join in add:")
+
+
+_SaidByTheExtended = Annotated[
+    Any, AfterValidator(_leave_out), Field(exclude=True, json_schema_extra={"not": {}}, description="Not given here.")
+]
+
+
+class RouterJoinRun(Published):
+    """Lets modules join a trained router; what it says of the others stays. A config of kind router with `extends`.
+
+    Attributes:
+        extends: a published router of tokens, `owner/name[@version]`, or the run folder of one.
+        add: the modules that join, `owner/name[@version]` each.
+        domains: text on which all candidates are measured, the newcomers' own above all; its validation split.
+        rows: rows per domain; left out, as many as the router learned from.
+        train: left out, as the router was trained.
+    """
+
+    kind: Literal["router"]
+    extends: str
+    add: tuple[str, ...] = Field(min_length=1)
+    domains: tuple[DataRef, ...] = Field(min_length=1)
+    rows: PositiveInt | None = None
+    train: TrainSpec | None = None
+    router: _SaidByTheExtended = None
+    trunk: _SaidByTheExtended = None
+    modules: _SaidByTheExtended = None
+
+
 class QuestionRouterRun(Published, QuestionRouterSettings):
     """Trains a router that picks one candidate for each question of somebody's outcome table.
 

@@ -13,7 +13,9 @@ from moe_lab.jobs.join import join_questions
 from moe_lab.jobs.module import train_module
 from moe_lab.jobs.questions import train_questions
 from moe_lab.jobs.router import train_router
+from moe_lab.jobs.router_join import join_router
 from moe_lab.jobs.shrink import train_child
+from moe_lab.jobs.spec import RouterJoinRun
 from moe_lab.jobs.trunk import train_trunk
 from moe_lab.jobs.workspace import Workspace
 
@@ -32,6 +34,8 @@ def train_spec(workspace: Workspace, spec: Any, base: Path) -> Candidate:
 
     `base` is the folder that paths in the spec are relative to.
     """
+    if isinstance(spec, RouterJoinRun):
+        return join_router(workspace, spec, base)
     return TRAININGS[spec.kind](workspace, spec, base)
 
 

@@ -14,6 +14,7 @@ Shape letters: B rows, S positions, K choices per token, D feature width, E modu
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -28,8 +29,10 @@ from flax import nnx
 
 from moe_lab.config import Spec, decode
 from moe_lab.nn.pool import Routing
-from moe_lab.routing.example import SPACE, Example, draw_example, example_loss, make_example_router
+from moe_lab.routing.example import D_MODEL, SPACE, Example, draw_example, example_loss, make_example_router
+from moe_lab.routing.joining import Seam, joined_router
 from moe_lab.routing.router import Features, Router
+from moe_lab.routing.space import CandidateSpace
 from moe_lab.routing.traced_cost import traced_multiply_adds
 
 PRICES = (0.0, 0.003, 0.03, 0.3, 3.0, 30.0)
@@ -70,13 +73,7 @@ class RouterBench:
     def make(self, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
         """Structure and shaken numbers; the same seed gives the same."""
         graph, state = nnx.split(make_example_router(self.cls, seed, **self.settings))
-        rng = np.random.default_rng(seed)
-
-        def shake(leaf: jax.Array) -> jax.Array:
-            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-            return leaf + jnp.asarray(rng.normal(size=leaf.shape) * 0.5, leaf.dtype) if floating else leaf
-
-        return graph, jax.tree.map(shake, state)
+        return graph, _shaken(state, seed)
 
     def visible(self, features: Features) -> Features:
         """What this router is shown when it routes."""
@@ -102,6 +99,17 @@ class RouterBench:
         own_E = SPACE.blocks_C[SPACE.widest_E]
         run_BS = np.minimum(routing.width, own_E[routing.expert]).sum(-1)
         return run_BS[np.asarray(features.segment_ids_BS) > 0]
+
+
+def _shaken(state: nnx.State, seed: int) -> nnx.State:
+    """Other numbers: what is freshly made answers the same to everything."""
+    rng = np.random.default_rng(seed)
+
+    def shake(leaf: jax.Array) -> jax.Array:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf + jnp.asarray(rng.normal(size=leaf.shape) * 0.5, leaf.dtype) if floating else leaf
+
+    return jax.tree.map(shake, state)
 
 
 def _differs(a: Routing, b: Routing) -> np.ndarray:
@@ -290,6 +298,46 @@ def _training_loss(
     return auxiliary + (weight_BSK * worth_BSK).mean(), metrics
 
 
+def a_newcomer_leaves_the_others_alone(bench: RouterBench) -> None:
+    """On text that is known not to be the newcomer's, and with it opted out, the router it joined routes as before."""
+    if not nnx.merge(bench.graph, bench.state).joins:
+        return
+    space, features = _with_the_newcomer_last(bench.features, draw_example(0).features.outcomes_BSC)
+    before = space.without(space.modules[-1:])
+    known = bench.cls(bench.cls.Config(**bench.settings), before, D_MODEL, rngs=nnx.Rngs(0))
+    nnx.update(known, _shaken(nnx.state(known), 0))
+    joined = joined_router(known, space, D_MODEL, rngs=nnx.Rngs(0))
+    joined.join(known, features)
+    theirs, whole = nnx.state(known, nnx.Param), nnx.state(joined, nnx.Param)
+    seam = Seam(whole, theirs)
+    own = seam.behind(whole, theirs)
+    added = seam.beside(jax.tree.map(jnp.zeros_like, theirs), jax.tree.map(jnp.subtract, _shaken(own, 1), own))
+    nnx.update(joined, jax.tree.map(jnp.add, whole, added))
+    others_E, rows = jnp.array([True, True, False]), len(features.tokens_BS)
+    nobody_BE = jnp.broadcast_to(jnp.where(others_E, 0.0, -jnp.inf), (rows, 3))
+    shown = bench.visible(features)
+    fewer = shown._replace(available_E=others_E[:2], hint_BE=nobody_BE[:, :2])
+    more = shown._replace(available_E=others_E, hint_BE=nobody_BE)
+    route_before, route_after = jax.jit(known.route), jax.jit(joined.route)
+    for price in jnp.array([0.0, 0.1, 0.5]):
+        was, now = route_before(fewer._replace(price=price)), route_after(more._replace(price=price))
+        moved = _differs(*(jax.tree.map(np.asarray, routing) for routing in (was, now))).sum()
+        assert not moved, (
+            f"{bench.cls.__name__}: a module that joined changes the routing of {moved} tokens that are not its own, "
+            "though it is opted out; `join` must take over what the trained router says of its modules"
+        )
+
+
+def _with_the_newcomer_last(features: Features, outcomes_BSC: jax.Array | None) -> tuple[CandidateSpace, Features]:
+    """The example with a module of middle width behind the others: so no price and no budget means another amount."""
+    order_E = [0, 2, 1]
+    fields = {field.name: getattr(SPACE, field.name) for field in dataclasses.fields(SPACE)}
+    space = CandidateSpace(**{name: tuple(values[e] for e in order_E) for name, values in fields.items()})
+    assert outcomes_BSC is not None
+    order_C = np.array([SPACE.names.index(name) for name in space.names])
+    return space, features._replace(outcomes_BSC=outcomes_BSC[..., order_C])
+
+
 CHECKS: tuple[Callable[[RouterBench], None], ...] = (
     config_survives_json,
     routing_is_well_formed,
@@ -302,5 +350,6 @@ CHECKS: tuple[Callable[[RouterBench], None], ...] = (
     its_own_cost_is_counted,
     other_numbers_compile_nothing,
     it_learns,
+    a_newcomer_leaves_the_others_alone,
 )
 """The suite, one rule a function."""

@@ -9,6 +9,8 @@ Shape letters: B batch, S sequence, T tokens, E modules, R rungs, Q the bare tru
 
 from __future__ import annotations
 
+from typing import Self
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,17 +44,36 @@ class ExcessRouter(LadderRouter):
             return entries
         return entries - self.ngram_excess.size + self.config.ngrams * self.ngram_excess.shape[1]
 
+    @property
+    def joins(self) -> bool:
+        """Tables have a column for each module; a network that all modules share would have to be trained again."""
+        return self.config.ngrams > 0
+
     def prepare(self, features: Features) -> None:
         super().prepare(features)
-        if not self.config.ngrams:
-            return
-        loss_BSEQ = self.rung_losses(features)
+        if self.config.ngrams:
+            self.mean_excess_ER[...], table_REC = self._fitted_excess(features, 0)
+            self.ngram_excess[...] = table_REC.reshape(self.ngram_excess.shape)
+
+    def join(self, known: Self, features: Features) -> None:
+        super().join(known, features)
+        old, rungs = known.mean_excess_ER.shape
+        # On a longer ladder the last rung repeats, and nothing is lost by running less than it.
+        repeated = ((0, 0), (0, self.mean_excess_ER.shape[1] - rungs))
+        mean_ER = jnp.pad(known.mean_excess_ER[...], repeated)
+        table_REC = jnp.pad(known.ngram_excess[...].reshape(-1, old, rungs), ((0, 0), *repeated))
+        more_mean_ER, more_REC = self._fitted_excess(features, old)
+        self.mean_excess_ER[...] = jnp.concatenate([mean_ER, more_mean_ER])
+        self.ngram_excess[...] = jnp.concatenate([table_REC, more_REC], axis=1).reshape(self.ngram_excess.shape)
+
+    def _fitted_excess(self, features: Features, first: int) -> tuple[jax.Array, jax.Array]:
+        """Mean excess losses of the modules from the first one on, and what n-grams add to them, as `fitted`."""
+        loss_BSEQ = self.rung_losses(features)[..., first:, :]
         excess_BSER = (loss_BSEQ - loss_BSEQ[..., -1:])[..., :-1]
-        mean_ER, table = self.fitted(features, excess_BSER, self.suited(self.own_text(features)))
-        self.mean_excess_ER[...], self.ngram_excess[...] = mean_ER, table
+        return self.fitted(features, excess_BSER, self.suited(self.own_text(features))[..., first:])
 
     def fitted(self, features: Features, values_BSEC: jax.Array, weight_BSE: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Means [E, C] of some values of every module, and what each n-gram adds to them [rows of the table, E * C]."""
+        """Means [E, C] of some values of some modules, and what each n-gram adds to them [rows of the table, E, C]."""
         counted_BS, size = np.asarray(features.segment_ids_BS) > 0, self.config.ngrams * self.config.buckets
         rows_TN = np.asarray(self.rows(features.tokens_BS, features.segment_ids_BS))[counted_BS]
         values_TEC, weight_TE = np.asarray(values_BSEC)[counted_BS], np.asarray(weight_BSE)[counted_BS]
@@ -60,8 +81,8 @@ class ExcessRouter(LadderRouter):
             fit_ngrams(rows_TN, values_TEC[:, e], weight_TE[:, e], size, self.config.shrinkage)
             for e in range(weight_TE.shape[1])
         ]
-        mean_EC, table = np.stack([mean for mean, _ in fits]), np.concatenate([added for _, added in fits], axis=1)
-        return jnp.asarray(mean_EC, jnp.float32), jnp.asarray(table, jnp.float32)
+        mean_EC, table_REC = np.stack([mean for mean, _ in fits]), np.stack([added for _, added in fits], axis=1)
+        return jnp.asarray(mean_EC, jnp.float32), jnp.asarray(table_REC, jnp.float32)
 
     def excess_losses(self, features: Features, seen: jax.Array) -> jax.Array:
         """[B, S, E, Q] predicted loss above the module's full width; below zero where less is expected to be better."""

@@ -16,7 +16,7 @@ bare trunk and then the rungs, C candidates.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from flax import nnx
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from moe_lab.config.spec import Spec
+from moe_lab.routing.joining import take_over
 from moe_lab.routing.ngrams import MOST_BUCKETS, ngram_rows
 from moe_lab.routing.router import (
     Counted,
@@ -139,6 +140,15 @@ class LadderRouter(Router):
         return features.outcomes_BSC[..., self.candidates()]
 
     def prepare(self, features: Features) -> None:
+        self.count_levels(features)
+
+    def join(self, known: Self, features: Features) -> None:
+        take_over(self, known)
+        self.count_levels(features)
+        old = len(known.space.modules)
+        self.level_EM[...] = self.level_EM[...].at[:old, :old].set(known.level_EM[...])
+
+    def count_levels(self, features: Features) -> None:
         """Counts the levels: nats a token of a module's own text loses with a module at full width, above the trunk."""
         loss_BSEQ = self.rung_losses(features)
         own_BSE = self.own_text(features) * (features.segment_ids_BS > 0)[..., None]

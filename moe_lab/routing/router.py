@@ -5,7 +5,7 @@ Shape letters: B batch, S sequence, K choices per token, D model width, E module
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,9 @@ class Router(nnx.Module):
 
     A subclass sets `Config` and the class flags, and defines `route`. One that learns from outcome tables defines
     `outcome_loss`; one that learns through the language model defines `auxiliary_loss` and lets gradients flow
-    through the weights of its routing. Routers keep their own list of modules (`space`): composed with fewer, the
-    missing ones are not `available`, so opting out needs no retraining and changes no other number.
+    through the weights of its routing. One that modules may join once it is trained says so by `joins` and defines
+    `join`. Routers keep their own list of modules (`space`): composed with fewer, the missing ones are not
+    `available`, so opting out needs no retraining and changes no other number.
     """
 
     Config: ClassVar[type[Spec]]
@@ -64,6 +65,15 @@ class Router(nnx.Module):
         return False
 
     @property
+    def joins(self) -> bool:
+        """Whether modules may join it once it is trained, by `join`."""
+        return False
+
+    def joined_config(self, newcomers: int) -> Any:
+        """The config of the router that so many modules have joined."""
+        return self.config
+
+    @property
     def multiply_adds(self) -> int:
         """Its own cost per token: one multiply-add per entry of every array of two or more axes.
 
@@ -83,6 +93,15 @@ class Router(nnx.Module):
 
     def prepare(self, features: Features) -> None:
         """Sets what follows from all measured outcomes by counting; called once, before the first step."""
+
+    def join(self, known: Self, features: Features) -> None:
+        """In place of `prepare` where `known` is trained for the first of its modules.
+
+        What that says of them, `Counted` arrays included, stays the same bits. What is counted of the others is set
+        from the outcomes of all. Then only the newcomers' part is trained: of every `nnx.Param` what lies behind the
+        trained router's, along the one axis in which they differ in size.
+        """
+        raise NotImplementedError
 
     def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
         """Training loss on measured outcomes, averaged over tokens that are not padding."""

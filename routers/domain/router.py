@@ -12,6 +12,8 @@ Shape letters: B batch, S sequence, D model width, E modules, R rungs, C candida
 
 from __future__ import annotations
 
+from typing import Self
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,6 +21,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from moe_lab.config.spec import Spec
 from moe_lab.nn.pool import Routing
+from moe_lab.routing.joining import take_over
 from moe_lab.routing.router import (
     Features,
     Metrics,
@@ -71,6 +74,13 @@ class DomainRouter(Router):
     @property
     def needs_training(self) -> bool:
         return self.config.prior_gain is None
+
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def join(self, known: Self, features: Features) -> None:
+        take_over(self, known)
 
     def _scores(self, features: Features) -> jax.Array:
         evidence_BSD = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)

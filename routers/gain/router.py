@@ -16,7 +16,7 @@ bare trunk and then the rungs.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import jax
 import jax.numpy as jnp
@@ -61,11 +61,37 @@ class GainRouter(ExcessRouter):
     def prepare(self, features: Features) -> None:
         super().prepare(features)
         self.rival_EV[...] = _nearest(self.level_EM[...], self.rival_EV.shape[1])
+        if self.rival_EV.size:
+            table_REV = self._fitted_rivals(features, self.rival_EV[...], 0)
+            self.ngram_rival_loss[...] = table_REV.reshape(self.ngram_rival_loss.shape)
+
+    def joined_config(self, newcomers: int) -> GainConfig:
+        """With room for the newcomers beside the rivals that each module has."""
+        if not self.config.rivals:
+            return self.config
+        return self.config.model_copy(update={"rivals": max(self.config.rivals, self.rival_EV.shape[1] + newcomers)})
+
+    def join(self, known: Self, features: Features) -> None:
+        """A newcomer is one more rival on the text of every other module."""
+        super().join(known, features)
         if not self.rival_EV.size:
             return
+        old, kept = known.rival_EV.shape
+        newcomers = jnp.arange(old, len(self.space.modules), dtype=jnp.int32)
+        added_EV = jnp.broadcast_to(newcomers, (old, len(newcomers)))
+        nearest_EV = _nearest(self.level_EM[...], self.rival_EV.shape[1])[old:]
+        self.rival_EV[...] = jnp.concatenate([jnp.concatenate([known.rival_EV[...], added_EV], axis=1), nearest_EV])
+        table_REV = known.ngram_rival_loss[...].reshape(-1, old, kept)
+        table_REV = jnp.concatenate([table_REV, self._fitted_rivals(features, added_EV, 0)], axis=2)
+        table_REV = jnp.concatenate([table_REV, self._fitted_rivals(features, nearest_EV, old)], axis=1)
+        self.ngram_rival_loss[...] = table_REV.reshape(self.ngram_rival_loss.shape)
+
+    def _fitted_rivals(self, features: Features, rival_EV: jax.Array, first: int) -> jax.Array:
+        """[rows of the table, E, V] for some rivals of some modules, from the first one on."""
+        own = slice(first, first + len(rival_EV))
         widest_BSM = self.rung_losses(features)[..., -1]
-        behind_BSEV = widest_BSM[..., self.rival_EV[...]] - widest_BSM[..., None]
-        _, self.ngram_rival_loss[...] = self.fitted(features, behind_BSEV, self.own_text(features))
+        behind_BSEV = widest_BSM[..., rival_EV] - widest_BSM[..., own, None]
+        return self.fitted(features, behind_BSEV, self.own_text(features)[..., own])[1]
 
     def route(self, features: Features) -> Routing:
         seen = self.seen(features)

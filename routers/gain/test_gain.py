@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_lab.lab import find_lab
 from moe_lab.nn.pool import Routing
 from moe_lab.routing.conformance import check_router
 from moe_lab.routing.example import SPACE, Example, draw_example, learn_example, make_example_router
+from moe_lab.routing.joining import joined_router
 from moe_lab.routing.router import Router
 
 pytestmark = pytest.mark.slow
@@ -131,6 +133,37 @@ def test_rivals_are_the_next_best_modules_and_are_judged_by_n_grams() -> None:
         got, true = rival_BSM[here][:, rival], behind - behind.mean()
         assert np.corrcoef(got, true)[0, 1] > 0.95
         assert not np.delete(rival_BSM[here], rival, axis=1).any()
+
+
+@pytest.mark.parametrize("rivals", [0, 1])
+def test_a_module_with_a_longer_ladder_joins_and_the_others_stay(rivals: int) -> None:
+    fewer, features = SPACE.without(["south/three"]), draw_example(0, rows=16).features
+    known = GainRouter(GainRouter.Config(rivals=rivals, shrinkage=1), fewer, 8, rngs=nnx.Rngs(0))
+    known.prepare(features._replace(outcomes_BSC=features.outcomes_BSC[..., : len(fewer)]))
+    joined = joined_router(known, SPACE, 8, rngs=nnx.Rngs(0))
+    joined.join(known, features)
+    was, now = (
+        known.excess_losses(features, known.seen(features)),
+        joined.excess_losses(features, joined.seen(features)),
+    )
+    np.testing.assert_array_equal(now[:, :, :2, :3], was)
+    np.testing.assert_array_equal(now[:, :, :2, 3], 0)  # one more rung than the others have: their last one again
+    np.testing.assert_array_equal(joined.level_EM[...][:2, :2], known.level_EM[...])
+    if rivals:
+        np.testing.assert_array_equal(joined.rival_EV[...][:2], [[1, 2], [0, 2]])
+        own_BSE = jnp.broadcast_to(jnp.eye(2)[0], (*features.tokens_BS.shape, 2))
+        before, after = (
+            known.rival_losses(features, own_BSE),
+            joined.rival_losses(features, jnp.pad(own_BSE, 2 * [(0, 0)] + [(0, 1)])),
+        )
+        np.testing.assert_array_equal(after[..., :2], before)
+    # What is counted of the newcomer is what a full training counts of it.
+    anew = GainRouter(joined.config, SPACE, 8, rngs=nnx.Rngs(0))
+    anew.prepare(features)
+    np.testing.assert_allclose(joined.level_EM[...][2], anew.level_EM[...][2], rtol=1e-5)
+    fitted = [router.ngram_excess[...].reshape(-1, 3, 3)[:, 2] for router in (joined, anew)]
+    np.testing.assert_allclose(*fitted, atol=2e-2)
+    assert joined.multiply_adds == anew.multiply_adds
 
 
 def test_without_rivals_modules_are_judged_by_the_text_alone() -> None:

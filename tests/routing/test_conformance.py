@@ -15,6 +15,7 @@ from moe_lab.config import Spec
 from moe_lab.nn.pool import Routing
 from moe_lab.routing.conformance import check_router
 from moe_lab.routing.example import SPACE, draw_example
+from moe_lab.routing.joining import take_over
 from moe_lab.routing.router import Features, Router, available_candidates, masked_mean, route_candidates
 
 
@@ -46,6 +47,20 @@ class Sound(Router):
         assert features.outcomes_BSC is not None
         error = jnp.square(self.losses(features) - features.outcomes_BSC).mean(-1)
         return masked_mean(error, features.segment_ids_BS), {}
+
+
+class MayBeJoined(Sound):
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def join(self, known: Any, features: Features) -> None:
+        take_over(self, known)
+
+
+class ForgetsTheOthers(MayBeJoined):
+    def join(self, known: Any, features: Features) -> None:
+        """Whoever is new is believed, and so is a fresh head of the others."""
 
 
 class NotASpec(Sound):
@@ -209,6 +224,7 @@ class LearnsFromPadding(Sound):
 @pytest.mark.slow
 def test_a_sound_router_passes() -> None:
     check_router(Sound)
+    check_router(MayBeJoined)
 
 
 @pytest.mark.slow
@@ -239,6 +255,7 @@ def test_a_sound_router_passes() -> None:
         (InfiniteLoss, "odds is inf"),
         (LossPerRow, r"rows has shape \(4,\)"),
         (InfiniteGradient, "gradient of head.bias is not finite"),
+        (ForgetsTheOthers, r"a module that joined changes the routing of \d+ tokens that are not its own"),
         (LearnsFromPadding, "padding .* changes the training loss"),
     ],
 )

@@ -1,0 +1,213 @@
+"""Lets modules join a trained router of tokens: what it says of the others stays, little is measured and trained.
+
+Where the rows that the router learned from are here (its text is, and the table that it was trained on lies in the
+runs), only the newcomers are measured on them. All candidates are measured on the text that is given. No text travels
+with a router, so somebody else's old rows may be missing: then the given text is all there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from moe_lab.compose.lockfile import LockedPart, artifact_name, pin
+from moe_lab.compose.model import ComposedModel
+from moe_lab.compose.parts import LoadedTrunk, load_router, state_tensors
+from moe_lab.config import decode
+from moe_lab.data import Corpus, TrainBatches
+from moe_lab.errors import LabError
+from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.extended import ExtendedRouter, find_extended
+from moe_lab.jobs.module import parent
+from moe_lab.jobs.objectives import JoinObjective, fetched
+from moe_lab.jobs.router import MeasuredOutcomes, find_outcomes, outcome_table, routed_model, router_fields
+from moe_lab.jobs.spec import RouterJoinRun, RouterSettings
+from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
+from moe_lab.routing.joining import joined_router
+from moe_lab.routing.outcomes import OutcomeTable
+from moe_lab.routing.router import Router
+from moe_lab.training import fit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Text:
+    """What the router learned from, as far as it is here, and what is new."""
+
+    old: tuple[Corpus, ...]
+    new: tuple[Corpus, ...]
+    whole: bool  # all that it learned from is here
+
+    @property
+    def all(self) -> tuple[Corpus, ...]:
+        return (*self.old, *self.new)
+
+
+def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candidate:
+    """Extends the router, or returns what an identical run made before."""
+    extended = find_extended(workspace, spec.extends, base)
+    settings = _settings(extended, spec)
+    trunk, known, parts = _known(workspace, extended)
+    if not known.joins:
+        kind, modules = _choice(extended)["type"], ", ".join([*(part.ref for part in parts), *spec.add])
+        raise LabError(f"{spec.extends}: no module joins a {kind} router so set; train one with modules: [{modules}]")
+    newcomers = _newcomers(workspace, spec, known)
+    text = _text(workspace, spec, extended, base, trunk)
+    code = contribution_digest(workspace.lab.get("routers", _choice(extended)["type"]).path)
+    inputs = {"extends": extended.part.digest, "router code": code, **data_inputs(text.all)}
+    inputs |= {f"module/{part.ref}": part.digest for part in newcomers}
+    with workspace.open_run(spec, inputs) as run:
+        if run.done:
+            return staged(run)
+        started, d_model, rngs = time.perf_counter(), trunk.spec.d_model, nnx.Rngs(settings.train.seed)
+        model = routed_model(
+            workspace, trunk, [*parts, *newcomers], lambda space: joined_router(known, space, d_model, rngs=rngs)
+        )
+        table, cost = _table(workspace, model, len(parts), text, settings)
+        objective = _objective(model, known, extended, table, text, settings)
+        _require_text_of_others(objective, model, known)
+        result = fit(objective, settings.train, run, progress=workspace.progress)
+        whole = objective.whole(result.params, objective.frozen["known"])
+        tensors = state_tensors(fetched(whole, workspace.mesh))
+        tensors |= state_tensors(fetched(objective.frozen["counted"], workspace.mesh))
+        fields = router_fields(spec, _choice(extended), model, objective, run, settings)
+        if homes := extended.manifest["interface"].get("homes"):
+            fields["interface"]["homes"] |= homes
+        fields["data"] = {"domains": [*_domains(extended), *(corpus.describe() for corpus in text.new)]}
+        fields["lineage"]["parents"].append(parent(extended.part, "extended"))
+        candidate = stage(run, fields, tensors)
+        seconds = time.perf_counter() - started
+        for line in (*_warnings(objective, model, known), _told(newcomers, cost, seconds)):
+            workspace.progress.note(line)
+        run.finish({"candidate": candidate.digest, "metrics": result.metrics, "cost": {**cost, "seconds": seconds}})
+        return candidate
+
+
+def _choice(extended: ExtendedRouter) -> dict[str, Any]:
+    choice: dict[str, Any] = json.loads(extended.manifest["config"]["router"])
+    return choice
+
+
+def _domains(extended: ExtendedRouter) -> list[dict[str, Any]]:
+    domains: list[dict[str, Any]] = extended.manifest["data"]["domains"]
+    return domains
+
+
+def _settings(extended: ExtendedRouter, spec: RouterJoinRun) -> RouterSettings:
+    """As the router was trained, where the config does not say otherwise."""
+    if "candidates" in extended.manifest["interface"]:
+        raise LabError(f"{spec.extends} is a router of questions; candidates join it by kind: question_join")
+    kept = json.loads(extended.manifest["config"].get("training", "{}"))
+    given = spec.model_dump(mode="json", include={"rows", "train"}, exclude_none=True)
+    if not (settings := {**kept, **given}).keys() >= RouterSettings.model_fields.keys():
+        raise LabError(
+            f"{spec.extends} is of an earlier version and does not say how it was trained; add rows: and train:"
+        )
+    return decode(RouterSettings, settings, spec.extends)
+
+
+def _known(workspace: Workspace, extended: ExtendedRouter) -> tuple[LoadedTrunk, Router, list[LockedPart]]:
+    """The trunk, the router and its modules, each by the digest that it was trained with."""
+    pinned = [(each["relation"], LockedPart(ref=each["ref"], digest=each["digest"])) for each in _parents(extended)]
+    for _, part in pinned:
+        workspace.registry.require_pinned(part.ref, part.digest)
+    trunk = workspace.trunk(next(part for relation, part in pinned if relation == "trunk"))
+    router = load_router(extended.registry, workspace.lab, extended.part, trunk)
+    parts = {artifact_name(part.ref): part for relation, part in pinned if relation == "module"}
+    return trunk, router, [parts[name] for name in router.space.modules]
+
+
+def _parents(extended: ExtendedRouter) -> list[Mapping[str, str]]:
+    return [each for each in extended.manifest["lineage"]["parents"] if each["relation"] in ("trunk", "module")]
+
+
+def _newcomers(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list[LockedPart]:
+    parts = [pin(workspace.registry, ref, "module") for ref in spec.add]
+    names = [artifact_name(part.ref) for part in parts]
+    for name in names:
+        if name in known.space.modules:
+            raise LabError(f"{spec.extends} knows {name} already; a new version of it needs a router trained anew")
+        if names.count(name) > 1:
+            raise LabError(f"add: {name} is listed twice; list each module once")
+    return parts
+
+
+def _text(workspace: Workspace, spec: RouterJoinRun, extended: ExtendedRouter, base: Path, trunk: LoadedTrunk) -> _Text:
+    """Finds what the router learned from by its name and digest, among the given domains and in `configs/data`."""
+    given = {corpus.name: corpus for corpus in workspace.corpora(spec.domains, base, trunk.tokenizer)}
+    old = {}
+    for domain in _domains(extended):
+        name, corpus = domain["name"], given.get(domain["name"])
+        try:
+            [corpus] = [corpus] if corpus else workspace.corpora([name], base, trunk.tokenizer)
+        except LabError as error:
+            workspace.progress.note(f"{name}, which {spec.extends} learned from, is not here: {error}")
+            continue
+        if corpus.digest == domain["digest"]:
+            old[name] = corpus
+        else:
+            workspace.progress.note(f"{name} is not the text that {spec.extends} learned from")
+    new = tuple(corpus for name, corpus in given.items() if name not in old)
+    return _Text(old=tuple(old.values()), new=new, whole=len(old) == len(_domains(extended)))
+
+
+def _table(
+    workspace: Workspace, model: ComposedModel, old: int, text: _Text, settings: RouterSettings
+) -> tuple[OutcomeTable, dict[str, int]]:
+    """The outcomes of all candidates, and how many times a candidate had to run a row for them."""
+    where = (settings.rows, settings.train.seq_len)
+    known = find_outcomes(workspace, model.trunk, model.modules[:old], text.old, *where) if text.whole else None
+    made = outcome_table(workspace, model, text.all, *where, known)
+    return made.table, {"measured": _measured(made, known), "of": len(made.table.group_N) * len(model.candidates)}
+
+
+def _measured(made: MeasuredOutcomes, known: OutcomeTable | None) -> int:
+    if not made.fresh:
+        return 0
+    return made.table.loss_NSC[:, 0].size - (known.loss_NSC[:, 0].size if known else 0)
+
+
+def _objective(
+    model: ComposedModel,
+    known: Router,
+    extended: ExtendedRouter,
+    table: OutcomeTable,
+    text: _Text,
+    settings: RouterSettings,
+) -> JoinObjective:
+    train, met = settings.train, {domain["name"] for domain in _domains(extended)}
+    batches = TrainBatches(text.all, None, train.batch_size, train.seq_len, train.seed)
+    return JoinObjective(model.router, known, met, table, train.batch_size, train.seed, model.mesh, batches)
+
+
+def _require_text_of_others(objective: JoinObjective, model: ComposedModel, known: Router) -> None:
+    """Without it a newcomer would learn that all text is its own: such a router was worse than the bare trunk."""
+    if min(objective.own_G) >= (old := len(known.space.modules)):
+        names = " or ".join(model.space.modules[:old])
+        raise LabError(
+            f"domains: no text here is best read by {names}, to tell the newcomers' from; add some such text"
+        )
+
+
+def _warnings(objective: JoinObjective, model: ComposedModel, known: Router) -> list[str]:
+    """What a person should know of how the newcomers fare."""
+    old, names, owners = len(known.space.modules), model.space.modules, set(objective.own_G)
+    lines = [
+        f"{names[e]} loses least on none of this text, so none counts as its own; add its text to domains"
+        for e in range(old, len(names))
+        if e not in owners
+    ]
+    if (ratio := model.space.cost_C.max() / known.space.cost_C.max()) > 1:
+        lines.append(f"the dearest candidate costs {ratio:.2f} times what it did: a price buys less than before")
+    return lines
+
+
+def _told(newcomers: Sequence[LockedPart], cost: Mapping[str, int], seconds: float) -> str:
+    names = " and ".join(artifact_name(part.ref) for part in newcomers)
+    share = f"{cost['measured']:,} of the {cost['of']:,} outcomes (a candidate on a row) that training anew measures"
+    return f"{names} joined in {seconds:.1f} s with {share}"
