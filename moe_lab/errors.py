@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -12,6 +13,23 @@ class LabError(Exception):
 
 class PeerLostError(LabError):
     """Another process of this run is gone. Threads that wait for it never end, so the process must leave at once."""
+
+
+class Interrupted(BaseException):
+    """A person or the system stopped the work. The command line says what was kept and how to go on.
+
+    Attributes:
+        signum: the signal that was sent.
+        kept: the step that was saved before the work ended, for a person; empty if nothing was.
+    """
+
+    def __init__(self, signum: int, kept: str = "") -> None:
+        super().__init__(signum, kept)
+        self.signum, self.kept = signum, kept
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signum).name
+        return f"{name} after {self.kept}" if self.kept else name
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

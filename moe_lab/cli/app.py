@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +18,7 @@ from typer.core import TyperGroup
 
 from moe_lab import __version__
 from moe_lab.cli.commands import COMMANDS
-from moe_lab.errors import LabError, did_you_mean, printable
+from moe_lab.errors import Interrupted, LabError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from moe_lab.lab import Lab
@@ -127,16 +130,18 @@ def root_command(table: Mapping[str, str] = COMMANDS) -> Any:
 def main(argv: Sequence[str] | None = None, table: Mapping[str, str] = COMMANDS) -> int:
     """Runs one command line and returns the exit code.
 
-    A user's mistake is one line and 2, an interruption 130. Whatever else goes wrong is ours and keeps its
-    traceback; MOE_LAB_TRACEBACK=1 keeps it for mistakes as well.
+    A user's mistake is one line and 2, an interruption 130, a SIGTERM 143. Whatever else goes wrong is ours and keeps
+    its traceback; MOE_LAB_TRACEBACK=1 keeps it for mistakes as well.
 
     Args:
         argv: the arguments after the program's name; by default those of this process.
         table: the subcommands, as in `COMMANDS`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    kept = ""
     try:
-        code = root_command(table)(args=arguments, prog_name="moe-lab", standalone_mode=False)
+        with _heeding_sigterm():
+            code = root_command(table)(args=arguments, prog_name="moe-lab", standalone_mode=False)
     except (LabError, OSError, typer.TyperException) as error:
         message = _explain(error)
         if message is None or os.environ.get("MOE_LAB_TRACEBACK"):
@@ -144,13 +149,33 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, str] = COMMANDS)
         print(f"error: {message}", file=sys.stderr)
         _leave(2)
         return 2
+    except Interrupted as stopped:
+        code, kept = 128 + stopped.signum, stopped.kept
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    if code == 130:
-        print(f"\ninterrupted. To go on: {shlex.join(['moe-lab', *arguments])}", file=sys.stderr)
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        where = f" after {kept}, which is saved. To go on from there" if kept else ". To go on"
+        print(f"\ninterrupted{where}: {shlex.join(['moe-lab', *arguments])}", file=sys.stderr)
     code = code if isinstance(code, int) else 0
     _leave(code)
     return code
+
+
+@contextlib.contextmanager
+def _heeding_sigterm() -> Iterator[None]:
+    """Lets a SIGTERM end the work as an interruption does: what is open is closed, and a line says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise Interrupted(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(code: int) -> None:

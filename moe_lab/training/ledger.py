@@ -14,7 +14,7 @@ from moe_lab.training.lock import ProcessIdentity
 LEDGER = "ledger.jsonl"
 RESULT = "result.json"
 
-Event = Literal["started", "resumed", "finished", "failed"]
+Event = Literal["started", "resumed", "finished", "failed", "interrupted"]
 Status = Literal["running", "finished", "failed", "interrupted"]
 
 
@@ -27,7 +27,8 @@ class RunRecord:
     kind: str
     name: str
     status: Status
-    """`interrupted`: begun, not ended, and its process is gone. A run on another host counts as `running`."""
+    """`interrupted`: stopped by a signal, or begun, not ended, and its process is gone. A run on another host whose end
+    nobody recorded counts as `running`."""
     started: str
     updated: str
     attempts: int
@@ -72,8 +73,8 @@ def _fold(runs_dir: Path, run: str, events: list[dict[str, Any]]) -> RunRecord:
 
 def _status(folder: Path, last: dict[str, Any]) -> Status:
     """Returns the state of a run whose newest event is `last`."""
-    if last["event"] == "failed":
-        return "failed"
+    if last["event"] in ("failed", "interrupted"):
+        return last["event"]
     # A process killed between writing the result and the ledger's last line has finished its run.
     if last["event"] == "finished" or (folder / RESULT).exists():
         return "finished"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
 
 import jax
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Interrupted, LabError
 from moe_lab.training.checkpoint import Checkpoints
 from moe_lab.training.durable import explain_full_disk, utc_now
 from moe_lab.training.metrics import TIMING_FIELDS, MetricsLog
@@ -18,6 +19,7 @@ from moe_lab.training.progress import Progress, SilentProgress, Stage
 from moe_lab.training.runs import Run
 from moe_lab.training.spec import TrainSpec
 from moe_lab.training.step import OWN_METRICS, State, abstract, compile_step, initial_state, place, placement
+from moe_lab.training.stopping import Stop, stop_between_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ def fit(objective: Objective, spec: TrainSpec, run: Run, *, progress: Progress |
 
     Raises:
         LabError: the loss or the gradient is not finite, the disk is full, or no checkpoint is readable.
+        Interrupted: SIGINT or SIGTERM came; the step that was running is saved. Not where several processes train
+            together: they would have to agree on the step.
     """
     progress = progress or SilentProgress()
     for note in [*run.notes, *spec.without_effect()]:
@@ -57,8 +61,10 @@ def fit(objective: Objective, spec: TrainSpec, run: Run, *, progress: Progress |
         label = f"{run.kind} {run.name}"
         if training.start:
             progress.note(f"{label}: resuming from step {training.start} of {spec.steps}")
-        with progress.stage(label, spec.steps, objective.unit, done=training.start) as stage:
-            training.advance(stage)
+        # Several processes save the same steps only where these follow from the config.
+        listening = stop_between_steps() if jax.process_count() == 1 else contextlib.nullcontext(Stop())
+        with progress.stage(label, spec.steps, objective.unit, done=training.start) as stage, listening as stop:
+            training.advance(stage, stop)
         return training.result()
 
 
@@ -79,8 +85,9 @@ class _Training:
         self._last = self._log.cut_back(self.start)
         self._clock -= self._last.get("seconds", 0.0)
         self._window = (self.start, time.perf_counter())
+        self._saved_at = time.monotonic()
 
-    def advance(self, stage: Stage) -> None:
+    def advance(self, stage: Stage, stop: Stop) -> None:
         """Takes the remaining steps. The device is asked for values at log points and checkpoints only."""
         spec, objective = self._spec, self._objective
         if self.start >= spec.steps:
@@ -97,9 +104,16 @@ class _Training:
                 batch = place(objective.batch(done), self._where)
             if done % spec.log_every == 0 or done == spec.steps:
                 self._record(done, metrics, stage)
-            if done % spec.checkpoint_every == 0 or done == spec.steps:
+            if done % spec.checkpoint_every == 0 or done == spec.steps or stop.signum is not None or self._is_due():
                 self._save(done)
+            if stop.signum is not None and done < spec.steps:
+                self._checkpoints.wait()
+                raise Interrupted(stop.signum, f"step {done} of {spec.steps} of {self._run.kind} {self._run.name}")
         self._checkpoints.wait()
+
+    def _is_due(self) -> bool:
+        """Whether so much time has gone since the last save that losing it would hurt."""
+        return jax.process_count() == 1 and time.monotonic() - self._saved_at >= self._spec.checkpoint_seconds
 
     def result(self) -> FitResult:
         return FitResult(
@@ -129,6 +143,7 @@ class _Training:
         self._check_finite(int(jax.device_get(self._state["first_nonfinite"])))
         self._log.sync()
         self._checkpoints.save(done, self._state)
+        self._saved_at = time.monotonic()
 
     def _check_finite(self, first: int) -> None:
         """Stops the run at the first loss or gradient that was not finite, before such a state is saved."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from moe_lab.config import fingerprint, to_yaml
-from moe_lab.errors import LabError
+from moe_lab.errors import Interrupted, LabError
 from moe_lab.training.durable import explain_full_disk, is_full_disk, utc_now, write_atomic, write_json
 from moe_lab.training.ledger import RESULT, Event, record_event
 from moe_lab.training.lock import RunLock
@@ -62,9 +62,12 @@ class Run:
 
     def fail(self, reason: str) -> None:
         """Ends this attempt; the next `open_run` for the same config and inputs resumes it."""
+        self._give_up("failed", reason)
+
+    def _give_up(self, event: Event, reason: str) -> None:
         assert self._open, "a run fails once, in the process that opened it"
         try:
-            self._close("failed", reason=" ".join(reason.split()))
+            self._close(event, reason=" ".join(reason.split()))
         except OSError as error:
             # A full disk cannot take the line either, and the error that led here is on its way to the user.
             if not is_full_disk(error):
@@ -82,6 +85,8 @@ class Run:
             self.fail("ended without a result")
         elif isinstance(error, LabError):
             self.fail(str(error))
+        elif isinstance(error, (Interrupted, KeyboardInterrupt)):
+            self._give_up("interrupted", str(error) or "SIGINT")
         else:
             self.fail(f"{type(error).__name__}: {error}".removesuffix(": "))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from moe_lab.registry import Registry
+from moe_lab.training import read_ledger
 from tests.jobs.tiny import write_tiny_lab
 
 pytestmark = pytest.mark.slow
@@ -41,13 +43,23 @@ def test_a_killed_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
     output, _ = start(undisturbed).communicate(timeout=300)
     assert b"published lab/tiny@1" in output, output.decode()
     draw = random.Random(0)
-    for steps in (5, 25, 45):
+    saved = 0
+    for steps, sent in ((5, signal.SIGKILL), (20, signal.SIGINT), (35, signal.SIGTERM), (50, signal.SIGKILL)):
         process = start(killed)
         wait_for_steps(killed, process, steps)
-        time.sleep(draw.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "the training was over before it could be killed"
+        time.sleep(draw.random() * 0.02)
+        process.send_signal(sent)
+        told = process.communicate()[0].decode()
+        if sent == signal.SIGKILL:
+            assert process.returncode == -sent, "the training was over before it could be killed"
+        else:
+            assert process.returncode == 128 + sent, told
+            assert saved == 0 or f"resuming from step {saved} of {STEPS}" in told
+            found = re.search(rf"interrupted after step (\d+) of {STEPS} of trunk lab/tiny, which is saved", told)
+            assert found, told
+            assert told.rstrip().endswith("train trunk --publish")
+            saved = int(found[1])
+            assert [record.status for record in read_ledger(killed / "runs")] == ["interrupted"]
     output, _ = start(killed).communicate(timeout=300)
     assert b"published lab/tiny@1" in output, output.decode()
     digests = [Registry(lab / "registry", create=False).resolve("lab/tiny").digest for lab in (undisturbed, killed)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Interrupted, LabError
 from moe_lab.training import FitResult, PlainProgress
 from moe_lab.training.metrics import TIMING_FIELDS
 from moe_lab.training.optimizer import make_optimizer
@@ -335,3 +336,28 @@ def test_parameters_on_a_mesh_stay_there_and_resume_there(tmp_path: Path) -> Non
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
     subprocess.run([sys.executable, "-W", "error", "-c", SHARDED, str(tmp_path)], env=environment, check=True)
+
+
+def test_steps_are_saved_by_time_too_and_it_is_no_other_run(mlp_run: Any, tmp_path: Path) -> None:
+    often = mlp_run.SPEC.model_copy(
+        update={"steps": 5, "checkpoint_every": 1000, "keep": 9, "checkpoint_seconds": 1e-9}
+    )
+    mlp_run.train(tmp_path, mlp_run.Mlp(), often)
+    saved = sorted(int(path.name) for path in next(tmp_path.glob("test-*/checkpoints")).iterdir() if path.is_dir())
+    assert saved == [1, 2, 3, 4, 5]
+    assert often.model_dump() == often.model_copy(update={"checkpoint_seconds": 60.0}).model_dump()
+
+
+def test_a_signal_ends_the_training_after_its_step(mlp_run: Any, tmp_path: Path) -> None:
+    class Asked(mlp_run.Mlp):
+        def batch(self, step: int) -> Any:
+            if step == 7:  # made while step 7 runs
+                signal.raise_signal(signal.SIGINT)
+            return super().batch(step)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted) as stopped:
+        mlp_run.train(tmp_path, Asked())
+    assert (stopped.value.signum, stopped.value.kept) == (signal.SIGINT, "step 7 of 24 of test team/mlp")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert mlp_run.train(tmp_path, mlp_run.Mlp()).resumed_from == 7

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from moe_lab.config import load_yaml
-from moe_lab.errors import LabError
+from moe_lab.errors import Interrupted, LabError
 from moe_lab.training import Run, open_run, read_ledger
 from moe_lab.training.provenance import git_state
 
@@ -75,14 +76,16 @@ def test_a_finished_run_answers_with_its_result_and_records_nothing_more(tmp_pat
     [
         (LabError("the disk\nis full"), "the disk is full"),
         (ValueError("bad"), "ValueError: bad"),
-        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (KeyboardInterrupt(), "SIGINT"),
+        (Interrupted(signal.SIGTERM, "step 3 of 9 of trunk lab/tiny"), "SIGTERM after step 3 of 9 of trunk lab/tiny"),
     ],
 )
 def test_an_exception_is_recorded_and_the_run_opens_again(tmp_path: Path, error: BaseException, reason: str) -> None:
+    status = "failed" if isinstance(error, Exception) else "interrupted"
     with pytest.raises(type(error)), begin(tmp_path):
         raise error
     (record,) = read_ledger(tmp_path)
-    assert (record.status, record.reason, record.attempts) == ("failed", reason, 1)
+    assert (record.status, record.reason, record.attempts) == (status, reason, 1)
     with begin(tmp_path) as run:
         run.finish({})
     (record,) = read_ledger(tmp_path)
