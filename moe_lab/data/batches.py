@@ -72,7 +72,8 @@ class TrainBatches:
         for index, which in sorted(set(zip(domain.tolist(), epoch.tolist(), strict=True))):
             place = np.flatnonzero((domain == index) & (epoch == which))
             stream, shuffled = self._epoch(index, which)
-            parts.append(pack_rows(self._splits[index], stream, shuffled[row[place]], self.seq_len, index))
+            numbers = shuffled[row[place]]
+            parts.append(pack_rows(self._splits[index], stream, numbers, self.seq_len, index, count_ends=True))
             places.append(place)
         back = np.argsort(np.concatenate(places))
         return Batch(*(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True)))
@@ -113,9 +114,9 @@ def eval_batches(
     limit_rows: int | None = None,
     domain_index: int = 0,
 ) -> list[Batch]:
-    """A split in fixed order, every token that has a predecessor in its document as a target exactly once.
+    """A split in fixed order to measure on: every token of every document is a counted target exactly once.
 
-    All batches have one shape: what is left over is padding, with segment 0 and loss mask 0.
+    The ends of documents are targets that do not count. All batches have one shape: what is left over is padding, with segment 0 and loss mask 0.
 
     Args:
         corpus: the domain.
@@ -132,6 +133,6 @@ def eval_batches(
     total = covering_rows(part, seq_len)
     wanted = min(limit_rows or total, total)
     rows = np.arange(wanted, dtype=np.int64) * total // max(wanted, 1)
-    padding = np.full(-wanted % batch_size, total + 1, np.int64)
+    padding = np.full(-wanted % batch_size, total, np.int64)
     batches = np.concatenate([rows, padding]).reshape(-1, batch_size)
-    return [pack_rows(part, stream, numbers, seq_len, domain_index) for numbers in batches]
+    return [pack_rows(part, stream, numbers, seq_len, domain_index, count_ends=False) for numbers in batches]

@@ -20,8 +20,9 @@ from moe_lab.data.spec import DataSpec
 from moe_lab.data.tokenizers import ByteTokenizer, Int32, Tokenizer
 from moe_lab.errors import LabError
 
-# Part of every digest, and so of every cache key: raise it when encoding or the arrays below change.
-_FORMAT = b"moe-lab corpus 1"
+# Part of every digest, and so of every cache key and run: raise it when encoding, the arrays below or what is counted
+# of a packed row change.
+_FORMAT = b"moe-lab corpus 2"
 _ARRAYS = ("ids", "nbytes", "answer", "starts", "levels")
 
 

@@ -1,7 +1,9 @@
 """Documents packed into rows of fixed length.
 
-Legend: B rows, S positions of a row. A split's documents, in some order, are one stream of tokens; row r
-reads stream positions r*S to r*S + S, the last of them only as a target: neighbouring rows overlap by one.
+Legend: B rows, S positions of a row. A split's documents, in some order, are one stream of tokens, each a target
+once: row r predicts stream positions r*S to r*S + S - 1, each from the token before it. What stands before a document
+is the end token of another (of the stream's last one before the first), so every document is read as if alone after
+one end token, as lm-evaluation-harness does. A document that goes on in the next row goes on from its last token.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ class Batch(NamedTuple):
     Attributes:
         tokens: int32[B, S].
         targets: int32[B, S], the token after each.
-        segment_ids: int32[B, S], the document within the row, from 1; 0 is padding. Attention stays inside.
+        segment_ids: int32[B, S], the target's document within the row, from 1; 0 is padding. Attention stays inside,
+            so the end token in front of a document sees nothing of the one before.
         positions: int32[B, S], from 0 at each document's start and at each row's start.
-        loss_mask: float32[B, S], 0 on padding and where the next token is another document's.
-        target_bytes: int32[B, S], UTF-8 bytes of the target; 0 for end of document and where masked.
+        loss_mask: float32[B, S], 0 on padding and, in batches to measure on, where a document's end is the target.
+        target_bytes: int32[B, S], UTF-8 bytes of the target; 0 for end of document and padding.
         domain: int32[B], index of the corpus.
         level: int32[B, S], exercise level of the document at each position, -1 for other text.
         answer_mask: float32[B, S], 1 on targets in an exercise's answer, the newline after it included.
@@ -62,42 +65,44 @@ def stream_of(split: TokenSplit, order: Int64) -> Stream:
 
 
 def whole_rows(split: TokenSplit, seq_len: int) -> int:
-    """Rows with a target at every position; up to `seq_len` tokens at the end of the stream are in none."""
-    return max(split.tokens - 1, 0) // seq_len
+    """Rows with a target at every position; fewer than `seq_len` tokens at the end of the stream are in none."""
+    return split.tokens // seq_len
 
 
 def covering_rows(split: TokenSplit, seq_len: int) -> int:
-    """Rows, the last one padded, that hold every token that can be a target."""
-    return -(-max(split.tokens - 1, 0) // seq_len)
+    """Rows, the last one padded, in which every token is a target."""
+    return -(-split.tokens // seq_len)
 
 
-def pack_rows(split: TokenSplit, stream: Stream, rows: Int64, seq_len: int, domain: int) -> Batch:
+def pack_rows(split: TokenSplit, stream: Stream, rows: Int64, seq_len: int, domain: int, *, count_ends: bool) -> Batch:
     """The rows with the given numbers; positions past the stream's end are padding.
 
-    The number after `covering_rows` can still meet the stream's last token, which has no target; all rows
-    beyond that one are padding.
+    `count_ends` says whether the end of a document is in the loss mask: it is learned, but it is no text, so it has
+    no part in bits per byte.
     """
     begin = (rows * seq_len)[:, None]
-    at = begin + np.arange(seq_len + 1)
-    inside = at < split.tokens
+    at = begin + np.arange(seq_len)
+    real = at < split.tokens
     at = np.minimum(at, split.tokens - 1)
     place = np.searchsorted(stream.bounds, at, side="right") - 1
-    document, document_start = stream.order[place], stream.bounds[place]
-    source = split.starts[document] + at - document_start
-
-    real = inside[:, :-1]
-    predicted = inside[:, 1:] & (place[:, 1:] == place[:, :-1])
-    ids, target = split.ids[source], source[:, 1:]
-    segment = place[:, :-1] - place[:, :1] + 1
-    position = at[:, :-1] - np.maximum(document_start[:, :-1], np.minimum(begin, split.tokens - 1))
+    start = stream.bounds[place]
+    target = _source(split, stream, at)
+    counted = real if count_ends else real & (at + 1 < stream.bounds[place + 1])
     return Batch(
-        tokens=np.where(real, ids[:, :-1], 0).astype(np.int32),
-        targets=np.where(inside[:, 1:], ids[:, 1:], 0).astype(np.int32),
-        segment_ids=np.where(real, segment, 0).astype(np.int32),
-        positions=np.where(real, position, 0).astype(np.int32),
-        loss_mask=predicted.astype(np.float32),
-        target_bytes=np.where(predicted, split.nbytes[target], 0).astype(np.int32),
+        tokens=np.where(real, split.ids[_source(split, stream, (at - 1) % split.tokens)], 0).astype(np.int32),
+        targets=np.where(real, split.ids[target], 0).astype(np.int32),
+        segment_ids=np.where(real, place - place[:, :1] + 1, 0).astype(np.int32),
+        positions=np.where(real, at - np.maximum(start, begin), 0).astype(np.int32),
+        loss_mask=counted.astype(np.float32),
+        target_bytes=np.where(real, split.nbytes[target], 0).astype(np.int32),
         domain=np.full(len(rows), domain, np.int32),
-        level=np.where(real, split.levels[document[:, :-1]], -1).astype(np.int32),
-        answer_mask=(predicted & split.answer[target]).astype(np.float32),
+        level=np.where(real, split.levels[stream.order[place]], -1).astype(np.int32),
+        answer_mask=(real & split.answer[target]).astype(np.float32),
     )
+
+
+def _source(split: TokenSplit, stream: Stream, at: Int64) -> Int64:
+    """Where in the split the tokens at positions of the stream are."""
+    place = np.searchsorted(stream.bounds, at, side="right") - 1
+    found: Int64 = split.starts[stream.order[place]] + at - stream.bounds[place]
+    return found

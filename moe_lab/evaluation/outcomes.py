@@ -110,7 +110,7 @@ def _tabulated(
         loss_NSC=np.concatenate(losses),
         hidden_NSD=np.concatenate(hiddens),
         tokens_NS=np.concatenate([batch.tokens for batch in batches]),
-        # A token whose successor is another document has no outcome; it is the last of its document.
+        # The end of a document is no outcome; what predicts it is the last token of its document.
         segment_ids_NS=np.where(counted, segments, 0).astype(np.int32),
         bytes_NS=np.concatenate([batch.target_bytes for batch in batches]),
         group_N=np.concatenate([batch.domain for batch in batches]),

@@ -26,7 +26,11 @@ BatchLosses = Callable[[Batch], jax.Array]
 
 
 def bits_per_byte(losses: BatchLosses, batches: Iterable[Batch]) -> float:
-    """Loss of all counted tokens in bits, over the bytes that they stand for."""
+    """Loss of all counted tokens in bits, over the bytes that they stand for.
+
+    As lm-evaluation-harness counts: each document after an end token, its first token included, its end neither in
+    the loss nor in the bytes. `eval_batches` makes rows of which this holds.
+    """
     nats = total_bytes = 0.0
     for batch in batches:
         nats += float((np.asarray(losses(batch), np.float64) * batch.loss_mask).sum())

@@ -46,17 +46,14 @@ def oracle(split: TokenSplit, row: int, seq_len: int) -> list[tuple[int, ...]]:
         if at >= len(stream):
             cells.append((0, 0, 0, 0, 0, 0, -1, 0))
             continue
-        document, place = stream[at]
+        document, target = stream[at]
         if column == 0 or stream[at - 1][0] != document:
             segment, position = segment + 1, 0
-        target, mask, size, answer = 0, 0, 0, 0
-        if at + 1 < len(stream):
-            target = int(split.ids[stream[at + 1][1]])
-            if stream[at + 1][0] == document:
-                mask, size = 1, int(split.nbytes[place + 1])
-                answer = int(split.answer[place + 1])
-        level = int(split.levels[document])
-        cells.append((int(split.ids[place]), target, segment, position, mask, size, level, answer))
+        before = stream[at - 1][1] if at else stream[-1][1]
+        counted = int(target + 1 != split.starts[document + 1])
+        size, answer, level = int(split.nbytes[target]), int(split.answer[target]), int(split.levels[document])
+        read, predicted = int(split.ids[before]), int(split.ids[target])
+        cells.append((read, predicted, segment, position, counted, size, level, answer))
         position += 1
     return cells
 
@@ -67,7 +64,7 @@ def test_eval_rows_are_what_the_oracle_packs(lengths: list[int], seq_len: int, b
     split = numbered_split(lengths)
     corpus = Corpus("c", ByteTokenizer(), {"test": split}, "sha256-0")
     batches = eval_batches(corpus, "test", batch_size, seq_len, domain_index=7)
-    rows = -(-(split.tokens - 1) // seq_len)
+    rows = -(-split.tokens // seq_len)
     assert len(batches) == -(-rows // batch_size)
     for index, batch in enumerate(batches):
         check_shapes(batch, batch_size, seq_len)
@@ -98,27 +95,34 @@ def check_shapes(batch: Batch, rows: int, seq_len: int) -> None:
 
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=8), st.integers(1, 30))
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
-def test_target_bytes_are_all_bytes_but_the_first_token_of_each_document(
+def test_every_byte_is_counted_once_and_no_end(
     kind: str, request: pytest.FixtureRequest, texts: list[str], seq_len: int
 ) -> None:
     tokenizer: Tokenizer = ByteTokenizer() if kind == "byte" else request.getfixturevalue("bpe")
-    corpus = corpus_of(*texts, tokenizer=tokenizer)
-    batches = eval_batches(corpus, "test", 3, seq_len)
-    predicted = sum(int(batch.target_bytes.sum()) for batch in batches)
-    firsts = sum(int(tokenizer.encode(text)[1][0]) for text in texts)
-    assert predicted == sum(len(text.encode()) for text in texts) - firsts
-    targets = sum(int(batch.loss_mask.sum()) for batch in batches)
-    assert targets == sum(len(tokenizer.encode(text)[0]) for text in texts)
+    batches = eval_batches(corpus_of(*texts, tokenizer=tokenizer), "test", 3, seq_len)
+    assert sum(int(batch.target_bytes.sum()) for batch in batches) == sum(len(text.encode()) for text in texts)
+    counted = np.concatenate([batch.targets[batch.loss_mask > 0] for batch in batches])
+    expected = np.concatenate([tokenizer.encode(text)[0] for text in texts])
+    np.testing.assert_array_equal(counted, expected)
 
 
-def test_a_row_in_the_middle_of_a_document_starts_at_position_zero_and_still_predicts() -> None:
+def test_a_document_starts_after_one_end_token_that_sees_nothing_else() -> None:
+    (batch,) = eval_batches(corpus_of("ab", "c"), "test", 1, 6)
+    assert batch.tokens[0].tolist() == [256, ord("a"), ord("b"), 256, ord("c"), 0]
+    assert batch.targets[0].tolist() == [ord("a"), ord("b"), 256, ord("c"), 256, 0]
+    assert batch.segment_ids[0].tolist() == [1, 1, 1, 2, 2, 0]
+    assert batch.positions[0].tolist() == [0, 1, 2, 0, 1, 0]
+    assert batch.loss_mask[0].tolist() == [1, 1, 0, 1, 0, 0]
+
+
+def test_a_row_in_the_middle_of_a_document_goes_on_from_its_last_token() -> None:
     (batch,) = eval_batches(corpus_of("abcdefgh"), "test", 2, 5)
-    assert bytes(batch.tokens[1][:3].astype(np.uint8)) == b"fgh"
+    assert bytes(batch.tokens[1][:4].astype(np.uint8)) == b"efgh"
     assert batch.positions[1].tolist() == [0, 1, 2, 3, 0]
     assert batch.segment_ids[1].tolist() == [1, 1, 1, 1, 0]
-    assert batch.targets[1].tolist() == [ord("g"), ord("h"), 256, 0, 0]
+    assert batch.targets[1].tolist() == [ord("f"), ord("g"), ord("h"), 256, 0]
     assert batch.loss_mask[1].tolist() == [1, 1, 1, 0, 0]
-    assert batch.target_bytes[1].tolist() == [1, 1, 0, 0, 0]
+    assert batch.target_bytes[1].tolist() == [1, 1, 1, 0, 0]
 
 
 def test_limited_rows_are_distinct_and_spread_over_the_split() -> None:

@@ -140,3 +140,17 @@ def test_leaving_a_module_out_takes_its_candidates_and_nothing_else() -> None:
     np.testing.assert_array_equal(smaller.loss_NSC, table.loss_NSC[..., [0, 1, 4, 5, 6]])
     for name in ARRAYS[1:]:
         np.testing.assert_array_equal(getattr(smaller, name), getattr(table, name), err_msg=name)
+
+
+def test_a_group_is_at_home_with_the_module_that_loses_least_on_its_counted_tokens_at_full_width() -> None:
+    table = make_table(sequences=4)
+    table.group_N[:] = (0, 1, 0, 1)
+    table.segment_ids_NS[:] = (1, 1, 1, 1, 0)
+    table.loss_NSC[:] = 2.0
+    widest = table.space.widest_E
+    table.loss_NSC[table.group_N == 0, :, widest[2]] = 1.0
+    table.loss_NSC[table.group_N == 0, :, widest[1]] = 3.0
+    table.loss_NSC[table.group_N == 1, :, widest[1]] = 1.5
+    table.loss_NSC[:, :, widest[0]] = np.where(table.mask_NS, 2.5, -9.0)  # best only where nothing counts
+    table.loss_NSC[:, :, 4] = 0.5  # a narrow rung of the third module
+    assert table.own_G.tolist() == [2, 1]
