@@ -64,8 +64,11 @@ def _folder(ctx: typer.Context, run: str, overrides: list[str]) -> Path:
 def print_figures(results: RouteResults) -> None:
     """The main metric of the router and of what needs no learning, and whether it abstains."""
     from moe_lab.cli.tables import print_table
+    from moe_lab.evaluation.route_claims import claimed_gains, describe_doubts
+    from moe_lab.evaluation.route_report import main_metric
 
-    main = [figure for figure in results.figures if figure.metric in ("APGR", "AIQ") and figure.interval is not None]
+    metric = main_metric(results)
+    main = [figure for figure in results.figures if figure.metric == metric and figure.interval is not None]
     rows = [
         (figure.role.replace("_", " "), f"{figure.value:.4f}", f"{i.low:.4f} to {i.high:.4f}")
         for figure in main
@@ -74,28 +77,32 @@ def print_figures(results: RouteResults) -> None:
     folds = f"each of {results.folds} groups left out" if results.by_group else f"{results.folds}-fold out of fold"
     if results.newcomers:
         folds = "before and after joining"
-    title = f"{main[0].metric}, {folds}, {results.items} items of {results.table}"
-    print_table(title, ("router", main[0].metric, "95% interval"), rows, right=(main[0].metric,))
+    print_table(
+        f"{metric}, {folds}, {results.items} items of {results.table}",
+        ("router", metric, "95% interval"),
+        rows,
+        right=(metric,),
+    )
+    for told, gain in claimed_gains(results).values():
+        print(f"{told}: {gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}), mean over all costs")
     above, below, of = results.beside_group_table
-    if of:
+    if of and results.groups_tell:
         print(f"at {above} of {of} of the group table's own costs the router is above it, at {below} below (95%)")
-    for figure in results.figures:
-        if figure.role == "before" and figure.metric == "AIQ gained over" and (i := figure.interval) is not None:
-            print(f"AIQ gained by joining: {i.mean:+.4f} ({i.low:.4f} to {i.high:.4f})")
     for row in results.newcomers:
         print(
             f"{row.name} joined on {row.items} items and gets {row.share.mean:.0%} of the questions "
             f"({row.share.low:.0%} to {row.share.high:.0%}) at price {results.shown_price:.4g}, at most "
             f"{row.greatest_share:.0%} at price {row.greatest_share_price:.4g}"
         )
-    for warning in results.warnings:
+    for warning in (*results.warnings, *describe_doubts(results)):
         print(f"note: {warning}")
     abstained = [verdict for verdict in results.verdicts if verdict.mode != "learned"]
     if abstained:
         modes = ", ".join(sorted({verdict.mode.replace("_", " ") for verdict in abstained}))
         names = f", on {', '.join(str(verdict.group) for verdict in abstained)}" if results.by_group else ""
         print(
-            f"abstained in {len(abstained)} of {results.folds} folds (to: {modes}){names}: no better on held-back items"
+            f"abstained in {len(abstained)} of {results.folds} folds (to: {modes}){names}: not surely better on "
+            "held-back items"
         )
     if results.mode != "learned":
         print(f"the router that was kept abstains: it answers as the {results.mode.replace('_', ' ')} does")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moe_lab.evaluation.markup import Content, Markup, element, join
 from moe_lab.evaluation.page import note, section
-from moe_lab.evaluation.route_cells import number, span, table, tile
+from moe_lab.evaluation.route_cells import number, table
 from moe_lab.evaluation.wording import count, counted, share
 from moe_lab.questions.results import CurveRole, NewcomerRow, RouteResults
 
@@ -33,9 +33,13 @@ _WORDS = {
         "Throws dice between the candidates that are best by the means that the router keeps. A router that is not "
         "above it has learnt nothing of use."
     ),
+    "deferral area": (
+        "The mean height of the curve as it is drawn, from the cost of the cheapest candidate that was there before to "
+        "that of the dearest of all. Its difference to another router's is what is gained at equal cost."
+    ),
     "AIQ": (
-        "The mean height of the concave hull of quality against cost, from the cost of the cheapest candidate that was "
-        "there before to that of the dearest of all."
+        "The same of the concave hull of the curve. The hull picks the prices that did best on the very questions it "
+        "counts, so it is no policy that could have been run, and finds gains in noise."
     ),
 }
 _NOT_THERE = ("out of fold", "APGR", "CPT(x)")
@@ -65,12 +69,6 @@ def joined_section(results: RouteResults) -> Markup:
         f"without the newcomer lies above zero, at {below} below."
     )
     return section("What joined", caption, table(heads, [_row(row) for row in results.newcomers]), beside)
-
-
-def before_tile(results: RouteResults) -> Markup:
-    """What joining gained, paired."""
-    found = next(f for f in results.figures if f.metric == "AIQ gained over" and f.role == "before")
-    return tile(number(found.value, sign=True), "AIQ gained by joining", span(found.interval))
 
 
 def joined_words(words: Words) -> Words:

@@ -9,10 +9,10 @@ from moe_lab.evaluation.markup import Content, Markup, element, join
 from moe_lab.evaluation.page import folded, note, render_page, section
 from moe_lab.evaluation.report_figures import drawing, legend
 from moe_lab.evaluation.route_cells import EN_DASH, cell, number, span, table, tile
+from moe_lab.evaluation.route_claims import claimed_gains, describe_doubts
 from moe_lab.evaluation.route_joined import (
     CURVES,
     LEGEND,
-    before_tile,
     joined_section,
     joined_words,
     made_caption,
@@ -20,7 +20,7 @@ from moe_lab.evaluation.route_joined import (
 )
 from moe_lab.evaluation.route_pictures import STYLES, calibration_colours, calibration_svg, quality_svg
 from moe_lab.evaluation.wording import count, counted, duration, moment, share
-from moe_lab.questions.results import CurveRole, GroupRow, RouteResults
+from moe_lab.questions.results import AREA, CurveRole, FoldVerdict, GroupRow, RouteResults
 
 _MODES = {
     "learned": "routes by what it learnt",
@@ -56,9 +56,17 @@ _WORDS = (
     ),
     ("CPT(x)", "The least share of questions to send to the dearer candidate so that x of the gap is recovered."),
     (
+        "deferral area",
+        "The mean height of the curve as it is drawn, between the cheapest and the dearest candidate's cost: of the "
+        "router's own prices, and between two neighbours of dice thrown between them. Its difference to another "
+        "router's is what is gained at equal cost, as a mean over all costs.",
+    ),
+    (
         "AIQ",
         "The mean height of the concave hull of quality against cost, between the cheapest and the dearest "
-        "candidate's cost. RouterBench's code divides the area by the greatest cost instead.",
+        "candidate's cost. The hull picks the prices that did best on the very questions it counts, so it is no policy "
+        "that could have been run, and finds gains in noise. RouterBench's code divides the area by the greatest cost "
+        "instead.",
     ),
     (
         "95% interval",
@@ -90,8 +98,8 @@ def render_route_report(results: RouteResults) -> str:
 
 
 def main_metric(results: RouteResults) -> str:
-    """APGR for two candidates, AIQ for any other number."""
-    return "APGR" if results.figure("APGR") is not None else "AIQ"
+    """APGR for two candidates, the deferral area for any other number."""
+    return "APGR" if results.figure("APGR") is not None else AREA
 
 
 def _header(results: RouteResults) -> Markup:
@@ -104,17 +112,15 @@ def _header(results: RouteResults) -> Markup:
     own = next(f for f in results.figures if f.metric == metric and f.role == "routed")
     cost = results.router_cost
     tiles = [
-        tile(number(own.value), metric if results.newcomers else f"{metric}, out of fold", span(own.interval)),
-        before_tile(results) if results.newcomers else None,
-        _against(results, metric, "group_table", "group table"),
-        _against(results, metric, "zero_router", "zero router"),
+        tile(number(own.value), _headline(results, metric), span(own.interval)),
+        *(tile(number(gain.mean, sign=True), told, span(gain)) for told, gain in claimed_gains(results).values()),
         tile(
             f"{cost.microseconds_per_question:,.0f} µs", "to route one question", f"{count(cost.parameters)} parameters"
         ),
     ]
     verdict = element("p", element("span", _MODES[results.mode], class_="name"), class_="line")
     tiled = element("div", tiles, class_="tiles")
-    warned = [element("p", warning, class_="note") for warning in results.warnings]
+    warned = [element("p", text, class_="note") for text in (*results.warnings, *describe_doubts(results))]
     return element("header", element("h1", results.name), element("p", line, class_="line"), verdict, warned, tiled)
 
 
@@ -124,16 +130,17 @@ def _folds(results: RouteResults) -> str:
     return f"each of {results.folds} groups left out in turn" if results.by_group else f"{results.folds} folds"
 
 
-def _against(results: RouteResults, metric: str, role: CurveRole, label: str) -> Markup:
-    found = next(f for f in results.figures if f.metric == f"{metric} gained over" and f.role == role)
-    return tile(number(found.value, sign=True), f"{metric} gained over the {label}", span(found.interval))
+def _headline(results: RouteResults, metric: str) -> str:
+    plain = "mean quality over all costs" if metric == AREA else metric
+    return plain if results.newcomers else f"{plain}, out of fold"
 
 
 def _curves(results: RouteResults) -> Markup:
     caption = (
         "Each line is one router at every price. Further left is cheaper, higher is better. The router should run "
         "above the dashed grey line, which needs no router at all, and above the group table, which is told the group. "
-        "The lower panel shows what it gains at equal cost: where the whole band lies above zero, routing helps."
+        "The lower panel shows what it gains at equal cost. The band is the 95% interval of each cost by itself, of "
+        "the policy that is drawn: of 20 costs one may lie outside of it by chance."
     )
     roles = [curve.role for curve in results.curves]
     labels: dict[CurveRole, str] = {curve.role: curve.label for curve in results.curves if curve.role != "fixed"}
@@ -148,7 +155,7 @@ def _curves(results: RouteResults) -> Markup:
     beside = note(
         f"At {above} of {of} of the group table's own costs the whole 95% interval of this router minus the group "
         f"table lies above zero, at {below} below."
-        if of
+        if of and results.groups_tell
         else None
     )
     cut = note("The oracle runs out of the top of the figure: its points are in the table.")
@@ -179,7 +186,13 @@ def _figures(results: RouteResults) -> Markup:
     roles = [role for role in STYLES if role in labels]
     metrics = list(dict.fromkeys(figure.metric for figure in results.figures))
     metrics.sort(
-        key=lambda metric: (metric.split(" ")[0] not in ("APGR", "AIQ"), "code" in metric, metric.startswith("cost"))
+        key=lambda metric: (
+            not metric.startswith(main_metric(results)),
+            not metric.startswith(AREA),
+            metric.split(" ")[0] not in ("APGR", "AIQ"),
+            "code" in metric,
+            metric.startswith("cost"),
+        )
     )
     rows = []
     for metric in metrics:
@@ -242,16 +255,16 @@ def _made(results: RouteResults) -> Markup:
         f"The router that was kept learnt from all {count(results.items)} questions and {_MODES[results.mode]}. "
         f"Running it takes {cost.microseconds_per_question:,.1f} microseconds a question, text included, measured on "
         f"one batch of {cost.questions_per_batch}; it has {count(cost.parameters)} parameters. For each fold: what "
-        "its router was let do, and the area under the deferral curve on held-back questions that decided it."
+        "its router was let do, the area under the deferral curve on held-back questions, and the paired differences "
+        "that decided: it routes by what it learnt where their whole 95% intervals lie above zero."
     )
-    rows: list[tuple[Content, ...]] = [
-        (
-            str(verdict.fold + 1) if verdict.group is None else verdict.group,
-            _MODES[verdict.mode],
-            *(number(verdict.validation[name]) for name in ("learned", "group_table", "zero_router")),
-        )
-        for verdict in results.verdicts
+    compared = [
+        name
+        for name in ("learned", "group_table", "zero_router")
+        if all(name in verdict.validation for verdict in results.verdicts)
     ]
+    over = [name for name in compared if name != "learned"]
+    rows = [_verdict_row(verdict, compared, over) for verdict in results.verdicts]
     candidates: list[tuple[Content, ...]] = [
         (
             c.name,
@@ -270,11 +283,28 @@ def _made(results: RouteResults) -> Markup:
         "Every group was scored by a router that never saw it. A group table has no row for such a group: it answers "
         "with the mean of all items, as the zero router does. The items held back are whole groups too."
     )
+    labels = {"learned": "learned", "group_table": "group table", "zero_router": "zero router"}
     folds = table(
-        ("group left out" if results.by_group else "fold", "verdict", "learned", "group table", "zero router"), rows
+        (
+            "group left out" if results.by_group else "fold",
+            "verdict",
+            *(labels[name] for name in compared),
+            *(f"learned minus {labels[name]}" for name in over),
+        ),
+        rows,
     )
     told = [unseen] if results.by_group else []
     return section("The router and its table", caption, folds, *told, table(heads, candidates), digest)
+
+
+def _verdict_row(verdict: FoldVerdict, compared: list[str], over: list[str]) -> tuple[Content, ...]:
+    gains = [verdict.gains[f"learned over {name}"] for name in over]
+    return (
+        str(verdict.fold + 1) if verdict.group is None else verdict.group,
+        _MODES[verdict.mode],
+        *(number(verdict.validation[name]) for name in compared),
+        *(cell(gain.mean, gain, sign=True) for gain in gains),
+    )
 
 
 def _words(results: RouteResults) -> Markup:

@@ -11,7 +11,7 @@ from moe_lab.config import canonical_json
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.extended import ExtendedRouter, find_extended
-from moe_lab.jobs.questions import find_table, load_question_router, save_report
+from moe_lab.jobs.questions import STATISTICS, find_table, load_question_router, save_report
 from moe_lab.jobs.spec import QuestionJoinRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.questions.join import JoinReport, join
@@ -25,7 +25,7 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
     known = find_extended(workspace, spec.extends, base)
     router = load_question_router(known.registry, known.part.digest)
     table, warnings = find_table(workspace.lab, spec.table, base)
-    inputs, measured = {"router": known.part.digest, "table": table.digest}, table
+    inputs, measured = {"router": known.part.digest, "table": table.digest, "statistics": STATISTICS}, table
     if spec.measured_on is not None:
         measured, more = find_table(workspace.lab, spec.measured_on, base)
         inputs["measured_on"], warnings = measured.digest, [*warnings, *more]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from moe_lab.questions.evaluate import measure_router, score_out_of_fold
 from moe_lab.questions.features import RawFeatures, raw_features
 from moe_lab.questions.folds import evaluation_folds
 from moe_lab.questions.read import read_table
-from moe_lab.questions.results import RouteResults
+from moe_lab.questions.results import AREA, RouteResults
 from moe_lab.questions.router import QuestionRouter
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable
@@ -27,12 +28,14 @@ from moe_lab.training.durable import write_json
 
 RESULTS_FILE = "route-results.json"
 REPORT_FILE = "route-report.html"
+STATISTICS = "2"
+"""Part of a run's identity: how routers decide to abstain, and what reports count as a gain."""
 
 
 def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -> Candidate:
     """Trains the router, or returns what an identical run on an identical table made before."""
     table, warnings = find_table(workspace.lab, spec.table, base)
-    inputs = {"table": table.digest}
+    inputs = {"table": table.digest, "statistics": STATISTICS}
     if spec.features.encoder is not None:
         inputs["encoder"] = open_encoder(spec.features.encoder).digest
     with workspace.open_run(spec, inputs) as run:
@@ -91,7 +94,14 @@ def save_report(results: RouteResults, folder: Path) -> Path:
 def finished_results(folder: Path) -> RouteResults:
     """The results in the run folder of a question router."""
     try:
-        return RouteResults.model_validate_json((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+        text = (folder / RESULTS_FILE).read_text(encoding="utf-8")
+        saved = json.loads(text)
+        if isinstance(saved, dict) and saved.get("format") == 1:
+            raise LabError(
+                f"{folder}: these results are of an earlier version, which took gains on the concave hull and so found "
+                "some in noise; train the config again: moe-lab train CONFIG"
+            )
+        return RouteResults.model_validate_json(text)
     except FileNotFoundError as error:
         if not (folder / "result.json").is_file() or not folder.name.startswith("question_join-"):
             raise _unfinished(folder) from error
@@ -126,5 +136,5 @@ def _fields(spec: QuestionRouterRun, table: ItemTable, router: QuestionRouter, f
 
 def _headline(results: RouteResults) -> dict[str, float]:
     """What the ledger's result keeps: the main metric of the router and of its baselines."""
-    kept = [f for f in results.figures if f.metric in ("APGR", "AIQ") and f.value is not None]
+    kept = [f for f in results.figures if f.metric in ("APGR", "AIQ", AREA) and f.value is not None]
     return {f"{figure.metric} of {figure.role}": round(float(figure.value or 0.0), 4) for figure in kept}

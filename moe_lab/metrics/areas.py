@@ -58,34 +58,95 @@ def aiq(points_P2: ArrayLike, over: CostRange) -> float:
 def deferral_area(points_P2: ArrayLike, over: CostRange) -> float:
     """Mean height of the curve as it was measured, straight between its points in order of cost, without a hull.
 
-    Of points of equal cost the best counts. It sees dips that `aiq` covers. Left of the first point and right of the
-    last it is flat.
+    A straight line is what throwing dice between the two prices at its ends reaches, so all of the curve is a policy
+    that was fixed before any outcome was seen; `aiq` picks its prices by the outcomes that it then counts. Points of
+    equal cost count with their mean. Left of the first point and right of the last it is flat.
     """
-    points = np.asarray(points_P2, np.float64)
-    order = np.lexsort((-points[:, 1], points[:, 0]))
-    cost, first = np.unique(points[order, 0], return_index=True)
-    quality = points[order, 1][first]
+    cost, quality = _measured_line(points_P2)
     if over.high <= over.low:
         return float(np.interp(over.low, cost, quality))
     grid = np.unique(np.concatenate([[over.low], np.clip(cost, over.low, over.high), [over.high]]))
     return float(np.trapezoid(np.interp(grid, cost, quality), grid) / (over.high - over.low))
 
 
-def quality_at_budget(points_P2: ArrayLike, budget: float) -> float:
-    """The best mean quality whose mean cost is not above a budget, mixing two policies where needed."""
-    return -float(quality_hull(points_P2).at(budget))
+def quality_at_budget(points_P2: ArrayLike, budget: ArrayLike) -> Floats:
+    """Mean quality at mean costs: that of the two points nearest in cost, mixed at random to meet the budget.
+
+    Which two are mixed depends on costs alone, so a lucky price is not picked. Flat right of the last point, and left
+    of the first.
+    """
+    return np.interp(np.asarray(budget, np.float64), *_measured_line(points_P2))
 
 
 def cost_at_quality(points_P2: ArrayLike, quality: float) -> float:
-    """The least mean cost with at least this mean quality, mixing two policies where needed; infinite if none has it.
+    """The least mean cost from which on the measured curve is nowhere below a quality; infinite if its dear end is.
 
-    At the quality of the dearest candidate this is the cost at iso-quality.
+    At the quality of the dearest candidate this is the cost at iso-quality. The first cost at which the curve gets
+    there would be a price picked by the outcomes that it is judged by.
     """
-    hull = quality_hull(points_P2)
-    reached_V = -hull.losses_V
-    if quality > reached_V[-1]:
+    cost, reached = _measured_line(points_P2)
+    # A mean of the same outcomes in another order may round to a hair below itself.
+    below = np.flatnonzero(reached < quality - 1e-12 * max(1.0, abs(quality)))
+    if not len(below):
+        return float(cost[0])
+    last = below[-1]
+    if last == len(cost) - 1:
         return float("inf")
-    return float(np.interp(quality, reached_V, hull.costs_V))
+    part = (quality - reached[last]) / (reached[last + 1] - reached[last])
+    return float(cost[last] + min(1.0, part) * (cost[last + 1] - cost[last]))
+
+
+def _measured_line(points_P2: ArrayLike) -> tuple[Floats, Floats]:
+    """Costs, rising strictly, and the mean quality of the points that have each."""
+    points = np.asarray(points_P2, np.float64)
+    cost, place, times = np.unique(points[:, 0], return_inverse=True, return_counts=True)
+    return cost, np.bincount(place, points[:, 1]) / times
+
+
+def area_by_item(choices: list[Choice], quality_NC: ArrayLike, cost_NC: ArrayLike) -> Floats:
+    """What each item adds to the area under a router's curve [N]: their mean is `deferral_area`.
+
+    The area is made of products of mean costs and mean qualities. Here it is linear in the items (the delta method),
+    so that intervals of differences are those of a mean over items.
+
+    Args:
+        choices: of rising prices, as `price_grid` has them: from the dear end of the curve to all items on the
+            cheapest candidate. The curve is flat from its dear end to the cost of the dearest candidate.
+    """
+    quality, cost = np.asarray(quality_NC, np.float64), np.asarray(cost_NC, np.float64)
+    rows, dearest = np.arange(len(quality)), int(cost.mean(axis=0).argmax())
+    rising = choices[::-1]
+    quality_PN = np.stack([quality[rows, choice] for choice in [*rising, rising[-1]]])
+    cost_PN = np.stack([*(cost[rows, choice] for choice in rising), cost[:, dearest]])
+    range_N = cost_PN[-1] - cost_PN[0]
+    width = range_N.mean()
+    if width <= 0:
+        return quality_PN[-1]
+    height_PN, step_PN = (quality_PN[1:] + quality_PN[:-1]) / 2, np.diff(cost_PN, axis=0)
+    height_P, step_P = height_PN.mean(axis=1), step_PN.mean(axis=1)
+    area = height_P @ step_P / width
+    return (height_P @ step_PN + step_P @ height_PN - area * range_N) / width
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Cost and quality of every item under each of several policies, to be weighed anew in each resample."""
+
+    cost_PN: Floats
+    quality_PN: Floats
+
+    @staticmethod
+    def of(choices: list[Choice], quality_NC: Floats, cost_NC: Floats) -> Picked:
+        """Of each choice [N]."""
+        rows = np.arange(len(quality_NC))
+        return Picked(
+            np.stack([cost_NC[rows, choice] for choice in choices]),
+            np.stack([quality_NC[rows, choice] for choice in choices]),
+        )
+
+    def points(self, weight_N: Floats) -> Floats:
+        """(mean cost, mean quality) of each policy [P, 2] when the items count that often."""
+        return np.stack([values_PN @ weight_N for values_PN in (self.cost_PN, self.quality_PN)], 1) / weight_N.sum()
 
 
 def mix_to_budget(

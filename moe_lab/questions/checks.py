@@ -125,7 +125,7 @@ def _duplicates(table: ItemTable, refuse: bool) -> list[str]:
 def _groups(table: ItemTable) -> list[str]:
     # A table that names no groups has the one called "all"; there is nothing to warn of.
     if len(table.groups) == 1 and table.groups != ("all",):
-        return [f"only one group, {table.groups[0]}: the group table is the best fixed candidate"]
+        return [f"only one group, {table.groups[0]}: there is no group table to compare with"]
     return []
 
 

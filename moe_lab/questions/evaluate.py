@@ -13,7 +13,8 @@ from typing import Any
 import joblib
 import numpy as np
 
-from moe_lab.metrics.choices import Choice, choose, group_means_out_of_fold
+from moe_lab.metrics.areas import quality_hull
+from moe_lab.metrics.choices import Choice, choose, fixed, group_means_out_of_fold
 from moe_lab.questions.features import RawFeatures
 from moe_lab.questions.folds import evaluation_folds, outside
 from moe_lab.questions.results import CurveRole, FoldVerdict, RouterCost
@@ -69,12 +70,21 @@ class OutOfFold:
 
     def choices(self, role: CurveRole, points: int) -> tuple[list[float], list[Choice]]:
         """Prices, and each one's choice [N]."""
+        if role == "zero_router":
+            return self._mixed_candidates()
         predicted = self.predicted(role)
         # The oracle knows what each item will cost as well.
         cost = relative_items(self.table) if role == "oracle" else relative_cost(self.table.cost_C)
         cost = cost[..., : predicted.shape[1]]
         prices = price_grid(predicted, cost, points)
         return prices, [choose(-predicted, cost, price) for price in prices]
+
+    def _mixed_candidates(self) -> tuple[list[float], list[Choice]]:
+        """The candidates that the zero router mixes; each price is the last at which a dearer one would be taken."""
+        hull = quality_hull(np.stack([relative_cost(self.table.cost_C), self.mean_NC[0]], axis=1))
+        slopes = np.diff(-hull.losses_V) / np.diff(hull.costs_V)
+        prices = [0.0, *slopes[::-1].tolist()]
+        return prices, [fixed(int(candidate), len(self.table)) for candidate in hull.candidates_V[::-1]]
 
 
 def relative_items(table: ItemTable) -> np.ndarray:
@@ -106,14 +116,25 @@ def score_out_of_fold(
         told(len(done))
     *of_folds, (kept, _, _) = done
     routed, learned = np.empty_like(table.quality_NC), np.empty_like(table.quality_NC)
-    verdicts = []
-    for fold, (items, (trained, routed_NC, learned_NC)) in enumerate(zip(inside, of_folds, strict=True)):
-        routed[items], learned[items] = routed_NC, learned_NC
-        group = table.groups[table.group_N[items[0]]] if spec.folds == "groups" else None
-        verdicts.append(FoldVerdict(fold=fold, group=group, mode=trained.router.mode, validation=trained.validation))
     # Not the means of the other folds: those are low where the fold's own are high, and by them one chooses worse than
     # by dice.
-    means = groups = np.tile(table.quality_NC.mean(axis=0), (len(table), 1))
+    means = table.quality_NC.mean(axis=0)
+    verdicts = []
+    for fold, (items, (trained, routed_NC, learned_NC)) in enumerate(zip(inside, of_folds, strict=True)):
+        # One that abstains to dice throws those of the zero router.
+        routed[items] = means if trained.router.mode == "zero_router" else routed_NC
+        learned[items] = learned_NC
+        group = table.groups[table.group_N[items[0]]] if spec.folds == "groups" else None
+        verdicts.append(
+            FoldVerdict(
+                fold=fold,
+                group=group,
+                mode=trained.router.mode,
+                validation=dict(trained.validation),
+                gains=trained.gains,
+            )
+        )
+    groups = mean_NC = np.tile(means, (len(table), 1))
     if spec.folds != "groups":
         groups = group_means_out_of_fold(table.quality_NC, table.group_N, fold_N, shrink=spec.group_shrinkage)
     scored = OutOfFold(
@@ -122,7 +143,7 @@ def score_out_of_fold(
         routed_NC=routed,
         learned_NC=learned,
         group_NC=groups,
-        mean_NC=means,
+        mean_NC=mean_NC,
         verdicts=tuple(verdicts),
     )
     return scored, kept

@@ -1,5 +1,9 @@
 """A question router's metrics with their intervals: areas, shares, the band over the zero router, paired differences.
 
+What a router gains is that of its own prices, mixed straight between two that are nearest in cost: a policy that was
+fixed before any outcome was seen, the same in every resample. AIQ is beside it as its paper defines it; its hull picks
+prices by the outcomes that it counts, so on noise it is a gain.
+
 Legend: N items, C candidates, P prices, U units, R roles.
 """
 
@@ -7,14 +11,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_lab.metrics.areas import CostRange, aiq, cost_at_quality, deferral_area, quality_hull
+from moe_lab.metrics.areas import CostRange, Picked, aiq, cost_at_quality, deferral_area, quality_at_budget
 from moe_lab.metrics.bootstrap import Interval, statistic_intervals
 from moe_lab.metrics.choices import Choice
 from moe_lab.metrics.deferral import apgr, cpt, deferral_curve
 from moe_lab.metrics.published import aiq_routerbench_code, area_cascade_routing_code
 from moe_lab.questions.evaluate import OutOfFold, plain
 from moe_lab.questions.folds import number_keys
-from moe_lab.questions.results import Band, CurveRole, Figure
+from moe_lab.questions.results import AREA, Band, CurveRole, Figure
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.table import ItemTable
 
@@ -36,14 +40,11 @@ def measure_figures(
     for role, curve in points.items():
         found += [
             Figure(metric="AIQ (RouterBench code)", role=role, value=plain(_routerbench(curve, over))),
-            Figure(metric="deferral area", role=role, value=deferral_area(curve, over)),
             Figure(metric="cost at the dearest's quality", role=role, value=plain(_iso_cost(curve, table))),
         ]
         if over.high > over.low:
             value = area_cascade_routing_code(curve, _alone(table))
             found.append(Figure(metric="AUC (cascade-routing code)", role=role, value=value))
-        if _pair(scored) is not None:  # elsewhere it has an interval, see _intervals
-            found.append(Figure(metric="AIQ", role=role, value=aiq(curve, over)))
     found += _pair_figures(scored, swept)
     return found + _intervals(scored, swept, spec)
 
@@ -62,17 +63,13 @@ def _alone(table: ItemTable) -> np.ndarray:
 
 
 def _pair(scored: OutOfFold) -> tuple[int, int] | None:
-    """(cheap, dear) where there are two candidates with a gap between them, both from the start."""
+    """(cheap, dear) where there are two candidates, both from the start, and the dear one is the better."""
     table = scored.table
-    if (
-        scored.newcomers
-        or len(table.names) != 2
-        or np.ptp(table.cost_C) == 0
-        or np.ptp(table.quality_NC.mean(axis=0)) == 0
-    ):
+    if scored.newcomers or len(table.names) != 2 or np.ptp(table.cost_C) == 0:
         return None
-    cheap = int(np.argmin(table.cost_C))
-    return cheap, 1 - cheap
+    cheap, dear = int(np.argmin(table.cost_C)), int(np.argmax(table.cost_C))
+    mean_C = table.quality_NC.mean(axis=0)
+    return (cheap, dear) if mean_C[dear] > mean_C[cheap] else None
 
 
 def _pair_figures(scored: OutOfFold, swept: Swept) -> list[Figure]:
@@ -94,41 +91,43 @@ def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarr
 
 
 def _intervals(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) -> list[Figure]:
-    """APGR (two candidates) or AIQ of every router, and this router's differences to the baselines, paired."""
-    table, pair = scored.table, _pair(scored)
+    """The areas of every router, and this router's differences to the others, paired."""
+    table, pair, roles = scored.table, _pair(scored), list(swept)
     unit_N = number_keys(table.keys)  # items that look the same are drawn together
-    roles = list(swept)
+    picked = {role: _picked(choices, table) for role, (_, choices) in swept.items()}
+    metrics = [AREA, "AIQ", *(["APGR"] if pair is not None else [])]
 
     def areas(weight_U: np.ndarray) -> np.ndarray:
         weight_N = weight_U[unit_N]
+        over = _range(scored, weight_N)
+        points = [picked[role].points(weight_N) for role in roles]
+        of_metrics = [[deferral_area(curve, over) for curve in points], [aiq(curve, over) for curve in points]]
         if pair is not None:
-            weak, strong = table.quality_NC[:, pair[0]], table.quality_NC[:, pair[1]]
-            if np.isclose((weight_N * (strong - weak)).sum(), 0):
-                return np.full(2 * len(roles), np.nan)
-            values = [apgr(deferral_curve(_gain(scored, role, pair), weak, strong, weight_N)) for role in roles]
-        else:
-            values = [aiq(_weighted(picked[role], weight_N), _range(scored, weight_N)) for role in roles]
-        return np.array([*values, *(values[0] - value for value in values)])
+            of_metrics.append(_apgr(scored, roles, pair, weight_N))
+        return np.concatenate([[*values, *(values[0] - value for value in values[1:])] for values in of_metrics])
 
-    picked = {} if pair is not None else {role: _picked(swept[role][1], table) for role in roles}
     intervals = statistic_intervals(areas, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
-    metric = "APGR" if pair is not None else "AIQ"
-    found = [Figure(metric=metric, role=r, value=i.mean, interval=i) for r, i in zip(roles, intervals, strict=False)]
-    minus = zip(roles[1:], intervals[len(roles) + 1 :], strict=True)
-    return found + [Figure(metric=f"{metric} gained over", role=r, value=i.mean, interval=i) for r, i in minus]
+    named = [
+        (name, role)
+        for metric in metrics
+        for name, of in ((metric, roles), (f"{metric} gained over", roles[1:]))
+        for role in of
+    ]
+    return [
+        Figure(metric=name, role=role, value=interval.mean, interval=interval)
+        for (name, role), interval in zip(named, intervals, strict=True)
+    ]
 
 
-def _picked(choices: list[Choice], table: ItemTable) -> tuple[np.ndarray, np.ndarray]:
-    """Cost and quality of every item under every price [P, N]."""
-    rows = np.arange(len(table))
-    return (
-        np.stack([table.cost_NC[rows, choice] for choice in choices]),
-        np.stack([table.quality_NC[rows, choice] for choice in choices]),
-    )
+def _apgr(scored: OutOfFold, roles: list[CurveRole], pair: tuple[int, int], weight_N: np.ndarray) -> list[float]:
+    weak, strong = scored.table.quality_NC[:, pair[0]], scored.table.quality_NC[:, pair[1]]
+    if np.isclose((weight_N * (strong - weak)).sum(), 0):
+        return [float("nan")] * len(roles)
+    return [apgr(deferral_curve(_gain(scored, role, pair), weak, strong, weight_N)) for role in roles]
 
 
-def _weighted(picked: tuple[np.ndarray, np.ndarray], weight_N: np.ndarray) -> np.ndarray:
-    return np.stack([values_PN @ weight_N / weight_N.sum() for values_PN in picked], axis=1)
+def _picked(choices: list[Choice], table: ItemTable) -> Picked:
+    return Picked.of(choices, table.quality_NC, table.cost_NC)
 
 
 def _range(scored: OutOfFold, weight_N: np.ndarray) -> CostRange:
@@ -154,7 +153,7 @@ def measure_band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) 
         weight_N = weight_U[unit_N]
         over = _range(scored, weight_N)
         budgets = over.low + share * (over.high - over.low)
-        at = [_height(_weighted(picked, weight_N), budgets) for picked in (routed, zero)]
+        at = [quality_at_budget(picked.points(weight_N), budgets) for picked in (routed, zero)]
         return np.concatenate([at[0], at[0] - at[1]])
 
     found = statistic_intervals(heights, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
@@ -164,11 +163,6 @@ def measure_band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) 
         quality=tuple(found[:_BAND_COSTS]),
         difference_to_zero=tuple(found[_BAND_COSTS:]),
     )
-
-
-def _height(points: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    hull = quality_hull(points)
-    return -np.interp(budgets, hull.costs_V, hull.losses_V)
 
 
 def beside_another(
@@ -182,9 +176,8 @@ def beside_another(
     routed, beside = _picked(swept["routed"][1], table), _picked([choices[p] for p in shown], table)
 
     def differences(weight_U: np.ndarray) -> np.ndarray:
-        points, at = (_weighted(picked, weight_U[unit_N]) for picked in (routed, beside))
-        points = points[np.lexsort((points[:, 1], points[:, 0]))]
-        return np.interp(at[:, 0], points[:, 0], points[:, 1]) - at[:, 1]
+        points, at = (picked.points(weight_U[unit_N]) for picked in (routed, beside))
+        return quality_at_budget(points, at[:, 0]) - at[:, 1]
 
     found = statistic_intervals(differences, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
     return {prices[p]: interval for p, interval in zip(shown, found, strict=True)}

@@ -10,7 +10,13 @@ from moe_lab.config.spec import Spec
 from moe_lab.metrics.bootstrap import Interval
 from moe_lab.questions.router import Mode
 
+AREA = "deferral area"
+"""The metric of what is claimed: the mean height of the curve that is drawn, over all costs."""
+
 CurveRole = Literal["routed", "before", "learned", "group_table", "difficulty", "zero_router", "oracle", "fixed"]
+
+
+_BASELINES: tuple[CurveRole, ...] = ("zero_router", "group_table", "before")
 
 
 class RoutePoint(Spec):
@@ -44,7 +50,7 @@ class Band(Spec):
 
 
 class Figure(Spec):
-    """One metric of one router; an infinite one, such as a CPT that is never reached, is null."""
+    """One metric of one router, or what this router gains over it; an infinite one, such as a CPT, is null."""
 
     metric: str
     role: CurveRole
@@ -73,15 +79,16 @@ class CalibrationBin(Spec):
 
 
 class FoldVerdict(Spec):
-    """What one fold's router was let do, and the areas on held-back items that decided it.
+    """What one fold's router was let do, and the areas on held-back items whose differences decided it.
 
-    `group` is the one that was left out, where folds are groups.
+    `group` is the one that was left out, where folds are groups. `gains` are paired: `learned over zero_router`.
     """
 
     fold: int
     group: str | None = None
     mode: Mode
     validation: dict[str, float]
+    gains: dict[str, Interval] = {}
 
 
 class RouterCost(Spec):
@@ -122,12 +129,21 @@ class NewcomerRow(Spec):
     greatest_share_price: float
 
 
+class Disagreement(Spec):
+    """A published metric that says another thing of this router beside a baseline than the curve that is drawn."""
+
+    metric: str
+    role: CurveRole
+    by_metric: Interval
+    by_curve: Interval
+
+
 class RouteResults(Spec):
     """Everything a report shows."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2  # 1 had gains of the concave hull
     name: str
     created: str
     seconds: float
@@ -150,7 +166,6 @@ class RouteResults(Spec):
     shown_price: float
     calibration: tuple[CalibrationBin, ...]
     router_cost: RouterCost
-    best_routed_quality: float
     oracle_free_cost: float
     newcomers: tuple[NewcomerRow, ...] = ()
     left_out: int = 0  # questions that the newcomers joined on, each predicted with itself left out
@@ -171,6 +186,33 @@ class RouteResults(Spec):
         """Whether each fold is a whole group that its router never saw."""
         return bool(self.verdicts) and self.verdicts[0].group is not None
 
+    def gained(self, role: CurveRole, metric: str = AREA) -> Interval | None:
+        """What this router gains over another one, as a mean over all costs; None where it was not measured."""
+        named = f"{metric} gained over"
+        return next((f.interval for f in self.figures if f.metric == named and f.role == role), None)
+
+    @property
+    def groups_tell(self) -> bool:
+        """Whether the group table is above the zero router at all; where it is not, to be above it is no gain."""
+        table, zero = self.figure(AREA, "group_table"), self.figure(AREA, "zero_router")
+        return table is not None and zero is not None and table > zero
+
+    @property
+    def disagreements(self) -> tuple[Disagreement, ...]:
+        """Where AIQ or APGR calls a gain, a loss or neither what the curve calls another of the three."""
+        found = []
+        for metric in ("AIQ", "APGR"):
+            for role in _BASELINES:
+                by_metric, by_curve = self.gained(role, metric), self.gained(role)
+                if by_metric is not None and by_curve is not None and _sign(by_metric) != _sign(by_curve):
+                    found.append(Disagreement(metric=metric, role=role, by_metric=by_metric, by_curve=by_curve))
+        return tuple(found)
+
     def figure(self, metric: str, role: CurveRole = "routed") -> float | None:
         """The value of one metric; None where it was not measured or is infinite."""
         return next((f.value for f in self.figures if f.metric == metric and f.role == role), None)
+
+
+def _sign(gain: Interval) -> int:
+    """1 where the whole interval is above zero, -1 where it is below, 0 where it says neither."""
+    return int(gain.low > 0) - int(gain.high < 0)

@@ -81,17 +81,17 @@ def summarise(
         shown_price=price,
         calibration=tuple(_calibration(scored)),
         router_cost=router_cost,
-        best_routed_quality=float(points["routed"][:, 1].max()),
         oracle_free_cost=oracle_point(table.quality_NC, table.cost_NC, unsolved="free")[0],
     )
 
 
 def _roles(scored: OutOfFold) -> dict[CurveRole, str]:
     """The curves of a report and their labels; where candidates joined, also the router without them."""
+    roles = {role: label for role, label in ROLES.items() if role != "group_table" or scored.table.has_groups}
     if not scored.newcomers:
-        return ROLES
+        return roles
     names = " and ".join(scored.table.names[scored.known :])
-    return {"routed": ROLES["routed"], "before": f"before {names} joined", **ROLES}
+    return {"routed": ROLES["routed"], "before": f"before {names} joined", **roles}
 
 
 def _curves(

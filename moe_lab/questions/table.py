@@ -77,6 +77,11 @@ class ItemTable:
         """Whether every outcome lies in [0, 1], so that a predicted one can be read as a chance."""
         return self.outcome == "score" and bool((self.outcome_NC >= 0).all() and (self.outcome_NC <= 1).all())
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether the items are of more than one group; else a group table would be one candidate for all."""
+        return len(self.groups) > 1
+
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """What a router can see of each item, as text: equal keys are duplicates."""

@@ -6,19 +6,20 @@ Legend: N items, C candidates, G groups.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from moe_lab.metrics.areas import CostRange, deferral_area, policy_points
+from moe_lab.metrics.areas import area_by_item
+from moe_lab.metrics.bootstrap import Interval, paired_difference_interval
 from moe_lab.metrics.choices import choose, group_means
 from moe_lab.questions.features import FeatureMap, RawFeatures, fit_features
-from moe_lab.questions.folds import outside, trial_parts
+from moe_lab.questions.folds import number_keys, outside, trial_parts
 from moe_lab.questions.heads import Calibration, Heads, Link, fit_calibration, fit_heads, inverse, plain_calibration
 from moe_lab.questions.neighbours import Embedding, Neighbours, fit_embedding
-from moe_lab.questions.router import Mode, QuestionRouter, price_grid, relative_cost
+from moe_lab.questions.router import Mode, QuestionRouter, price_grid
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.table import ItemTable
 
@@ -31,7 +32,8 @@ class Trained:
     """A router, and what the items held back said."""
 
     router: QuestionRouter
-    validation: dict[str, float]  # area of the deferral curve of what was learnt, the group table, the zero router
+    validation: dict[Mode, float]  # area of the deferral curve of what was learnt, the group table, the zero router
+    gains: dict[str, Interval]  # of these areas, paired: `learned over group_table` and the like
 
 
 @threadpool_limits.wrap(limits=1)  # its matrices are small: threads would wait for each other most of the time
@@ -42,7 +44,7 @@ def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: Qu
     seen it; those predictions calibrate the router, which learns from all of `index`, and decide its mode. Duplicates
     never lie on both sides.
     """
-    # Frequencies and directions look at no outcome, so all routers may have those of all items.
+    # Frequencies and directions look at no outcome, so the trial routers may have those of all training items.
     features = fit_features(raw.rows(index), spec.features, len(table.groups))
     embedding = _embedding(raw, index, features, spec)
     plain = plain_calibration(table.quality_NC[index].mean(axis=0), _link(table), _NEIGHBOURS if embedding else 0.0)
@@ -52,9 +54,22 @@ def train_router(table: ItemTable, raw: RawFeatures, index: np.ndarray, spec: Qu
         calibration = fit_calibration(trials.heads_NC, trials.neighbours_NC, table.quality_NC[index], plain)
     router = _fit(table, raw, index, spec, features, embedding, calibration)
     return Trained(
-        router=dataclasses.replace(router, mode=_mode(trials.areas) if spec.abstain else "learned"),
+        router=dataclasses.replace(router, mode=choose_mode(trials.gains) if spec.abstain else "learned"),
         validation=trials.areas,
+        gains=trials.gains,
     )
+
+
+def choose_mode(gains: Mapping[str, Interval]) -> Mode:
+    """What was learnt routes only if it surely gains over both; else the group table if it does over the zero router.
+
+    Surely is with the whole interval. On equal terms the one that needs less is right: by the sign of a gain alone,
+    every second router that has learnt nothing would route.
+    """
+    if all(gain.low > 0 for name, gain in gains.items() if name.startswith("learned over")):
+        return "learned"
+    found = gains.get("group_table over zero_router")
+    return "group_table" if found is not None and found.low > 0 else "zero_router"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +82,8 @@ class _Trials:
 
     heads_NC: np.ndarray
     neighbours_NC: np.ndarray
-    areas: dict[str, float]
+    areas: dict[Mode, float]
+    gains: dict[str, Interval]
 
 
 def _trials(
@@ -80,7 +96,7 @@ def _trials(
     """Fits one router for each part of the training items on the others, and predicts the part with it."""
     part_N = trial_parts(table, index, spec)
     heads_NC, neighbours_NC = (np.empty((len(index), len(table.names))) for _ in range(2))
-    areas = dict.fromkeys(("learned", "group_table", "zero_router"), 0.0)
+    area_N: dict[Mode, np.ndarray] = {name: np.empty(len(index)) for name in _compared(table)}
     for part in range(int(part_N.max()) + 1):
         inside = np.flatnonzero(part_N == part)
         unseen = index[inside]
@@ -89,9 +105,34 @@ def _trials(
             seen = np.setdiff1d(index, unseen)
         trial = fit(seen)
         heads_NC[inside], neighbours_NC[inside] = parts = trial.parts(raw.rows(unseen))
-        for name, area in _areas(table.rows(unseen), trial, trial.blended(*parts)).items():
-            areas[name] += area * len(unseen) / len(index)
-    return _Trials(heads_NC=heads_NC, neighbours_NC=neighbours_NC, areas=areas)
+        for name, shares in _areas(table.rows(unseen), trial, trial.blended(*parts)).items():
+            area_N[name][inside] = shares
+    return _Trials(
+        heads_NC=heads_NC,
+        neighbours_NC=neighbours_NC,
+        areas={name: float(shares.mean()) for name, shares in area_N.items()},
+        gains=_gains(area_N, table.rows(index).keys, part_N),
+    )
+
+
+def _gains(area_N: dict[Mode, np.ndarray], keys: tuple[str, ...], part_N: np.ndarray) -> dict[str, Interval]:
+    """Of each that needs learning over each that needs less, paired; items that look the same are drawn together."""
+    unit_N = number_keys([f"{part} {key}" for part, key in zip(part_N, keys, strict=True)])
+    part_U = part_N[np.unique(unit_N, return_index=True)[1]]
+    units = np.bincount(unit_N)
+    names = list(area_N)
+    return {
+        f"{better} over {simpler}": paired_difference_interval(
+            np.bincount(unit_N, area_N[better]), np.bincount(unit_N, area_N[simpler]), units, strata=part_U
+        )
+        for place, better in enumerate(names)
+        for simpler in names[place + 1 :]
+    }
+
+
+def _compared(table: ItemTable) -> tuple[Mode, ...]:
+    """What a trial compares; where there are no groups there is no group table."""
+    return ("learned", "group_table", "zero_router") if table.has_groups else ("learned", "zero_router")
 
 
 def _link(table: ItemTable) -> Link:
@@ -104,13 +145,6 @@ def _embedding(
     if not spec.neighbours or spec.head == "difficulty":
         return None
     return fit_embedding(features(raw.rows(index)), features, spec.neighbours, spec.seed)
-
-
-def _mode(areas: dict[str, float]) -> Mode:
-    """What was learnt routes only if it beats both; else the group table if that beats the zero router."""
-    if areas["learned"] > max(areas["group_table"], areas["zero_router"]):
-        return "learned"
-    return "group_table" if areas["group_table"] > areas["zero_router"] else "zero_router"
 
 
 def _fit(
@@ -174,24 +208,20 @@ def _ladders(table: ItemTable, index: np.ndarray) -> tuple[tuple[int, ...], ...]
     return tuple(ladder for ladder in ladders if len(large) and (np.diff(means_GC[:, list(ladder)], axis=1) >= 0).all())
 
 
-def _areas(table: ItemTable, router: QuestionRouter, learned_NC: np.ndarray) -> dict[str, float]:
-    """Area of the deferral curve on a table: what was learnt, the group table, the zero router."""
-    predictions = {
+def _areas(table: ItemTable, router: QuestionRouter, learned_NC: np.ndarray) -> dict[Mode, np.ndarray]:
+    """What each item adds to the area of the deferral curve [N], by what was learnt and by what needs less."""
+    predictions: dict[Mode, np.ndarray] = {
         "learned": learned_NC,
         "group_table": router.by_group(table.group_N),
         "zero_router": np.tile(router.mean_C, (len(table), 1)),
     }
-    over = CostRange.of(table.cost_C)
+    relative_C, points = router.relative_cost_C, 64
     return {
-        name: deferral_area(sweep(predicted, router.cost_C, table.quality_NC, table.cost_NC), over)
+        name: area_by_item(
+            [choose(-predicted, relative_C, price) for price in price_grid(predicted, relative_C, points)],
+            table.quality_NC,
+            table.cost_NC,
+        )
         for name, predicted in predictions.items()
+        if name in _compared(table)
     }
-
-
-def sweep(
-    predicted_NC: np.ndarray, cost_C: np.ndarray, quality_NC: np.ndarray, cost_NC: np.ndarray, points: int = 64
-) -> np.ndarray:
-    """(mean cost, mean quality) of each price's choice [P, 2]."""
-    relative_C = relative_cost(cost_C)
-    choices = [choose(-predicted_NC, relative_C, price) for price in price_grid(predicted_NC, relative_C, points)]
-    return policy_points(choices, quality_NC, cost_NC)

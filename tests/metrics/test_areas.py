@@ -9,7 +9,9 @@ import pytest
 
 from moe_lab.metrics.areas import (
     CostRange,
+    Picked,
     aiq,
+    area_by_item,
     cost_at_quality,
     deferral_area,
     mix_to_budget,
@@ -17,6 +19,7 @@ from moe_lab.metrics.areas import (
     quality_at_budget,
 )
 from moe_lab.metrics.bootstrap import statistic_intervals
+from moe_lab.metrics.choices import choose
 from moe_lab.metrics.published import aiq_routerbench_code, area_cascade_routing_code
 
 
@@ -35,14 +38,10 @@ def best_mixture(points: np.ndarray, cost: float) -> float:
     return max(found)
 
 
-def test_aiq_and_budgets_are_those_of_the_best_mixture_of_two() -> None:
+def test_aiq_is_that_of_the_best_mixture_of_two() -> None:
     for seed in range(1000):
         points = random_points(seed)
         over = CostRange.of(points[:, 0])
-        for budget in np.linspace(over.low, over.high, 5):
-            best = best_mixture(points, budget)
-            assert quality_at_budget(points, budget) == pytest.approx(best)
-            assert cost_at_quality(points, best) <= budget + 1e-9
         # Between two costs that occur the best mixture is straight, so trapezoids over those are exact.
         grid = np.unique(points[:, 0])
         heights = [best_mixture(points, cost) for cost in grid]
@@ -53,6 +52,75 @@ def test_aiq_and_budgets_are_those_of_the_best_mixture_of_two() -> None:
         expected = area / (over.high - over.low) if over.high > over.low else heights[0]
         assert aiq(points, over) == pytest.approx(expected)
         assert deferral_area(points, over) <= expected + 1e-9
+
+
+def neighbours_mixture(points: np.ndarray, cost: float) -> float:
+    """Quality of the two points nearest in cost, mixed to meet it; of several at one cost, of all evenly."""
+    left, right = points[points[:, 0] <= cost], points[points[:, 0] >= cost]
+    below, above = left[:, 0].max(), right[:, 0].min()
+    low, high = left[left[:, 0] == below, 1].mean(), right[right[:, 0] == above, 1].mean()
+    return low if above == below else low + (high - low) * (cost - below) / (above - below)
+
+
+def test_budgets_and_areas_are_of_the_points_themselves_and_pick_no_lucky_one() -> None:
+    for seed in range(400):
+        points = random_points(seed)
+        over = CostRange.of(points[:, 0])
+        fine = np.linspace(over.low, over.high, 61)
+        heights = np.array([neighbours_mixture(points, cost) for cost in fine])
+        np.testing.assert_allclose(quality_at_budget(points, fine), heights, atol=1e-12)
+        assert quality_at_budget(points, over.high + 1) == pytest.approx(heights[-1])
+        if over.high > over.low:
+            # Few whole costs: every corner lies on the grid.
+            assert deferral_area(points, over) == pytest.approx(np.trapezoid(heights, fine) / np.ptp(fine), abs=1e-9)
+        for wanted in (0.5, 2.0, float(heights[-1])):
+            reached = cost_at_quality(points, wanted)
+            if np.isinf(reached):
+                assert heights[-1] < wanted
+            else:
+                assert (heights[fine >= reached] >= wanted - 1e-9).all()
+                below = fine[fine < reached - 1e-9]
+                assert not len(below) or heights[len(below) - 1] < wanted + 1e-9
+
+
+def test_noise_is_a_gain_by_the_hull_and_none_by_the_curve() -> None:
+    """Two equal candidates, and prices whose choices are dice: the truth is a flat line at one half."""
+    by_hull, by_curve = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        quality_NC = (rng.random((300, 2)) < 0.5).astype(float)
+        score_N = rng.random(300)
+        choices = [(score_N > share).astype(np.intp) for share in np.linspace(0, 1, 41)]
+        points = policy_points(choices, quality_NC, np.tile([1.0, 2.0], (300, 1)))
+        line = points[[0, -1]]
+        over = CostRange(1.0, 2.0)
+        by_hull.append(aiq(points, over) - aiq(line, over))
+        by_curve.append(deferral_area(points, over) - deferral_area(line, over))
+    error = np.std(by_curve) / 60**0.5
+    assert abs(np.mean(by_curve)) < 3 * error
+    assert np.mean(by_hull) > 5 * error
+
+
+def test_the_area_by_item_is_the_area_and_its_spread() -> None:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        quality_NC, predicted_NC = rng.random((200, 3)), rng.random((200, 3))
+        cost_NC = np.tile([1.0, 2.0, 5.0], (200, 1)) * (rng.random((200, 1)) + 0.5 if seed % 2 else 1)
+        relative_C = np.array([0.2, 0.4, 1.0])
+        choices = [choose(-predicted_NC, relative_C, price) for price in np.linspace(0, 6, 30)]
+
+        def area(weight_N: np.ndarray, choices=choices, quality_NC=quality_NC, cost_NC=cost_NC) -> float:
+            mean_C = weight_N @ cost_NC / weight_N.sum()
+            points = Picked.of(choices, quality_NC, cost_NC).points(weight_N)
+            return deferral_area(points, CostRange(mean_C[0], mean_C[2]))
+
+        shares_N = area_by_item(choices, quality_NC, cost_NC)
+        assert shares_N.mean() == pytest.approx(area(np.ones(200)), abs=1e-9)
+        for item in (0, 17, 199):
+            weight_N = np.ones(200)
+            weight_N[item] += 1e-4
+            slope = (area(weight_N) - area(np.ones(200))) / 1e-4 * 200
+            assert slope == pytest.approx(shares_N[item] - shares_N.mean(), abs=0.02)
 
 
 def test_two_candidates_by_hand() -> None:
@@ -95,7 +163,8 @@ def test_the_hull_passes_over_a_dip_and_the_plain_area_does_not() -> None:
 def test_equal_costs_and_one_candidate() -> None:
     assert aiq([(2.0, 0.3), (2.0, 0.7)], CostRange(2.0, 2.0)) == 0.7
     assert aiq([(2.0, 0.3)], CostRange(2.0, 2.0)) == 0.3
-    assert deferral_area([(2.0, 0.3), (2.0, 0.7)], CostRange(2.0, 2.0)) == 0.7
+    assert deferral_area([(2.0, 0.3), (2.0, 0.7)], CostRange(2.0, 2.0)) == 0.5
+    assert area_by_item([np.array([0, 1])], [[0.3, 0.5], [0.1, 0.7]], np.ones((2, 2))).tolist() == [0.3, 0.7]
     assert cost_at_quality([(2.0, 0.3)], 0.4) == float("inf")
 
 

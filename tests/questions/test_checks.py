@@ -63,7 +63,7 @@ def test_a_candidate_that_collapses_in_one_group_is_named() -> None:
 
 def test_one_group_only_is_named() -> None:
     table = make_table("t", (SMALL,), [[0.0], [1.0]], [1.0], text=["a", "b"], group=["x", "x"])
-    assert check_items(table) == ["only one group, x: the group table is the best fixed candidate"]
+    assert check_items(table) == ["only one group, x: there is no group table to compare with"]
 
 
 @pytest.mark.parametrize(

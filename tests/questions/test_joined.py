@@ -9,11 +9,11 @@ import pytest
 
 from moe_lab.errors import LabError
 from moe_lab.evaluation.route_report import render_route_report
-from moe_lab.metrics.areas import CostRange, aiq, policy_points
+from moe_lab.metrics.areas import CostRange, aiq, deferral_area, policy_points
 from moe_lab.metrics.choices import choose
 from moe_lab.questions.join import join
 from moe_lab.questions.joined import JoinedOn, measure_joined, score_joined
-from moe_lab.questions.results import RouteResults
+from moe_lab.questions.results import AREA, RouteResults
 from moe_lab.questions.table import ItemTable
 from tests.questions.synthetic import QUICK, ladder_table, router_of
 
@@ -66,12 +66,12 @@ def test_the_curve_before_is_the_router_without_the_newcomer(case) -> None:
     choices = [choose(-predicted, old.cost_C / 4, point.price or 0.0) for point in before.points]
     expected = policy_points(choices, old.quality_NC, old.cost_NC)
     np.testing.assert_allclose([(point.cost, point.quality) for point in before.points], expected)
-    area = aiq(expected, CostRange(1.0, 4.0))
-    assert results.figure("AIQ", "before") == pytest.approx(area)
-    [gained] = [f for f in results.figures if f.metric == "AIQ gained over" and f.role == "before"]
-    assert gained.value == pytest.approx((results.figure("AIQ") or np.nan) - area)
-    assert gained.interval is not None
-    assert gained.interval.low < gained.interval.high
+    assert results.figure("AIQ", "before") == pytest.approx(aiq(expected, CostRange(1.0, 4.0)))
+    area = deferral_area(expected, CostRange(1.0, 4.0))
+    gained = results.gained("before")
+    assert gained is not None
+    assert gained.mean == pytest.approx((results.figure(AREA) or np.nan) - area)
+    assert gained.low < gained.high
 
 
 def test_the_share_that_the_newcomer_gets(case) -> None:
@@ -83,7 +83,7 @@ def test_the_share_that_the_newcomer_gets(case) -> None:
     assert 0 < row.share.mean <= row.greatest_share
     assert (row.name, row.items) == ("m2", 12)
     page = render_route_report(RouteResults.model_validate_json(results.model_dump_json()))
-    for told in ("What joined", "before m2 joined", "12 of which newcomers joined on", "AIQ gained by joining"):
+    for told in ("What joined", "before m2 joined", "12 of which newcomers joined on", "itself before joining"):
         assert told in page
     assert "out of fold" not in page
 
