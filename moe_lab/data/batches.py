@@ -116,7 +116,8 @@ def eval_batches(
 ) -> list[Batch]:
     """A split in fixed order to measure on: every token of every document is a counted target exactly once.
 
-    The ends of documents are targets that do not count. All batches have one shape: what is left over is padding, with segment 0 and loss mask 0.
+    The ends of documents are targets that do not count. All batches have one shape: what is left over is padding, with
+    segment 0 and loss mask 0.
 
     Args:
         corpus: the domain.
