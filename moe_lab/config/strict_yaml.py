@@ -62,6 +62,10 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
         if not isinstance(key_node, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
         key = key_node.value
+        if key == "<<" and key_node.style is None:
+            raise yaml.MarkedYAMLError(
+                problem="merge keys (<<) are not supported; write the keys out", problem_mark=key_node.start_mark
+            )
         if key in mapping:
             raise yaml.MarkedYAMLError(
                 problem=f'key "{key}" is given twice; keep one', problem_mark=key_node.start_mark
@@ -96,10 +100,34 @@ _Loader.add_constructor(f"{_CORE}map", _construct_mapping)
 _Loader.add_constructor(None, _refuse_tag)
 
 
+_MOST_NODES = 1_000_000
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values that a node stands for once its aliases are written out; each node is looked at once."""
+    if id(node) not in known:
+        known[id(node)] = 0  # a node inside itself is refused where it is constructed
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            below = node.value
+        elif isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in below)
+    return known[id(node)]
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Returns the value of one YAML document; `where` opens the error line of a text that is not valid."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}) > _MOST_NODES:
+            raise LabError(
+                f"{where}: not valid YAML: its aliases stand for more than {_MOST_NODES:,} values. Write them out."
+            )
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""

@@ -123,3 +123,17 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     path = tmp_path / "bom.yaml"
     path.write_bytes(b"\xef\xbb\xbfname: x\n")
     assert load_yaml(path) == {"name": "x"}
+
+
+def test_aliases_that_stand_for_too_much_are_refused_before_they_are_written_out() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, 12)]
+    with pytest.raises(LabError, match="aliases stand for more than 1,000,000 values"):
+        parse_yaml("\n".join(lines), "bomb.yaml")
+    assert parse_yaml("a: &a [1, 2]\nb: *a", "x") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_a_merge_key_is_refused_by_name() -> None:
+    with pytest.raises(LabError, match=r"x:2: not valid YAML: merge keys \(<<\) are not supported"):
+        parse_yaml("a: &a {b: 1}\nc: {<<: *a}", "x")
+    assert parse_yaml('"<<": 1', "x") == {"<<": 1}
