@@ -92,6 +92,25 @@ def test_twenty_items_beat_the_card_alone_where_the_card_misleads() -> None:
     assert better == 8
 
 
+def test_the_left_out_loss_is_of_fits_without_the_item(trained) -> None:
+    table, router = trained
+    cards, items = without(table, "m2").candidates, newcomer(table, 9)
+    [report] = join(router, cards, items).reports
+    raw, losses, kept = router.read(items), [], []
+    for n in range(9):
+        right = items.quality_NC[n, 0]
+        for found, others in ((losses, np.delete(np.arange(9), n)), (kept, np.arange(9))):
+            said = join(router, cards, items.rows(others)).router.predict(raw)[n, -1]
+            found.append(-right * np.log(said) - (1 - right) * np.log(1 - said))
+    assert report.loss_left_out == pytest.approx(np.mean(losses), abs=1e-8)
+    assert report.loss_left_out > np.mean(kept) + 1e-4
+    assert report.measured == pytest.approx(items.quality_NC.mean())
+    assert report.after == pytest.approx(join(router, cards, items).router.predict(raw)[:, -1].mean())
+    card_alone = similarity(items.candidates[0], float(items.cost_C[0]), cards, router.cost_C)
+    by_card = expected(inverse(router.predict(raw), "logistic") @ card_alone, "logistic")
+    assert report.before == pytest.approx(by_card.mean())
+
+
 @pytest.mark.parametrize("link", ["logistic", "identity"])
 def test_many_items_find_the_map_that_made_them(link) -> None:
     rng = np.random.default_rng(0)
