@@ -100,7 +100,8 @@ def load_corpus(spec: DataSpec, tokenizer: Tokenizer, base: Path, cache: Path | 
             making them anew is faster than reading them.
 
     Raises:
-        LabError: a source is unusable, or there is too little text to fill all three splits.
+        LabError: a source is unusable, there is too little text to fill all three splits, or the tokenizer does not
+            give a document back unchanged.
     """
     documents = read_documents(spec, base)
     _check_splits(spec, documents)
@@ -125,7 +126,10 @@ def build_corpus(name: str, documents: Sequence[Document], tokenizer: Tokenizer,
     path = cache / f"{digest}.npz" if cache else None
     splits = _read_cache(path) if path else None
     if splits is None:
-        splits = {split: _tokenize([d for d in documents if d.split == split], tokenizer) for split in SPLITS}
+        try:
+            splits = {split: _tokenize([d for d in documents if d.split == split], tokenizer) for split in SPLITS}
+        except LabError as error:
+            raise LabError(f'data "{name}", {error}') from error
         if path:
             _write_cache(path, splits)
     return Corpus(name, tokenizer, splits, digest)
@@ -145,7 +149,10 @@ def _tokenize(documents: Sequence[Document], tokenizer: Tokenizer) -> TokenSplit
     eos, none = np.array([tokenizer.eos_id], np.int32), np.zeros(1, np.int32)
     ids, nbytes, answer, lengths = [], [], [], []
     for document in documents:
-        document_ids, document_bytes = tokenizer.encode(document.text)
+        try:
+            document_ids, document_bytes = tokenizer.encode(document.text)
+        except LabError as error:
+            raise LabError(f"document {document.source}: the tokenizer {error}") from error
         ids += [document_ids, eos]
         nbytes += [document_bytes, none]
         answer += [_answer_tokens(document, document_bytes), none.astype(bool)]

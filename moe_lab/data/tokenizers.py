@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from moe_lab.errors import LabError, did_you_mean
 
 Int32 = NDArray[np.int32]
 
-# What a tokenizer must give back unchanged, or bits per byte would not compare with other tokenizers'.
+# Every text must come back unchanged, or bits per byte would not compare with other tokenizers'; this one at once.
 _PROBE = "Two  words,\tA Tab;\n    def f(x): return x_1 != 0.5  # naïve 中文 🙂\n"
 _USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
 
@@ -42,7 +43,11 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int: ...
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
-        """Returns token ids and the UTF-8 bytes each stands for; the bytes sum to those of the text."""
+        """Returns token ids and the UTF-8 bytes each stands for; the bytes sum to those of the text.
+
+        Raises:
+            LabError: the text does not come back from its tokens, so that bits per byte would lie.
+        """
 
     def decode(self, ids: Sequence[int] | Int32) -> str:
         """The text of the ids; ids that end documents or mean nothing give no text."""
@@ -79,10 +84,12 @@ class ByteTokenizer:
 
 
 class HFTokenizer:
-    """A tokenizer of the `tokenizers` library, without special tokens, truncation or padding.
+    """A tokenizer of the `tokenizers` library, without special tokens, truncation, padding or dropout.
 
-    The text of a special token inside a document is encoded as the letters it is made of. A token's bytes end
-    where its characters end; the first of several tokens that share a character has all of its bytes.
+    The text of a special token inside a document is encoded as the letters it is made of, and so is the end token's. A
+    token's bytes end where its characters end; the first of several tokens that share a character has all of its bytes.
+    A tokenizer that puts a space of its own in front of a text does not tell it from one of the text's; such a space is
+    not predicted, and has no bytes.
 
     Attributes:
         definition: the bytes of its `tokenizer.json`, as they were read.
@@ -90,23 +97,25 @@ class HFTokenizer:
 
     def __init__(self, definition: bytes, name: str, eos: str | None) -> None:
         self.definition = definition
-        self._tokenizer = _parse(definition)
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        parsed = _parse(definition)
+        vocabulary: dict[str, int] = parsed.get_vocab(with_added_tokens=True)
         self.name = name
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = _eos_id(vocabulary, eos)
+        self._tokenizer = _end_apart(parsed, definition, self.eos_id)
         self.digest = "sha256-" + hashlib.sha256(definition + b"\0eos %d" % self.eos_id).hexdigest()
-        _check_lossless(self)
+        self.encode(_PROBE)
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
+        lost = _lost_in_front(text, self.decode(ids))
         byte_at = _byte_offsets(text)
         if len(ids) == 0:
             return ids, ids.copy()
         ends = np.array(encoding.offsets, dtype=np.int64)[:, 1]
-        ends[-1] = len(text)  # what a tokenizer drops at the end still counts as text predicted
-        return ids, np.diff(byte_at[ends], prepend=0).astype(np.int32)
+        ends[-1] = len(text)  # offsets may leave out spaces that the tokens hold
+        return ids, np.diff(byte_at[ends], prepend=lost).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | Int32) -> str:
         text: str = self._tokenizer.decode(self._meaningful(ids), skip_special_tokens=False)
@@ -148,6 +157,22 @@ def _parse(definition: bytes) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None  # left over from training; equal texts would get other tokens each time
+    return tokenizer
+
+
+def _end_apart(tokenizer: Any, definition: bytes, eos_id: int) -> Any:
+    """The tokenizer with its end token set apart, so that no text is encoded to it."""
+    text = tokenizer.id_to_token(eos_id)
+    if eos_id in tokenizer.encode(text, add_special_tokens=False).ids:
+        changed = json.loads(definition)
+        for token in changed.get("added_tokens") or ():
+            if token["id"] == eos_id:
+                token["special"] = True
+        tokenizer = _parse(json.dumps(changed).encode())
+    if eos_id in tokenizer.encode(text, add_special_tokens=False).ids:
+        raise LabError(f'"{text}" is a token of ordinary text and cannot end documents; name another one with `eos:`')
     return tokenizer
 
 
@@ -163,13 +188,29 @@ def _eos_id(vocabulary: dict[str, int], eos: str | None) -> int:
     raise LabError(f"has none of {', '.join(_USUAL_EOS)} to end documents with; name the token with `eos:`")
 
 
-def _check_lossless(tokenizer: HFTokenizer) -> None:
-    back = tokenizer.decode(tokenizer.encode(_PROBE)[0])
-    if unicodedata.normalize("NFC", back) != unicodedata.normalize("NFC", _PROBE):
-        raise LabError(
-            f"loses text: {_PROBE!r} comes back as {back!r}, so bits per byte would not be comparable; "
-            "use a byte-level tokenizer"
-        )
+def _lost_in_front(text: str, back: str) -> int:
+    """Bytes at the text's front that its tokens do not hold: 1 for a space that a tokenizer takes for its own, else 0.
+
+    Composed and decomposed characters count as the same.
+    """
+    if back == text:
+        return 0
+    text, back = (unicodedata.normalize("NFC", some) for some in (text, back))
+    if back == text:
+        return 0
+    if text == " " + back:
+        return 1
+    pairs = enumerate(zip(text, back, strict=False))
+    at = next((place for place, (mine, other) in pairs if mine != other), min(len(text), len(back)))
+    where = f"character {at + 1} (U+{ord(text[at]):04X})" if at < len(text) else "its end"
+    raise LabError(
+        f"loses text: at {where}, {_excerpt(text, at)} comes back as {_excerpt(back, at)}, so bits per byte would not "
+        "be comparable; use a byte-level tokenizer that knows all 256 bytes"
+    )
+
+
+def _excerpt(text: str, at: int) -> str:
+    return repr(text[max(0, at - 20) : at + 20])
 
 
 def _byte_offsets(text: str) -> NDArray[np.int64]:

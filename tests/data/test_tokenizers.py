@@ -1,18 +1,21 @@
 """Byte and Hugging Face tokenizers: the bytes add up, text comes back, pieces show it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from moe_lab.data import ByteTokenizer, Tokenizer, load_tokenizer
+from moe_lab.data import ByteTokenizer, Document, Tokenizer, build_corpus, load_tokenizer
 from moe_lab.data.spec import ByteTokenizerSpec, HFTokenizerSpec
 from moe_lab.data.tokenizers import HFTokenizer
 from moe_lab.errors import LabError
+from tests.data.conftest import TRAINING_TEXT
 
 TEXT = st.text(max_size=60) | st.lists(
     st.sampled_from(["🙂", "👩‍👩‍👧", "e\u0301", "é", "中文", " ", "\n", "the ", "<|endoftext|>", "<pad>", "\ufffd"])
@@ -175,3 +178,71 @@ def test_bad_tokenizers(tmp_path: Path, bpe_folder: Path, name: str, eos: str | 
     write_without_eos(tmp_path / "other.json", bpe_folder)
     with pytest.raises(LabError, match=message):
         load_tokenizer(HFTokenizerSpec(path=name, eos=eos), tmp_path)
+
+
+def changed(bpe_folder: Path, change: Callable[[dict[str, Any]], None], eos: str | None = None) -> HFTokenizer:
+    definition = json.loads((bpe_folder / "tokenizer.json").read_text())
+    change(definition)
+    return HFTokenizer(json.dumps(definition).encode(), "changed", eos)
+
+
+def test_dropout_left_over_from_training_is_off(bpe_folder: Path) -> None:
+    tokenizer = changed(bpe_folder, lambda definition: definition["model"].update(dropout=0.5))
+    text = "The quick brown fox jumps over the lazy dog."
+    assert len({tuple(tokenizer.encode(text)[0].tolist()) for _ in range(10)}) == 1
+
+
+@given(text=TEXT)
+@example(text="before <|endoftext|> after")
+def test_an_end_token_that_is_not_declared_special_is_never_in_a_text(plain_end: HFTokenizer, text: str) -> None:
+    ids, nbytes = plain_end.encode(text)
+    assert plain_end.eos_id not in ids
+    assert plain_end.decode(ids) == text
+    assert nbytes.sum() == len(text.encode())
+
+
+@pytest.fixture(scope="module")
+def plain_end(bpe_folder: Path) -> HFTokenizer:
+    def change(definition: dict[str, Any]) -> None:
+        [end] = [token for token in definition["added_tokens"] if token["content"] == "<|endoftext|>"]
+        end["special"] = False
+
+    return changed(bpe_folder, change)
+
+
+def test_a_word_cannot_end_documents(bpe_folder: Path) -> None:
+    with pytest.raises(LabError, match='"the" is a token of ordinary text and cannot end documents; name another one'):
+        changed(bpe_folder, lambda definition: None, eos="the")
+
+
+@pytest.fixture(scope="module")
+def drops_bytes() -> HFTokenizer:
+    """Byte-level, but trained without the alphabet of all bytes: it knows those of its training text alone."""
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    # All bytes of the sentence that every tokenizer is tried on are known.
+    tried = "Two  words,\tA Tab;\n    def f(x): return x_1 != 0.5  # naïve 中文 🙂\n"
+    library.train_from_iterator([tried, *TRAINING_TEXT], trainer)
+    return HFTokenizer(library.to_str().encode(), "drops", None)
+
+
+def test_a_document_that_does_not_come_back_is_refused_by_its_name_and_character(drops_bytes: HFTokenizer) -> None:
+    documents = [
+        Document("the fox\n", "jsonl:a:1", split="train"),
+        Document("the fox: лиса\n", "jsonl:a:2", split="train"),
+    ]
+    message = (
+        r'data "russian", document jsonl:a:2: the tokenizer loses text: at character 10 \(U\+043B\), '
+        r"'the fox: лиса\\n' comes back as 'the fox: .*'.*; use a byte-level tokenizer that knows all 256 bytes"
+    )
+    with pytest.raises(LabError, match=message):
+        build_corpus("russian", documents, drops_bytes)
+    assert build_corpus("english", documents[:1], drops_bytes).splits["train"].bytes == 8
+
+
+def test_a_first_space_that_is_not_told_from_the_tokenizer_s_own_has_no_bytes(sentencepiece: HFTokenizer) -> None:
+    assert sentencepiece.encode(" a")[0].tolist() == sentencepiece.encode("a")[0].tolist()
+    assert sentencepiece.encode(" a")[1].sum() == sentencepiece.encode("a")[1].sum() == 1
+    assert sentencepiece.encode("  a b")[1].sum() == 4
