@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_lab.data.documents import SPLITS, Document, Split
+from moe_lab.data.frozen import FrozenText
 from moe_lab.data.sources import read_documents
 from moe_lab.data.spec import DataSpec
 from moe_lab.data.tokenizers import ByteTokenizer, Int32, Tokenizer
@@ -89,7 +90,9 @@ class Corpus:
         }
 
 
-def load_corpus(spec: DataSpec, tokenizer: Tokenizer, base: Path, cache: Path | None = None) -> Corpus:
+def load_corpus(
+    spec: DataSpec, tokenizer: Tokenizer, base: Path, cache: Path | None = None, frozen: FrozenText | None = None
+) -> Corpus:
     """Reads, cleans, splits and tokenises a domain.
 
     Args:
@@ -98,12 +101,13 @@ def load_corpus(spec: DataSpec, tokenizer: Tokenizer, base: Path, cache: Path | 
         base: the folder that the spec's paths are relative to: that of the YAML file.
         cache: a folder for tokenised text, keyed by the documents and the tokenizer. Bytes are not cached:
             making them anew is faster than reading them.
+        frozen: where text of the environment is kept from its first reading on; None reads it anew.
 
     Raises:
         LabError: a source is unusable, there is too little text to fill all three splits, or the tokenizer does not
             give a document back unchanged.
     """
-    documents = read_documents(spec, base)
+    documents = read_documents(spec, base, frozen)
     _check_splits(spec, documents)
     if isinstance(tokenizer, ByteTokenizer):
         cache = None

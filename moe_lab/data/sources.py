@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from email.message import Message
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from moe_lab.data.documents import (
 )
 from moe_lab.data.exercises import exercise_documents
 from moe_lab.data.files import find_files, read_text
+from moe_lab.data.frozen import ENVIRONMENT, FrozenText
 from moe_lab.data.json_lines import json_rows
 from moe_lab.data.spec import (
     AnySource,
@@ -43,12 +44,13 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 
 
-def read_documents(spec: DataSpec, base: Path) -> list[Document]:
+def read_documents(spec: DataSpec, base: Path, frozen: FrozenText | None = None) -> list[Document]:
     """Reads, cuts, splits and cleans a domain's text.
 
     Args:
         spec: the domain.
         base: the folder that its paths are relative to: that of the YAML file.
+        frozen: where text of the environment is kept from its first reading on; None reads it anew.
 
     Returns:
         Documents with their split, in an order made from their content.
@@ -60,15 +62,17 @@ def read_documents(spec: DataSpec, base: Path) -> list[Document]:
     for number, source in enumerate(spec.sources, start=1):
         label = f'data "{spec.name}", source {number} ({source.type})'
         try:
-            documents += _read_source(source, base, spec)
+            documents += _read_source(source, base, spec, frozen)
         except (LabError, OSError) as error:
             raise LabError(f"{label}: {error}") from error
     return drop_repeated_lines(assign_splits(hash_order(documents), spec.heldout))
 
 
-def _read_source(source: AnySource, base: Path, spec: DataSpec) -> list[Document]:
-    read = _READERS[type(source)]
-    pieces = (piece for document in read(source, base, spec) for piece in _prepared(document, spec))
+def _read_source(source: AnySource, base: Path, spec: DataSpec, frozen: FrozenText | None) -> list[Document]:
+    texts: Iterable[Document] = _READERS[type(source)](source, base, spec)
+    if frozen is not None and isinstance(source, ENVIRONMENT):
+        texts = frozen.documents(source, texts)
+    pieces = (piece for document in texts for piece in _prepared(document, spec))
     ordered = hash_order(pieces)
     if not ordered:
         raise LabError("holds no text; every file or row is empty")
@@ -123,16 +127,35 @@ def _read_parquet(source: ParquetSource, base: Path, _: DataSpec) -> Iterator[Do
                 _check_parquet_column(file.schema_arrow, source.column, path)
                 row = 0
                 for batch in file.iter_batches(columns=[source.column]):
-                    for text in batch.column(0).to_pylist():
+                    for text in _parquet_texts(batch.column(0), f'{path}: column "{source.column}"', row):
                         row += 1
                         yield Document(text or "", f"parquet:{_shown(path, base)}:{row}")
         except (pyarrow.ArrowException, OSError) as error:
             raise LabError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from error
 
 
+def _parquet_texts(column: Any, where: str, before: int) -> list[str | None]:
+    """The cells of a column of text, which Arrow writes without looking at; `before` rows of the file came earlier."""
+    try:
+        texts: list[str | None] = column.to_pylist()
+        return texts
+    except UnicodeDecodeError:
+        for row, cell in enumerate(column, start=before + 1):
+            try:
+                cell.as_py()
+            except UnicodeDecodeError as error:
+                raise LabError(
+                    f"{where}, row {row} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; "
+                    "write the file anew from decoded text"
+                ) from error
+        raise
+
+
 def _check_parquet_column(schema: Any, column: str, path: Path) -> None:
     if column not in schema.names:
         raise LabError(f'{path}: no column "{column}".{did_you_mean(column, schema.names)}')
+    if schema.names.count(column) > 1:
+        raise LabError(f'{path}: {schema.names.count(column)} columns are named "{column}"; rename all but one')
     from pyarrow import types
 
     kind = schema.field(column).type
@@ -191,18 +214,30 @@ def _package_folders(name: str) -> list[Path]:
     return [Path(folder) for folder in found.submodule_search_locations]
 
 
-def _read_readmes(_source: ReadmesSource, _base: Path, _: DataSpec) -> Iterator[Document]:
+def _read_readmes(source: ReadmesSource, _base: Path, _: DataSpec) -> Iterator[Document]:
+    wanted = {_distribution_name(name) for name in source.distributions}
     seen = set()
     for distribution in importlib.metadata.distributions():
         try:
             metadata = cast(Message, distribution.metadata)
         except UnicodeDecodeError:
             continue  # someone else's broken installation, which no change of the spec could mend
-        name = re.sub(r"[-_.]+", "-", metadata.get("Name") or "").lower()
+        name = _distribution_name(metadata.get("Name") or "")
         if name and name not in seen:
             seen.add(name)  # the first on the path is the one that is imported
+            if wanted and name not in wanted:
+                continue
             text = metadata.get("Description") or ""
             yield Document("" if text.strip() == "UNKNOWN" else text, f"readmes:{name}")
+    if missing := sorted(wanted - seen):
+        raise LabError(
+            f"not installed: {', '.join(missing)}; install it or leave it out of `distributions`."
+            + did_you_mean(missing[0], seen)
+        )
+
+
+def _distribution_name(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _read_exercises(source: ExercisesSource, _base: Path, spec: DataSpec) -> Iterator[Document]:

@@ -80,9 +80,14 @@ class PackageSource(SourceSpec):
 
 
 class ReadmesSource(SourceSpec):
-    """The long descriptions of all installed distributions: technical English."""
+    """The long descriptions of installed distributions: technical English.
+
+    Attributes:
+        distributions: whose; empty reads those of all that are installed, whatever they are.
+    """
 
     type: Literal["readmes"] = "readmes"
+    distributions: tuple[str, ...] = ()
 
 
 class ExercisesSource(SourceSpec):

@@ -14,6 +14,7 @@ from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.parts import LoadedTrunk, load_trunk
 from moe_lab.config import Spec, load_config
 from moe_lab.data import Corpus, Tokenizer, load_corpus
+from moe_lab.data.frozen import FrozenText
 from moe_lab.data.spec import DataSpec
 from moe_lab.errors import LabError
 from moe_lab.jobs.spec import Choice, DataRef, Published
@@ -69,8 +70,9 @@ class Workspace:
         """Reads, cleans, splits and tokenises a domain."""
         key = (domain.spec.model_dump_json() + str(domain.base), tokenizer.digest)
         if key not in self._corpora:
+            frozen = FrozenText(self.lab.runs / "text", self.progress.note)
             cache = self.lab.runs / "tokens"
-            self._corpora[key] = load_corpus(domain.spec, tokenizer, domain.base, cache)
+            self._corpora[key] = load_corpus(domain.spec, tokenizer, domain.base, cache, frozen)
         return self._corpora[key]
 
     def corpora(self, domains: Sequence[DataRef], base: Path, tokenizer: Tokenizer) -> list[Corpus]:

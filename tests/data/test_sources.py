@@ -117,6 +117,11 @@ def test_the_readme_of_an_old_header_is_read(tmp_path: Path, monkeypatch: pytest
     assert by_source(read(tmp_path, ReadmesSource()))["readmes:old"] == "an old header"
 
 
+def test_named_distributions_are_read_and_no_others(tmp_path: Path) -> None:
+    documents = read(tmp_path, ReadmesSource(distributions=("NumPy", "ml_dtypes")))
+    assert {document.source for document in documents} == {"readmes:numpy", "readmes:ml-dtypes"}
+
+
 def test_package_files_are_read_without_importing_it(tmp_path: Path, package: Path) -> None:
     source = PackageSource(name="noimport", globs=("include/**/*.h",), exclude=("**/old.h",))
     assert by_source(read(tmp_path, source)) == {"package:noimport/include/a.h": "int a;\n"}
@@ -173,6 +178,12 @@ def write_parquet(path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"], "tags": [["x"]]}), path)
 
 
+def write_latin1_parquet(path: Path) -> None:
+    """Arrow does not look at what it is told is text; the third row is none."""
+    cells = pa.array([b"one", b"two", b"caf\xe9"], pa.binary())
+    pq.write_table(pa.table({"text": cells.view(pa.string())}), path, row_group_size=2)
+
+
 BAD_SOURCES = [
     (FilesSource(paths=("none.txt",)), "none.txt does not exist"),
     (FilesSource(paths=("*.none",)), r"no file matches \*.none in .*relative to the folder of the YAML file"),
@@ -195,6 +206,15 @@ BAD_SOURCES = [
     (ParquetSource(path="x.parquet", column="bdy"), 'x.parquet: no column "bdy". Did you mean "body"?'),
     (ParquetSource(path="x.parquet", column="tags"), 'x.parquet: column "tags" holds list.*, not text'),
     (ParquetSource(path="good.jsonl"), "good.jsonl: not readable as Parquet"),
+    (
+        ParquetSource(path="latin1.parquet"),
+        'latin1.parquet: column "text", row 3 is not UTF-8: byte 3 is 0xe9; write the file anew',
+    ),
+    (ParquetSource(path="twice.parquet"), 'twice.parquet: 2 columns are named "text"; rename all but one'),
+    (
+        ReadmesSource(distributions=("numpy", "some-thng")),
+        "not installed: some-thng; install it or leave it out of `distributions`",
+    ),
     (
         PackageSource(name="nunpy", globs=("*.h",)),
         '"nunpy" is not installed; install it. Did you mean "numpy"?',
@@ -219,6 +239,8 @@ def test_bad_sources_say_what_is_wrong(tmp_path: Path, source: AnySource, messag
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "surrogate.jsonl").write_text('{"text": "a\\ud800"}\n')
     write_parquet(tmp_path / "x.parquet")
+    write_latin1_parquet(tmp_path / "latin1.parquet")
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "twice.parquet")
     with pytest.raises(LabError, match=message) as caught:
         read(tmp_path, PydocSource(max_bytes=20_000), source)
     kind = source.model_dump()["type"]

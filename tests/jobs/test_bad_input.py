@@ -172,8 +172,10 @@ def test_a_full_disk_stops_with_a_line_and_publishes_nothing(
 
 
 def small_lab(lab: Path, small: Path) -> Path:
-    """A lab whose runs go to the small file system."""
+    """A lab whose runs go to the small file system, which has no room for the text of the environment as well."""
+    (lab / "runs" / "text").rename(lab / "text")
     shutil.rmtree(lab / "runs")
     (small / "runs").mkdir()
+    (small / "runs" / "text").symlink_to(lab / "text")
     (lab / "runs").symlink_to(small / "runs")
     return lab
