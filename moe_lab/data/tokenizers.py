@@ -230,7 +230,7 @@ def load_tokenizer(spec: ByteTokenizerSpec | HFTokenizerSpec, base: Path) -> Tok
         return ByteTokenizer()
     path = base / Path(spec.path).expanduser()
     try:
-        return HFTokenizer(path.read_bytes(), path.parent.name or path.name, spec.eos)
+        return HFTokenizer(path.read_bytes(), spec.path, spec.eos)
     except OSError as error:
         raise LabError(f"tokenizer {path}: {error.strerror}; the path is relative to the YAML file") from error
     except LabError as error:

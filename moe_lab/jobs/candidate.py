@@ -13,6 +13,7 @@ import numpy as np
 
 from moe_lab.compose.lockfile import LockedPart
 from moe_lab.errors import LabError
+from moe_lab.jobs.places import without_places
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
 from moe_lab.training import Run
@@ -40,11 +41,12 @@ class Candidate:
 def stage(
     run: Run, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], block_tensors: Collection[str] = ()
 ) -> Candidate:
-    """Stores what a run made in the run's own folder."""
+    """Stores what a run made in the run's own folder, without the places on this machine that its config names."""
+    lab = run.path.parent.parent  # of `runs/`
     staging = Registry(run.path / "candidate")
     owner, name = run.name.split("/")
     with first_goes_first(f"staged {run.name}"):
-        published = staging.publish(owner, name, None, fields, tensors, block_tensors)
+        published = staging.publish(owner, name, None, without_places(fields, lab), tensors, block_tensors)
     return Candidate(run.name, published.digest, staging)
 
 

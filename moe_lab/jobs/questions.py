@@ -11,6 +11,7 @@ from moe_lab.config import canonical_json
 from moe_lab.errors import LabError
 from moe_lab.evaluation.route_report import write_route_report
 from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.places import is_elsewhere
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import Lab
@@ -37,6 +38,11 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
     table, warnings = find_table(workspace.lab, spec.table, base)
     inputs = {"table": table.digest, "statistics": STATISTICS}
     if spec.features.encoder is not None:
+        if is_elsewhere(spec.features.encoder):
+            raise LabError(
+                f"features.encoder {spec.features.encoder} is a place on this machine, and a router tells its readers "
+                "where its encoder is; put the folder into the lab and name it relative to it, or install a package"
+            )
         inputs["encoder"] = open_encoder(spec.features.encoder).digest
     with workspace.open_run(spec, inputs) as run:
         if run.done:

@@ -58,7 +58,7 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
     config = {
         "kind": "module",
         "name": f"{owner}/{name}",
-        "summary": f"Learned from {text}",
+        "summary": f"Learned from {Path(text).name}",  # it is published, and the folders are the author's own
         "licence": licence,
         "trunk": trunk,
         "width": width,
