@@ -67,6 +67,12 @@ def _parents_of(manifest: Manifest) -> list[LineageNode]:
     return [LineageNode(parent["ref"], parent["digest"], parent["relation"]) for parent in parents]
 
 
+def companions(manifest: Manifest) -> list[LineageNode]:
+    """The parents that an artifact works beside: the trunk, and for a router its modules. Others only made it."""
+    relations = {"module": ("trunk",), "router": ("trunk", "module")}.get(manifest["kind"], ())
+    return [parent for parent in _parents_of(manifest) if parent.relation in relations]
+
+
 def ancestors(
     store: Store, manifest: Manifest, call: Callable[[LineageNode, str], str], known: set[str]
 ) -> Iterator[Manifest]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, printable
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import canonical
 from moe_lab.registry.failures import write_error
-from moe_lab.registry.lineage import LineageNode, ancestors
+from moe_lab.registry.lineage import LineageNode, ancestors, companions
 from moe_lab.registry.manifest import Chunk, Manifest
 from moe_lab.registry.marks import Mark, read_mark
 from moe_lab.registry.publish import put_content
@@ -82,26 +82,38 @@ class _Mirror:
         self.copied: list[str] = []
         self.present: list[str] = []
         self.problems: list[str] = []
+        self.settled: dict[ArtifactRef, LabError | None] = {}
         self.files = 0
         self.bytes = 0
 
     def try_artifact(self, ref: ArtifactRef) -> bool:
         """Copies one artifact or notes why not; False where the place itself fails, as it would for the next."""
-        try:
-            with self._writing(ref):
-                self._artifact(ref)
-        except LabError as error:
+        error = self._settle(ref)
+        if error is not None:
             self.problems.append(str(error))
-            return not isinstance(error.__cause__, OSError)
-        return True
+        return error is None or not isinstance(error.__cause__, OSError)
+
+    def _settle(self, ref: ArtifactRef) -> LabError | None:
+        """Copies one artifact, once however often it is needed; why it was not copied, or None."""
+        if ref not in self.settled:
+            try:
+                with self._writing(ref):
+                    self._artifact(ref)
+            except LabError as error:
+                self.settled[ref] = error
+            else:
+                self.settled[ref] = None
+        return self.settled[ref]
 
     def _artifact(self, ref: ArtifactRef) -> None:
         digest = read_ref(self.source, ref)
         if self.refusal is not None and (reason := self.refusal(Resolved(ref, digest))):
             raise LabError(f"{ref} is untrusted and was not copied: {reason}.")
         there = self._require_free(ref, digest)
+        manifest = read_manifest(self.source, digest, str(ref))
+        for parent in companions(manifest):
+            self._companion(ref, parent, there)
         if not there:
-            manifest = read_manifest(self.source, digest, str(ref))
             self._content(manifest)
             if self.parents:
                 self._ancestors(manifest)
@@ -116,6 +128,29 @@ class _Mirror:
         # As after publishing: a copy that outlasts the grace period of a collection may have lost parts.
         self._content(manifest, only_missing=True)
         self.copied.append(str(ref))
+
+    def _companion(self, ref: ArtifactRef, parent: LineageNode, there: bool) -> None:
+        """Copies what an artifact cannot be used without; without it, it is not copied either."""
+        left = "" if there else " and was not copied"
+        lost = f"{ref} is of no use without {parent.relation} {printable(parent.ref)}{left}"
+        if (named := self._reference(parent)) is not None:
+            if error := self._settle(named):
+                raise LabError(f"{lost}: {error}") from error.__cause__
+            return
+        # Its name is gone, or was never here; an artifact finds what it works beside by digest.
+        if not self.source.exists(manifest_key(parent.digest)):
+            raise LabError(f"{lost}: {self.source.where('')} has no {parent.digest}. Bring it there first.")
+        if self.refusal is not None and (reason := self.refusal(Resolved(None, parent.digest))):
+            raise LabError(f"{lost}: it is untrusted: {reason}.")
+        self._content(read_manifest(self.source, parent.digest, f"{parent.relation} of {ref}"))
+
+    def _reference(self, parent: LineageNode) -> ArtifactRef | None:
+        """The name of a parent, if it still means that artifact here."""
+        with suppress(FileNotFoundError, LabError):
+            ref = replace(ArtifactRef.parse(parent.ref), width=None)
+            if ref.version is not None and read_ref(self.source, ref) == parent.digest:
+                return ref
+        return None
 
     def _require_free(self, ref: ArtifactRef, digest: str) -> bool:
         """Whether the target has this version already, with the same content; with other content is an error."""

@@ -269,3 +269,62 @@ def test_many_mirrors_at_once_end_with_one_copy(publishers, source, quick):
     answers = publishers(source, *({"call": "mirror", "target": str(target)} for _ in range(4)))
     assert all(answer["problems"] == [] for answer in answers)
     assert files(target) == files(source)
+
+
+@pytest.fixture
+def composed(quick):
+    """A trunk, a module beside it, and a router of both."""
+    root = quick / "composed"
+    trunk = publish(root, "trunk", seed=1, kind="trunk")
+    beside = {"ref": "team/trunk@1", "digest": trunk.digest, "relation": "trunk"}
+    module = publish(root, "part", seed=2, lineage={"parents": [beside]})
+    learned = {"ref": "team/part@1", "digest": module.digest, "relation": "module"}
+    publish(root, "router", seed=3, kind="router", lineage={"parents": [beside, learned]})
+    return root
+
+
+@pytest.mark.parametrize(
+    ("named", "brought"),
+    [("part", ("trunk", "part")), ("router", ("trunk", "part", "router")), ("trunk", ("trunk",))],
+)
+def test_what_an_artifact_works_beside_comes_with_it(composed, target, named, brought):
+    done = Registry(composed).mirror(target, [f"team/{named}"])
+    assert (done.copied, done.problems) == (tuple(f"team/{name}@1" for name in brought), ())
+    for name in brought:
+        assert Registry(target).tensors(f"team/{name}").keys() == Registry(composed).tensors(f"team/{name}").keys()
+    assert Registry(target).verify().ok
+    again = Registry(composed).mirror(target, [f"team/{named}"])
+    assert (again.copied, again.files) == ((), 0)
+
+
+def test_a_module_is_not_copied_where_its_trunk_is_left_out(composed, target):
+    trunk = Registry(composed).manifest("team/trunk")
+    (composed / f"blobs/{trunk['tensors']['scale']['chunks'][0]}").write_bytes(b"rot!")
+    for refs in (None, ["team/part"]):
+        done = Registry(composed).mirror(target, refs)
+        assert done.copied == ()
+        lost = [problem for problem in done.problems if problem.startswith("team/part@1")]
+        assert len(lost) == 1
+        assert lost[0].startswith(
+            "team/part@1 is of no use without trunk team/trunk@1 and was not copied: team/trunk@1"
+        )
+    assert not (target / "refs/team/part").exists()
+
+
+def test_a_trunk_whose_name_is_gone_is_brought_by_digest_or_missed(composed, target):
+    trunk = Registry(composed).manifest("team/trunk")
+    (composed / "refs/team/trunk/1").unlink()
+    assert Registry(composed).mirror(target, ["team/part"]).copied == ("team/part@1",)
+    assert Registry(target).tensors(trunk.digest).keys() == trunk["tensors"].keys()
+    assert Registry(target).verify().ok
+    (composed / f"manifests/{trunk.digest}.json").unlink()
+    done = Registry(composed).mirror(target / "other", ["team/part"])
+    assert done.copied == ()
+    assert f"has no {trunk.digest}. Bring it there first." in done.problems[0]
+
+
+def test_a_trunk_that_an_earlier_mirror_left_out_comes_with_the_next(composed, target):
+    Registry(composed).mirror(target, ["team/part"])
+    (target / "refs/team/trunk/1").unlink()
+    done = Registry(composed).mirror(target, ["team/part"])
+    assert (done.copied, done.present) == (("team/trunk@1",), ("team/part@1",))
