@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -13,6 +14,9 @@ from moe_lab.cli.lineage_tree import tree_lines
 from moe_lab.cli.session import open_registry, open_workspace
 from moe_lab.cli.signing import KeyOption, print_signatures, read_key, sign
 from moe_lab.errors import LabError, printable
+
+if TYPE_CHECKING:
+    from moe_lab.registry import Registry
 
 module = typer.Typer(cls=CommandGroup, help="Contribute a module, and look into the registry.")
 
@@ -100,7 +104,9 @@ def list_(
     Example:
       moe-lab module list --all
     """
-    entries = [entry for entry in open_registry(ctx).list() if everything or entry.kind in ("module", "")]
+    registry = open_registry(ctx)
+    entries = [entry for entry in registry.list() if everything or entry.kind in ("module", "")]
+    _note_unknown_owners(registry, sys.stderr)  # the list itself is for other programs too
     if not entries:
         print("no modules are published here yet\nnext: moe-lab module publish CONFIG, or moe-lab run quickstart")
         return
@@ -113,6 +119,11 @@ def list_(
         ladder = "/".join(map(str, entry.ladder)) or entry.kind
         retired = f"  retired: {entry.retired}" if entry.retired else ""
         print(printable(f"{entry.ref!s:{widest}}  {ladder:>16}  {entry.digest[7:19]}  {entry.summary}{retired}"))
+
+
+def _note_unknown_owners(registry: Registry, out: TextIO) -> None:
+    for line in registry.unknown_owners():
+        print(printable(f"note: {line}"), file=out)
 
 
 @module.command()
@@ -145,9 +156,11 @@ def verify(
     Example:
       moe-lab module verify
     """
-    report = open_registry(ctx).verify(ref)
+    registry = open_registry(ctx)
+    report = registry.verify(ref)
     for problem in report.problems:
         print(printable(problem if problem.startswith("untrusted: ") else f"damaged: {problem}"))
+    _note_unknown_owners(registry, sys.stdout)
     print(f"read {report.files} files, {report.bytes:,} bytes: {len(report.problems)} problems")
     if not report.ok:
         raise LabError(

@@ -92,7 +92,7 @@ class Registry:
         ref = ArtifactRef(owner, name, version)
         key = self.signer()
         if self.trust is not None:
-            self.trust.require_signer(owner, key.public if key else None)
+            self.trust.require_signer(ref, key.public if key else None)
         signing = None if key is None else partial(sign, self.store, key=key)
         return publish(self.store, ref, manifest_fields, tensors, block_tensors, signing)
 
@@ -175,6 +175,13 @@ class Registry:
             refused = [] if self.trust is None else self.trust.problems(one)
         return replace(report, problems=(*report.problems, *refused))
 
+    def unknown_owners(self) -> Sequence[str]:
+        """Owners that the trust policy lists and who published nothing here, told in one line each."""
+        if self.trust is None:
+            return []
+        with self._reading():
+            return self.trust.unknown_owners()
+
     def fetch(self, ref: str | ArtifactRef) -> Fetched:
         """Reads an artifact whole through the cache, so that it can be used without a network."""
         resolved = self._trusted(ref)
@@ -232,7 +239,8 @@ class Registry:
         version that has other content there, is told in `problems` and does not stop the others.
 
         Args:
-            refs: without a version the newest one is meant; None copies every version of everything.
+            refs: without a version the newest one is meant; a module brings its trunk, and a router its trunk and its
+                modules. None copies every version of everything.
             parents: also the manifests of all ancestors, without their tensors, so that `lineage` is whole there.
             progress: called with the artifact, and the files and bytes written so far.
         """

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from moe_lab.config import Spec, load_config
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, did_you_mean
 from moe_lab.registry.keys import parse_public
 from moe_lab.registry.references import ArtifactRef
-from moe_lab.registry.refs import Resolved, published, read_ref
+from moe_lab.registry.refs import Resolved, published, read_ref, versions
 from moe_lab.registry.signatures import Signature, problem_with, signatures, signatures_of_digest
 from moe_lab.registry.stores import Store
 
@@ -50,6 +50,9 @@ class TrustPolicy(Spec):
         dict[Owner, tuple[PublicKey, ...]],
         Field(description="owner to keys; each artifact of theirs needs a signature by one of these"),
     ] = {}
+    first_key_binds: Annotated[
+        bool, Field(description="later versions of a name need a signature by a key that signed its first one")
+    ] = False
     revoked: Annotated[tuple[PublicKey, ...], Field(description="keys that count for nobody, listed or not")] = ()
 
     def keys_of(self, owner: str) -> list[str]:
@@ -114,21 +117,39 @@ class Trust:
         reasons = [(item.ref or item.digest, self.problem(item)) for item in asked]
         return [f"{UNTRUSTED}{name}: {reason}" for name, reason in reasons if reason is not None]
 
-    def require_signer(self, owner: str, key: str | None) -> None:
+    def unknown_owners(self) -> list[str]:
+        """Listed owners who published nothing here, in one line each: misspelt, they protect nobody."""
+        here = {ref.owner for ref, _ in published(self.store)}
+        return [
+            f"{self.where} lists owner {owner!a}, who has published nothing here.{did_you_mean(owner, here)}"
+            for owner in self.policy.owners
+            if here and owner not in here
+        ]
+
+    def require_signer(self, ref: ArtifactRef, key: str | None) -> None:
         """Refuses to publish what this very policy would then refuse to read."""
-        if not self.policy.asks(owner) or key in self.policy.keys_of(owner):
+        owner, signer = ref.owner, f"and {key} is none" if key else "and no key is given"
+        if not self.policy.asks(owner):
+            first, keys = self._first_keys(ref)
+            if first is None or not keys or first.version == ref.version or key in self._counting(keys):
+                return
+            raise LabError(
+                f"cannot publish {ref.title}: {self.where} wants a signature by a key that signed {first}, {signer}. "
+                "Nothing was published. Name that key with --key or MOE_LAB_KEY, or list the keys of "
+                f"{owner} in that file."
+            )
+        if key in self.policy.keys_of(owner):
             return
-        signer = f"and {key} is none" if key else "and no key is given"
         raise LabError(
             f"cannot publish for {owner}: {self.where} wants a signature by a key of {owner}, {signer}. Nothing was "
             "published. Name a key with --key or MOE_LAB_KEY, or list it in that file."
         )
 
     def _of_reference(self, ref: ArtifactRef, digest: str) -> str | None:
-        if not self.policy.asks(ref.owner):
-            return None
         assert ref.version is not None
         ref = ArtifactRef(ref.owner, ref.name, ref.version)
+        if not self.policy.asks(ref.owner):
+            return self._of_later_version(ref, digest)
         wanted = [Signature(ref, digest, key) for key in self.policy.keys_of(ref.owner)]
         if any(problem_with(self.store, claim) is None for claim in wanted):
             return None
@@ -136,6 +157,33 @@ class Trust:
             return f"{self.where} lists no key of {ref.owner} and refuses what no listed key signed"
         found = [self._shortcoming(claim) for claim in signatures(self.store, ref, digest)]
         return f"{self.where} wants a signature by a key of {ref.owner}; {'; '.join(found) or 'there is none'}"
+
+    def _of_later_version(self, ref: ArtifactRef, digest: str) -> str | None:
+        """What the keys of a name's first version say of another one, where the policy lets them bind."""
+        try:
+            first, keys = self._first_keys(ref)
+        except (FileNotFoundError, LabError) as error:
+            return f"the first version of {ref.title} cannot be read, so nobody knows whose key binds: {error}"
+        if first is None or not keys or first.version == ref.version:
+            return None
+        counting = self._counting(keys)
+        if any(problem_with(self.store, Signature(ref, digest, key)) is None for key in counting):
+            return None
+        if not counting:
+            return f"every key that signed {first} is revoked; list the keys of {ref.owner} in {self.where}"
+        return f"{self.where} wants a signature by a key that signed {first}, {' or '.join(counting)}"
+
+    def _first_keys(self, ref: ArtifactRef) -> tuple[ArtifactRef | None, list[str]]:
+        """The lowest version of a name, retired or not, and whose valid signatures it bears."""
+        there = versions(self.store, ref).published if self.policy.first_key_binds else []
+        if not there:
+            return None, []
+        first = ArtifactRef(ref.owner, ref.name, there[0])
+        claims = signatures(self.store, first, read_ref(self.store, first))
+        return first, [claim.key for claim in claims if problem_with(self.store, claim) is None]
+
+    def _counting(self, keys: list[str]) -> list[str]:
+        return [key for key in keys if key not in self.policy.revoked]
 
     def _shortcoming(self, claim: Signature) -> str:
         if claim.key in self.policy.revoked:

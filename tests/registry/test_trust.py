@@ -368,3 +368,83 @@ def test_hostile_files_are_a_lab_error_or_a_policy(tmp_path_factory, data):
 def test_hostile_keys_are_a_lab_error_or_a_key(text):
     told = problem(lambda: parse_public(text))
     assert (told is None) == text.startswith("ed25519:") or (told and "nobody's key" in told)
+
+
+BINDING = TrustPolicy(unsigned="allow", first_key_binds=True)
+
+
+def test_the_keys_of_a_names_first_version_bind_the_later_ones_where_the_policy_says_so(root):
+    put(root, "snakes/python", SNAKES)
+    put(root, "snakes/python", BIRDS, seed=2)
+    put(root, "snakes/python", seed=3)
+    put(root, "snakes/python", SNAKES, seed=4)
+    put(root, "snakes/other", BIRDS, seed=5)
+    registry = Registry(root, trust=BINDING)
+    for fine in ("snakes/python@1", "snakes/python@4", "snakes/python", "snakes/other"):
+        assert registry.resolve(fine)
+    for taken in ("snakes/python@2", "snakes/python@3"):
+        assert refusal(registry, taken).startswith(
+            f"{taken} is untrusted: the trust policy wants a signature by a key that signed snakes/python@1, "
+            f"{SNAKES.public}."
+        )
+    assert {name for name, found in listed(registry).items() if found} == {"snakes/python@2", "snakes/python@3"}
+    assert len(registry.verify().problems) == 2
+    # Whoever it belongs to may change keys: a second one signs the first version too.
+    registry.sign("snakes/python@1", BIRDS)
+    assert Registry(root, trust=BINDING).resolve("snakes/python@2")
+    assert Registry(root, trust=policy()).resolve("snakes/python@4")
+    # A list of keys stands above what the first version says.
+    assert "is not listed for snakes" in refusal(
+        Registry(root, trust=TrustPolicy(unsigned="allow", first_key_binds=True, owners={"snakes": (SNAKES.public,)})),
+        "snakes/python@2",
+    )
+
+
+def test_a_first_version_without_a_signature_binds_nobody_and_one_by_a_revoked_key_nobody_else(root):
+    put(root, "free/part")
+    put(root, "free/part", STRANGER, seed=2)
+    put(root, "snakes/python", SNAKES, seed=3)
+    put(root, "snakes/python", SNAKES, seed=4)
+    registry = Registry(root, trust=TrustPolicy(unsigned="allow", first_key_binds=True, revoked=(SNAKES.public,)))
+    assert registry.resolve("free/part@2")
+    assert "every key that signed snakes/python@1 is revoked; list the keys of snakes" in refusal(
+        registry, "snakes/python@2"
+    )
+
+
+def test_a_first_version_that_is_damaged_refuses_the_others_and_hides_nothing_else(root):
+    put(root, "snakes/python", SNAKES)
+    put(root, "snakes/python", SNAKES, seed=2)
+    put(root, "birds/song", BIRDS)
+    (root / "refs/snakes/python/1").write_text("damage")
+    registry = Registry(root, trust=BINDING)
+    assert "nobody knows whose key binds" in refusal(registry, "snakes/python@2")
+    assert [name for name, found in listed(registry).items() if not found] == ["birds/song@1"]
+
+
+def test_what_a_first_key_would_refuse_is_not_published(root):
+    put(root, "snakes/python", SNAKES)
+    before = sorted(root.rglob("*"))
+    for key, signer in ((BIRDS, f"and {BIRDS.public} is none"), (None, "and no key is given")):
+        with pytest.raises(LabError, match=f"cannot publish snakes/python: .* that signed snakes/python@1, {signer}"):
+            Registry(root, trust=BINDING, key=key).publish("snakes", "python", None, fields(), tensors(2, 1), BLOCKS)
+    assert sorted(root.rglob("*")) == before
+    for key in (SNAKES, BIRDS):
+        name = "python" if key is SNAKES else "new"
+        done = Registry(root, trust=BINDING, key=key).publish("snakes", name, None, fields(), tensors(2, 1), BLOCKS)
+        assert Registry(root, trust=BINDING).resolve(str(done.ref))
+
+
+def test_an_owner_who_published_nothing_is_named_for_it_may_be_misspelt(root, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "trust.yaml"
+    file.write_text(f"kind: trust\nunsigned: allow\nowners: {{snaks: ['{SNAKES.public}'], birds: []}}\n")
+    assert Registry(root, trust=file).unknown_owners() == []
+    put(root, "snakes/python")
+    put(root, "birds/song", BIRDS, seed=2)
+    monkeypatch.setenv("MOE_LAB_REGISTRY", str(root))
+    monkeypatch.setenv("MOE_LAB_TRUST", str(file))
+    for command, code in (("list", 0), ("verify", 2)):
+        assert main(["module", command]) == code
+        told = "".join(capsys.readouterr())
+        assert f"note: {file} lists owner 'snaks', who has published nothing here. Did you mean \"snakes\"?" in told
+        assert "lists owner 'birds'" not in told
