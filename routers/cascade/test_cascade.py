@@ -95,6 +95,19 @@ def test_the_softened_chain_is_the_chain_when_it_is_cold(drawn, route) -> None:
     np.testing.assert_array_equal(width_N, route(shown).width[0, :, 0])
 
 
+def test_what_is_at_stake_in_a_check_is_all_that_may_still_be_spent() -> None:
+    """Closed form: going on is a sigmoid of the score's lead over the price times the cost up to the widest rung."""
+    scores, price, softness = np.random.default_rng(2).normal(size=(50, 3, 3)), 0.4, 0.7
+    shown = told(scores, np.zeros(50), price)
+    policy = make_example_router(Told, softness=softness).policy(shown.hidden_BSD, shown.price)[0]
+    widest_E = np.array([COST_EQ[module, 1:][VALID_ER[module]].max() for module in range(3)])
+    stake_NER = (scores - price) * (widest_E[:, None] - COST_EQ[:, :-1])
+    goes_on_NER = VALID_ER / (1 + np.exp(-stake_NER / softness))
+    reached_NEQ = np.concatenate([np.ones((50, 3, 1)), np.cumprod(goes_on_NER, -1)], -1)
+    stops_NEQ = reached_NEQ * np.concatenate([1 - goes_on_NER, np.ones((50, 3, 1))], -1)
+    np.testing.assert_allclose(policy, stops_NEQ, rtol=1e-4, atol=1e-6)
+
+
 def test_its_cost_is_that_of_all_checks_of_all_modules() -> None:
     router = make_example_router(CascadeRouter, hidden=16, ngrams=0)
     assert router.multiply_adds == 2 * (16 * 16) + 16 * 3 + 16 * 9 + 3 * 3

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import moe_lab.registry.collect as collect_module
 import moe_lab.registry.stores.local as store_module
 import moe_lab.registry.stores.sweep as sweep_module
 from moe_lab.errors import LabError
@@ -285,6 +286,29 @@ def test_somebody_publishes_between_any_two_operations_of_a_collection(quick, sh
         assert not [path for path in (root / "tmp").iterdir() if path.name.startswith("aside")]
         kept += not done.files
     assert 0 < kept < len(counting.trace)
+
+
+def test_what_is_touched_after_the_plan_is_not_even_set_aside(quick, monkeypatch):
+    """Else an upload that relies on it could miss it for a moment."""
+    publish(quick)
+    keys = stored(quick)
+    remove(quick, "part")
+    age(quick)
+    touched, asked = sorted(keys)[0], []
+    plan, set_aside = collect_module._Sweep.plan, sweep_module.SweepFolder.set_aside
+
+    def plan_and_touch(sweep, grace_ns):
+        plan(sweep, grace_ns)
+        os.utime(quick / touched)
+
+    def noted(folder, key):
+        asked.append(key)
+        set_aside(folder, key)
+
+    monkeypatch.setattr(collect_module._Sweep, "plan", plan_and_touch)
+    monkeypatch.setattr(sweep_module.SweepFolder, "set_aside", noted)
+    done = Registry(quick).gc(DAY)
+    assert set(done.files) == set(asked) == keys - {touched}
 
 
 def test_an_upload_that_has_found_its_parts_finds_them_later(quick, shaky):
