@@ -37,36 +37,58 @@ class TableFormat:
         text = json.dumps({**header, "format": self.version}, sort_keys=True)
         written = pa.table(dict(columns)).replace_schema_metadata({self.key: text})
         partial = path.with_suffix(".partial")
-        pq.write_table(written, partial)
+        pq.write_table(written, partial, write_page_checksum=True)
         partial.replace(path)
 
     def read(self, path: Path, needed: Callable[[dict[str, Any]], Iterable[str]]) -> ReadTable:
         """Reads a file back; `needed` says from its header which columns it must have.
 
         Raises:
-            LabError: it is no such file, of another version, or lacks a column.
+            LabError: it is no such file, of another version, damaged, lacks a column or has one twice.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         article = "an" if self.name[0] in "aeiou" else "a"
+
+        def refused(why: object) -> LabError:
+            reason = str(why).strip().partition("\n")[0] or type(why).__name__
+            return LabError(f"{path}: not {article} {self.name} ({reason}); {self.remedy}")
+
         try:
-            read = pq.read_table(path)
-            header = json.loads((read.schema.metadata or {})[self.key])
-        except (OSError, KeyError, ValueError) as error:
-            raise LabError(f"{path}: not {article} {self.name} ({error}); {self.remedy}") from error
-        if header["format"] != self.version:
-            raise LabError(f"{path}: {self.name} format {header['format']}, this version reads {self.version}")
-        if missing := sorted(set(needed(header)) - set(read.column_names)):
-            raise LabError(f"{path}: not {article} {self.name} (it lacks {', '.join(missing)}); {self.remedy}")
-        return ReadTable(header, read)
+            # Without the checksums a damaged page of numbers reads as other numbers.
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                read = file.read()
+            names = list(read.column_names)
+            metadata = read.schema.metadata or {}
+            if self.key not in metadata:
+                raise refused(f"its metadata has no {self.key.decode()}")
+            header = json.loads(metadata[self.key])
+            version = header["format"]
+        except (OSError, KeyError, TypeError, ValueError, MemoryError, pa.ArrowException) as error:
+            raise refused(error) from error
+        if version != self.version:
+            raise LabError(f"{path}: {self.name} format {version}, this version reads {self.version}")
+        try:
+            wanted = list(needed(header))
+        except (KeyError, TypeError, ValueError) as error:
+            raise refused(f"its header is not whole: {error}") from error
+        if missing := sorted(set(wanted) - set(names)):
+            raise refused(f"it lacks {', '.join(missing)}")
+        if twice := sorted(name for name in set(wanted) if names.count(name) > 1):
+            raise refused(f'it has the column "{twice[0]}" twice')
+        return ReadTable(path, header, read, refused)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadTable:
     """A file that was read: its header, and its columns as an Arrow table."""
 
+    path: Path
     header: dict[str, Any]
     arrow: Any
+    refused: Callable[[object], LabError]
+    """The error for a file that turns out not to be whole: why."""
 
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
@@ -75,6 +97,30 @@ class ReadTable:
         return name in self.arrow.column_names
 
     def column(self, name: str) -> np.ndarray:
-        """A column of numbers."""
-        values: np.ndarray = self.arrow.column(name).combine_chunks().to_numpy(zero_copy_only=False)
+        """A column of numbers; a null among floating-point ones is NaN."""
+        import pyarrow as pa
+
+        column = self.arrow.column(name)
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise self.refused(f'the column "{name}" is of {column.type}, not of numbers')
+        if column.null_count and pa.types.is_integer(column.type):
+            raise self.refused(f'the column "{name}" has {column.null_count} nulls')
+        values: np.ndarray = column.combine_chunks().to_numpy(zero_copy_only=False)
         return values
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A column of texts. Arrow does not look whether they are UTF-8 when it writes."""
+        import pyarrow as pa
+
+        column = self.arrow.column(name)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise self.refused(f'the column "{name}" is of {column.type}, not of text')
+        found: list[str] = []
+        for row, raw in enumerate(column.cast(pa.large_binary()).to_pylist(), start=1):
+            try:
+                found.append(raw.decode())
+            except AttributeError:
+                raise self.refused(f'the column "{name}" is null in row {row}') from None
+            except UnicodeDecodeError as error:
+                raise self.refused(f'the column "{name}" is not UTF-8 in row {row}: {error}') from error
+        return tuple(found)

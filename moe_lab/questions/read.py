@@ -1,29 +1,20 @@
-"""From anyone's CSV or JSON Lines files, by a config of kind `outcomes`, to an item table that passed its checks."""
+"""From anyone's files, by a config of kind `outcomes`, to an item table that passed its checks."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moe_lab.config import load_config
-from moe_lab.data.json_lines import json_rows
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError
+from moe_lab.questions.cells import is_missing, read_number, read_text, same_answer
 from moe_lab.questions.checks import check_items
-from moe_lab.questions.spec import CandidateSpec, OutcomesSpec, TableFile
+from moe_lab.questions.items import Column, Items, read_items
+from moe_lab.questions.spec import CandidateSpec, OutcomesSpec
 from moe_lab.questions.table import ItemCandidate, ItemTable, load_items, make_table
-
-FOLDER = "MOE_LAB_OUTCOMES"
-_RIGHT = {"true": 1.0, "false": 0.0}
-_MISSING = {"", "nan", "na", "n/a", "null", "none"}
-
-Row = dict[str, Any]
 
 
 def read_table(path: Path) -> tuple[ItemTable, list[str]]:
@@ -42,12 +33,15 @@ def read_table(path: Path) -> tuple[ItemTable, list[str]]:
 
 def map_table(spec: OutcomesSpec, base: Path) -> tuple[ItemTable, list[str]]:
     """The table that a mapping describes, and what its checks warn of."""
-    rows, where = _joined(spec, base)
-    outcome_NC = np.array([[_outcome(row, candidate, spec, where) for candidate in spec.candidates] for row in rows])
-    cost_NC = np.array([[_cost(row, candidate, where) for candidate in spec.candidates] for row in rows])
-    kept, warnings = _without_missing(outcome_NC, cost_NC, spec, where)
-    rows = [rows[i] for i in kept]
-    _require_columns(rows, (*spec.text, *spec.numbers, *([spec.group] if spec.group else [])), where)
+    items = read_items(spec, base)
+    outcome_NC = np.stack(_outcomes(items, spec), axis=1) * spec.outcome_scale
+    cost_NC = np.stack([_costs(items, candidate, spec) for candidate in spec.candidates], axis=1)
+    texts = {name: _texts(items, name) for name in (*spec.text, *([spec.group] if spec.group else []))}
+    numbers = {name: _numbers(items.column(name), name) for name in spec.numbers}
+    kept, warnings = _without_missing(outcome_NC, cost_NC, texts, spec, items.where)
+    for c, candidate in enumerate(spec.candidates):
+        if candidate.mean_cost_column is not None:
+            cost_NC[:, c] = _mean_cost(items, candidate, spec, kept)
     table = make_table(
         spec.name,
         tuple(ItemCandidate(name=c.name, size=c.size, family=c.family) for c in spec.candidates),
@@ -56,137 +50,101 @@ def map_table(spec: OutcomesSpec, base: Path) -> tuple[ItemTable, list[str]]:
         outcome=spec.outcome,
         cost_unit=spec.cost_unit,
         outcome_unit=spec.outcome_unit,
-        text=["\n".join(_lines(row[column]) for column in spec.text) for row in rows] if spec.text else None,
-        group=[row[spec.group] for row in rows] if spec.group else None,
-        numbers={column: [_number(row[column], where, column) for row in rows] for column in spec.numbers},
+        text=["\n".join(str(texts[name][i]) for name in spec.text) for i in kept] if spec.text else None,
+        group=[texts[spec.group][i] for i in kept] if spec.group else None,
+        numbers={name: values[kept] for name, values in numbers.items()},
     )
-    return table, warnings + check_items(table, refuse_duplicates=spec.duplicates == "refuse")
+    return table, items.notes + warnings + check_items(table, refuse_duplicates=spec.duplicates == "refuse")
 
 
-def find_file(path: str, base: Path) -> Path:
-    """A table's file: beside the YAML file, else in the folder that MOE_LAB_OUTCOMES names."""
-    beside, folder = base / Path(path).expanduser(), os.environ.get(FOLDER)
-    if beside.is_file():
-        return beside
-    if folder and (Path(folder) / path).is_file():
-        return Path(folder) / path
-    looked = f"{beside} nor in {FOLDER}={folder}" if folder else f"{beside}, and {FOLDER} is not set"
-    raise LabError(f"{path}: no such file, neither {looked}; download it, then set {FOLDER} to its folder")
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a .csv, .tsv, .jsonl or .ndjson file, with or without .gz, as text or JSON values."""
-    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    try:
-        raw = gzip.open(path, "rb").read() if path.name.endswith(".gz") else path.read_bytes()  # noqa: SIM115
-        text = raw.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise LabError(f"{path}: cannot be read as UTF-8 text ({error}); download or convert it again") from error
-    if kind in ("csv", "tsv"):
-        yield from _delimited(path, text, "\t" if kind == "tsv" else ",")
-    elif kind in ("jsonl", "ndjson"):
-        yield from (row for _, row in json_rows(path, text))
-    else:
-        raise LabError(f"{path}: unknown kind of table; use .csv, .tsv, .jsonl or .ndjson, with or without .gz")
-
-
-def _delimited(path: Path, text: str, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)  # questions with documents in them pass the default of 128 KiB
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    for row in reader:
-        if None in row or None in row.values():
-            raise LabError(f"{path}:{reader.line_num}: this row has more or fewer cells than the header; mend the file")
-        yield row
-
-
-def _joined(spec: OutcomesSpec, base: Path) -> tuple[list[Row], Path]:
-    """The rows of the items' file with the columns of the others added by key, never by order."""
-    where = find_file(spec.items.path, base)
-    rows = list(read_rows(where))
-    if not rows:
-        raise LabError(f"{where}: no rows; a router needs items to learn from")
-    for file in spec.join:
-        other = find_file(file.path, base)
-        found = _by_key(other, file, read_rows(other))
-        key = spec.items.key
-        assert key is not None, "the spec asks for keys where files are joined"
-        _require_columns(rows, (key,), where)
-        if lost := [str(row[key]) for row in rows if str(row[key]) not in found]:
-            raise LabError(f"{other}: {len(lost)} items of {where.name} are not in it, first {key} {lost[0]}; mend it")
-        rows = [{**found[str(row[key])], **row} for row in rows]
-    return rows, where
-
-
-def _by_key(path: Path, file: TableFile, rows: Iterator[Row]) -> dict[str, Row]:
-    found: dict[str, Row] = {}
-    for row in rows:
-        _require_columns([row], (str(file.key),), path)
-        key = str(row[str(file.key)])
-        if key in found:
-            raise LabError(f"{path}: {file.key} {key} is there twice; rows are joined by it, so make it unique")
-        found[key] = row
+def _outcomes(items: Items, spec: OutcomesSpec) -> list[np.ndarray]:
+    """What each candidate scored; NaN where that is missing."""
+    right = items.column(spec.right_when_equals) if spec.right_when_equals else None
+    found: list[np.ndarray] = []
+    readers: dict[tuple[int, str], str] = {}
+    for candidate in spec.candidates:
+        name = candidate.column or candidate.name
+        column = items.column(name)
+        if (other := readers.setdefault(column.origin, candidate.name)) != candidate.name:
+            raise LabError(
+                f'{column.rows[0].path}: {other} and {candidate.name} have the same column, "{column.origin[1]}"; give '
+                "each its own, with the name of its file where files have columns of one name"
+            )
+        found.append(_numbers(column, name) if right is None else _right(column, name, right))
     return found
 
 
-def _require_columns(rows: Sequence[Row], columns: Sequence[str], where: Path) -> None:
-    for row in rows:
-        for column in columns:
-            if column not in row:
-                raise LabError(f'{where}: no column "{column}".{did_you_mean(column, map(str, row))}')
+def _numbers(column: Column, name: str) -> np.ndarray:
+    return np.array([read_number(v, row.where, name) for v, row in zip(column.values, column.rows, strict=True)])
 
 
-def _outcome(row: Row, candidate: CandidateSpec, spec: OutcomesSpec, where: Path) -> float:
-    """The number in a cell; NaN where it is missing."""
-    column = candidate.column or candidate.name
-    _require_columns([row], [column, *([spec.right_when_equals] if spec.right_when_equals else [])], where)
-    if spec.right_when_equals:
-        # An answer that could not be parsed is an empty cell, and wrong; so "NA" may be an answer too.
-        return float(str(row[column]) == str(row[spec.right_when_equals]))
-    return _number(row[column], where, column)
+def _right(column: Column, name: str, right: Column) -> np.ndarray:
+    """1 where the answer is the right one, and 0 where it is not or there is none; NaN where nobody knows it."""
+    found = np.full(len(column.values), np.nan)
+    for n, (answer, known, row) in enumerate(zip(column.values, right.values, column.rows, strict=True)):
+        if is_missing(known):
+            continue
+        try:
+            found[n] = same_answer(answer, known)
+        except LabError as error:
+            raise LabError(f"{row.where}: {name}: {error}") from None
+    return found
 
 
-def _cost(row: Row, candidate: CandidateSpec, where: Path) -> float:
-    if candidate.cost_column is None:
-        assert candidate.cost is not None, "the spec asks for one of the two"
-        return candidate.cost
-    _require_columns([row], [candidate.cost_column], where)
-    return _number(row[candidate.cost_column], where, candidate.cost_column)
+def _texts(items: Items, name: str) -> list[str | None]:
+    column = items.column(name)
+    return [read_text(value, row.where, name) for value, row in zip(column.values, column.rows, strict=True)]
 
 
-def _number(value: Any, where: Path, column: str) -> float:
-    if value is None or str(value).strip().lower() in _MISSING:
-        return float("nan")
-    text = str(value).strip().lower()
-    try:
-        return _RIGHT[text] if text in _RIGHT else float(text)
-    except ValueError:
-        raise LabError(
-            f'{where}: {column}: "{str(value)[:40]}" is not a number, true or false; name another column, '
-            "or use right_when_equals for answers"
-        ) from None
+def _costs(items: Items, candidate: CandidateSpec, spec: OutcomesSpec) -> np.ndarray:
+    """What each item costs; what has a mean has it later, when it is known which items are kept."""
+    scale = spec.cost_scale if candidate.cost_scale is None else candidate.cost_scale
+    if candidate.cost_column is not None:
+        return _numbers(items.column(candidate.cost_column), candidate.cost_column) * scale
+    return np.full(len(items), (candidate.cost or 0.0) * scale)
+
+
+def _mean_cost(items: Items, candidate: CandidateSpec, spec: OutcomesSpec, kept: np.ndarray) -> float:
+    """The mean of a column over the kept items that have it: what one pays, all in all, for a constant."""
+    column = candidate.mean_cost_column
+    assert column is not None
+    each = candidate.model_copy(update={"cost_column": column})
+    values = _costs(items, each, spec)[kept]
+    there = values[~np.isnan(values)]
+    if not len(there):
+        raise LabError(f"{items.where}: {column} has no numbers to take the mean of for {candidate.name}")
+    return float(there.mean())
 
 
 def _without_missing(
-    outcome_NC: np.ndarray, cost_NC: np.ndarray, spec: OutcomesSpec, where: Path
+    outcome_NC: np.ndarray, cost_NC: np.ndarray, texts: dict[str, list[Any]], spec: OutcomesSpec, where: Path
 ) -> tuple[np.ndarray, list[str]]:
-    """The items that have every outcome and cost, and what to say of the others."""
+    """The items that have all that a router learns from, and what to say of the others."""
     missing_NC = np.isnan(outcome_NC) | np.isnan(cost_NC)
-    if not missing_NC.any():
+    missing_NT = np.array([[text is None for text in column] for column in texts.values()], bool)
+    missing_NT = missing_NT.reshape(len(texts), len(outcome_NC)).T
+    lacking_N = missing_NC.any(axis=1) | missing_NT.any(axis=1)
+    if not lacking_N.any():
         return np.arange(len(outcome_NC)), []
-    count, most = int(missing_NC.any(axis=1).sum()), int(missing_NC.sum(axis=0).argmax())
-    told = (
-        f"{where}: {count} of {len(outcome_NC)} items lack an outcome or a cost, most often of "
-        f"{spec.candidates[most].name} ({int(missing_NC[:, most].sum())})"
+    told = f"{where}: {int(lacking_N.sum())} of {len(lacking_N)} items lack " + " or ".join(
+        [
+            *_lack("an outcome or a cost, most often of", missing_NC, [c.name for c in spec.candidates]),
+            *_lack("their question or group, most often", missing_NT, list(texts)),
+        ]
     )
-    if missing_NC[:, most].all():
-        raise LabError(f"{told}; it has none at all, so leave that candidate out")
+    for missing, what in ((missing_NC, "candidate"), (missing_NT, "column")):
+        if missing.all(axis=0).any():
+            raise LabError(f"{told}; it has none at all, so leave that {what} out")
     if spec.missing == "refuse":
         raise LabError(f"{told}; fill them in, or write `missing: drop` to leave those items out")
-    kept = np.flatnonzero(~missing_NC.any(axis=1))
-    if not len(kept):
+    if lacking_N.all():
         raise LabError(f"{told}; no item has them all, so leave a candidate out")
-    return kept, [f"{told}; those items were dropped"]
+    return np.flatnonzero(~lacking_N), [f"{told}; those items were dropped"]
 
 
-def _lines(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+def _lack(what: str, missing: np.ndarray, names: Sequence[str]) -> list[str]:
+    """What items lack, and where most of it is."""
+    if not missing.any():
+        return []
+    most = int(missing.sum(axis=0).argmax())
+    return [f"{what} {names[most]} ({int(missing[:, most].sum())})"]

@@ -12,16 +12,49 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class TableFile(Spec):
-    """One CSV, TSV or JSON Lines file, with or without `.gz`.
+Value = str | int | float | bool | None
+
+
+class KeyFile(Spec):
+    """A file of keys: a `.txt` with one a line, or a table with a column of them.
 
     Attributes:
         path: relative to the YAML file, or to the folder in MOE_LAB_OUTCOMES.
-        key: the column that joins the files, needed where there is more than one.
+        key: the column of a table; left out, it is called as the keys of the rows that are dropped.
     """
 
     path: str
     key: str | None = None
+
+
+class TableFile(Spec):
+    """A CSV, TSV, JSON Lines or JSON file, with or without `.gz`, or several whose rows are stacked.
+
+    Attributes:
+        path: relative to the YAML file, or to the folder in MOE_LAB_OUTCOMES. Several files, or a pattern with `*`, are
+            stacked by rows.
+        key: the column that joins the files, needed where there is more than one entry.
+        name: what its columns are called by where another file has one of the same name, as in `name.column`; left
+            out, the file's name without its ending.
+        rows: where the rows are within a .json file, such as `data.records`.
+        file_column: a column that is made of the name of the file that each row is from, without its ending.
+        where: columns, and the value, or one of the values, that rows are kept for.
+        drop: a file of keys; rows with one of them are left out.
+    """
+
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    key: str | None = None
+    name: Annotated[str, Field(min_length=1)] | None = None
+    rows: str | None = None
+    file_column: str | None = None
+    where: dict[str, Value | Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
+    drop: str | KeyFile | None = None
+
+    @model_validator(mode="after")
+    def _named_keys(self) -> Self:
+        if self.drop is not None and self.key is None:
+            raise ValueError("`drop` names rows by their `key`; say which column that is")
+        return self
 
 
 class CandidateSpec(Spec):
@@ -30,7 +63,9 @@ class CandidateSpec(Spec):
     Attributes:
         name: what reports call it.
         column: the column of its loss or score; left out, the one of that name.
-        cost: of one item, in `cost_unit`; or `cost_column`, where it differs by item.
+        cost: of one item, in `cost_unit`; or `cost_column`, where it differs by item; or `mean_cost_column`, whose
+            mean over the items is the cost of every item.
+        cost_scale: what costs are multiplied by; left out, the table's.
         size: anything that grows with the model, such as billions of parameters. Only compared within a family.
         family: candidates of one family form a ladder by size.
     """
@@ -39,13 +74,15 @@ class CandidateSpec(Spec):
     column: str | None = None
     cost: float | None = None
     cost_column: str | None = None
+    mean_cost_column: str | None = None
+    cost_scale: Positive | None = None
     size: Positive | None = None
     family: str | None = None
 
     @model_validator(mode="after")
     def _one_cost(self) -> Self:
-        if (self.cost is None) == (self.cost_column is None):
-            raise ValueError(f"candidate {self.name} needs one of `cost` and `cost_column`")
+        if [self.cost, self.cost_column, self.mean_cost_column].count(None) != 2:
+            raise ValueError(f"candidate {self.name} needs one of `cost` and `cost_column` (or `mean_cost_column`)")
         return self
 
 
@@ -53,14 +90,16 @@ class OutcomesSpec(Spec):
     """Which columns of which files are text, features, group, outcomes and costs.
 
     Attributes:
-        items: the file with the items; `join` adds columns by key.
-        text: columns that make up the question; a list in a column counts as its lines.
+        items: the file with the items, or several that are stacked by rows; `join` adds columns by key.
+        text: columns that make up the question; a list in a column counts as its lines. Here and in all that follows
+            a dotted name reaches into objects and lists, such as `scores.small` or `turns.0`.
         group: the column of the subject, task or source.
         numbers: columns of numeric features, known before any candidate runs.
         outcome: whether the candidates' columns hold scores (higher is better) or losses.
         outcome_unit, cost_unit: what reports call them.
+        outcome_scale, cost_scale: what all of them are multiplied by, such as 0.01 for scores in percent.
         right_when_equals: the candidates' columns hold answers; an answer scores 1 where it equals this column.
-        missing: what to do with an item that lacks an outcome or a cost of some candidate.
+        missing: what to do with an item that lacks an outcome or a cost of some candidate, its question or its group.
         duplicates: items of equal text and features are always kept in one fold; or refuse them.
     """
 
@@ -76,8 +115,10 @@ class OutcomesSpec(Spec):
     numbers: tuple[str, ...] = ()
     outcome: Literal["score", "loss"] = "score"
     outcome_unit: str = ""
+    outcome_scale: Positive = 1.0
     right_when_equals: str | None = None
     cost_unit: str = "cost"
+    cost_scale: Positive = 1.0
     missing: Literal["refuse", "drop"] = "refuse"
     duplicates: Literal["together", "refuse"] = "together"
     candidates: tuple[CandidateSpec, ...] = Field(min_length=1, max_length=30)
@@ -93,6 +134,8 @@ class OutcomesSpec(Spec):
             raise ValueError("with `join`, every file needs its `key` column")
         if self.right_when_equals and self.outcome == "loss":
             raise ValueError("right_when_equals makes scores; leave out `outcome: loss`")
+        if self.right_when_equals and self.outcome_scale != 1:
+            raise ValueError("right_when_equals makes scores of 0 and 1; leave out `outcome_scale`")
         return self
 
 

@@ -142,7 +142,13 @@ def make_table(
     group: Any = None,
     numbers: dict[str, Any] | None = None,
 ) -> ItemTable:
-    """An item table from plain arrays: costs `[C]` or `[N, C]`, groups as labels, numbers by name."""
+    """An item table from plain arrays: costs `[C]` or `[N, C]`, groups as labels, numbers by name.
+
+    Raises:
+        LabError: a text or label is missing, or is not Unicode text.
+    """
+    for what, values in (("text", text), ("group", group)):
+        _require_text(f"{name}: {what}", values if values is not None else ())
     outcomes = np.asarray(outcome_NC, np.float64)
     labels, codes = (
         np.unique([str(label) for label in group], return_inverse=True)
@@ -169,6 +175,16 @@ def make_table(
     )
 
 
+def _require_text(where: str, values: Iterable[Any]) -> None:
+    for n, value in enumerate(values):
+        if value is None or value != value:
+            raise LabError(f"{where} of item {n} is {value}; fill it in or leave that item out")
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise LabError(f"{where} of item {n} holds half of a surrogate pair, not Unicode text; mend it") from error
+
+
 def save_items(table: ItemTable, path: Path, provenance: dict[str, Any] | None = None) -> None:
     """Writes the table; `provenance` says where it came from."""
     columns: dict[str, Any] = {"group": table.group_N}
@@ -186,7 +202,10 @@ def load_items(path: Path) -> ItemTable:
     """Reads a table back, checking that it is whole."""
     read = FILE.read(path, _columns)
     header = read.header
-    candidates = tuple(ItemCandidate(**candidate) for candidate in header["candidates"])
+    candidates, groups = _cards(header), tuple(header["groups"])
+    group_N = read.column("group")
+    if len(group_N) and not (group_N.min() >= 0 and group_N.max() < len(groups)):
+        raise read.refused(f"its groups are {group_N.min()} to {group_N.max()}, and {len(groups)} are named")
 
     def stacked(kind: str, names: Iterable[str]) -> np.ndarray:
         values = [read.column(f"{kind}/{name}") for name in names]
@@ -201,16 +220,25 @@ def load_items(path: Path) -> ItemTable:
         cost_NC=stacked("cost", named),
         cost_unit=header["cost_unit"],
         outcome_unit=header.get("outcome_unit", ""),
-        text_N=tuple(read.arrow.column("text").to_pylist()) if header["text"] else None,
-        groups=tuple(header["groups"]),
-        group_N=read.column("group"),
+        text_N=read.texts("text") if header["text"] else None,
+        groups=groups,
+        group_N=group_N,
         number_names=tuple(header["numbers"]),
         number_NF=stacked("number", header["numbers"]),
     )
 
 
+def _cards(header: dict[str, Any]) -> tuple[ItemCandidate, ...]:
+    return tuple(ItemCandidate(**candidate) for candidate in header["candidates"])
+
+
 def _columns(header: dict[str, Any]) -> list[str]:
-    named = [f"{kind}/{card['name']}" for kind in (header["outcome"], "cost") for card in header["candidates"]]
+    named = [f"{kind}/{card.name}" for kind in (header["outcome"], "cost") for card in _cards(header)]
+    for key, kind in (("name", str), ("cost_unit", str), ("groups", list), ("numbers", list)):
+        if not isinstance(header[key], kind):
+            raise TypeError(f"{key} is no {kind.__name__}")
+    if header["outcome"] not in ("score", "loss"):
+        raise ValueError(f"outcome {header['outcome']}")
     return [*named, "group", *(f"number/{name}" for name in header["numbers"]), *(["text"] if header["text"] else [])]
 
 

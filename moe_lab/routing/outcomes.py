@@ -91,7 +91,10 @@ def load_outcomes(path: Path) -> OutcomeTable:
     """Reads a table back, checking that it is whole."""
     read = FILE.read(path, _columns)
     space = CandidateSpace.from_json(read.header["space"])
-    shape = (-1, read.header["sequence_length"])
+    length = read.header["sequence_length"]
+    if len(read) % length:
+        raise read.refused(f"{len(read)} rows are not whole sequences of {length} tokens")
+    shape = (-1, length)
     loss = np.stack([read.column(f"loss/{name}").reshape(shape) for name in space.names], axis=-1)
     if not np.isfinite(loss[read.column("segment").reshape(shape) > 0]).all():
         raise LabError(f"{path}: some losses are not finite; measure the table again")
@@ -109,6 +112,8 @@ def load_outcomes(path: Path) -> OutcomeTable:
 
 def _columns(header: dict[str, Any]) -> list[str]:
     space = CandidateSpace.from_json(header["space"])
+    if not (isinstance(header["groups"], list) and header["sequence_length"] > 0):
+        raise ValueError("groups and sequence_length")
     return ["group", "token", "segment", "bytes", *(f"loss/{name}" for name in space.names)]
 
 
@@ -116,6 +121,10 @@ def _hidden(read: ReadTable, shape: tuple[int, ...]) -> np.ndarray:
     """The features of all tokens, [N, S, D]."""
     if "hidden" not in read:
         return np.zeros((*shape, 0), np.float32)
+    import pyarrow as pa
+
     hidden = read.arrow.column("hidden").combine_chunks()
+    if not pa.types.is_fixed_size_list(hidden.type) or hidden.null_count:
+        raise read.refused(f'the column "hidden" is of {hidden.type}, not of lists of one length')
     flat: np.ndarray = hidden.flatten().to_numpy()
     return flat.reshape(*shape, hidden.type.list_size)

@@ -53,9 +53,9 @@ def trained_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert table.text_N is not None
     with (lab / "configs" / "outcomes" / "words.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["question", "half", "small", "large"])
+        writer.writerow(["question", "half", "small", "large", "middle"])
         for text, group, scores in zip(table.text_N, table.group_N, table.outcome_NC.tolist(), strict=True):
-            writer.writerow([text, table.groups[group], *scores])
+            writer.writerow([text, table.groups[group], *scores, scores[1]])
     (lab / "configs" / "outcomes" / "words.yaml").write_text(OUTCOMES)
     (lab / "configs" / "words-router.yaml").write_text(ROUTER)
     assert main(["--lab", str(lab), "train", "words-router"]) == 0
@@ -171,7 +171,7 @@ candidates:
 """
 
 
-ALL = OUTCOMES.replace("name: words", "name: all") + "  - {name: middle, column: large, cost: 4}\n"
+ALL = OUTCOMES.replace("name: words", "name: all") + "  - {name: middle, cost: 4}\n"
 
 
 def test_a_candidate_joins_on_twenty_questions(trained_lab: Path, capsys: Capture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,21 @@ def write_encoder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def reference_vector(folder: Path, text: str) -> np.ndarray:
+def change_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """Writes the tensors anew, in other shapes or by other names."""
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+
+
+def declare_pooling(folder: Path, *modules: str, **modes: bool | str) -> None:
+    """Writes what Sentence Transformers writes beside the three files."""
+    kinds = ["Transformer", "Pooling", *modules]
+    listed = [{"idx": n, "path": f"{n}_{kind}" if n else "", "type": f"some.{kind}"} for n, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": WIDTH, **modes}))
+
+
+def reference_vector(folder: Path, text: str, pooling: str = "mean") -> np.ndarray:
     """The vector of a text, in float64, one head after the other and without padding."""
     w = {name: value.astype(np.float64) for name, value in load_file(folder / "model.safetensors").items()}
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -92,5 +107,5 @@ def reference_vector(folder: Path, text: str) -> np.ndarray:
         x = dense(h, f"{at}.intermediate.dense")
         x = x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
         h = norm(h + dense(x, f"{at}.output.dense"), f"{at}.output.LayerNorm")
-    mean = h.mean(axis=0)
-    return mean / np.linalg.norm(mean)
+    pooled = h[0] if pooling == "cls" else h.mean(axis=0)
+    return pooled / np.linalg.norm(pooled)

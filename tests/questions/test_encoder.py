@@ -73,6 +73,23 @@ def test_many_vectors_are_kept_and_a_damaged_file_is_made_again(encoder: str, mo
     assert told == [3, 3]
 
 
+def test_no_damage_of_a_kept_file_is_a_traceback(encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever zip and npy raise for a damaged byte, the vectors are made again."""
+    monkeypatch.setattr(encoding, "_WORTH_KEEPING", 1)
+    first, _ = encode_texts(encoder, ["proof"])
+    [kept] = (Path(os.environ["XDG_CACHE_HOME"]) / "moe-lab" / "encoded").iterdir()
+    whole = kept.read_bytes()
+    monkeypatch.setattr(encoding.SentenceEncoder, "__call__", lambda self, texts, told=None: first)
+    head = whole.index(b"\x93NUMPY")  # from there to the directory there is one checksum
+    for at in [*range(head + 16), *range(whole.index(b"PK\x01\x02"), len(whole))]:
+        for damaged in (
+            whole[:at],
+            *(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :] for bit in (0, 3)),
+        ):
+            kept.write_bytes(damaged)
+            np.testing.assert_array_equal(encode_texts(encoder, ["proof"])[0], first)
+
+
 def test_another_order_is_another_file_and_few_texts_are_not_kept(
     encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,78 @@ def test_a_list_in_a_column_is_its_lines(tmp_path: Path) -> None:
     assert table.text_N == ("q\nx\n2",)
 
 
+def test_numbers_are_answers_as_numbers_and_null_is_none(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "right": n, "a": float(n), "b": str(n)} for n in range(3)]
+    rows += [{"question": "q3", "right": None, "a": None, "b": "B"}, {"question": "q4", "right": 4, "a": None, "b": 4}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    how = {"items": {"path": "i.jsonl"}, "right_when_equals": "right"}
+    with pytest.raises(LabError, match="1 of 5 items lack an outcome or a cost, most often of a"):
+        read(tmp_path, lines, "i.jsonl", **how)
+    table, _ = read(tmp_path, lines, "i.jsonl", **how, missing="drop")
+    assert table.outcome_NC.tolist() == [[1, 1]] * 3 + [[0, 1]]
+    lines = json.dumps({"question": "q", "right": True, "a": 1, "b": True})
+    with pytest.raises(LabError, match=r"i\.jsonl:1: a: 1 and true cannot be compared"):
+        read(tmp_path, lines, "i.jsonl", **how)
+
+
+def test_a_question_or_group_that_is_null_is_missing(tmp_path: Path) -> None:
+    rows = [{"question": "q", "lines": ["x", "y"], "topic": "t", "a": 1, "b": 0} for _ in range(4)]
+    rows[1]["question"], rows[2]["lines"], rows[3]["topic"] = None, ["x", None], None
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    how = {"items": {"path": "i.jsonl"}, "text": ["question", "lines"], "group": "topic"}
+    with pytest.raises(LabError, match="3 of 4 items lack their question or group, most often question"):
+        read(tmp_path, lines, "i.jsonl", **how)
+    table, warnings = read(tmp_path, lines, "i.jsonl", **how, missing="drop")
+    assert (table.text_N, table.groups) == (("q\nx\ny",), ("t",))
+    assert "those items were dropped" in warnings[0]
+
+
+def test_half_a_surrogate_pair_is_refused_before_any_work(tmp_path: Path) -> None:
+    for column in ("question", "topic"):
+        row = {"question": "q", "topic": "t", "a": 1, "b": 0, "answer of a": "cut \ud83d"}
+        lines = f"{json.dumps(row)}\n{json.dumps({**row, column: 'cut ' + chr(0xD83D)})}\n"
+        with pytest.raises(LabError, match=rf'i\.jsonl:2: column "{column}": half of a surrogate pair at character 4'):
+            read(tmp_path, lines, "i.jsonl", items={"path": "i.jsonl"}, group="topic")
+
+
+def test_two_candidates_of_one_column_are_refused(tmp_path: Path) -> None:
+    candidates = [{"name": "a", "cost": 1}, {"name": "b", "column": "items.a", "cost": 2}]
+    with pytest.raises(LabError, match='a and b have the same column, "a"; give each its own'):
+        read(tmp_path, candidates=candidates)
+
+
+def test_a_column_of_two_files_may_be_named_with_its_file(tmp_path: Path) -> None:
+    for name, values in (("ma", "10"), ("mb", "11")):
+        (tmp_path / f"{name}.csv").write_text(f"id,correct\n0,{values[0]}\n1,{values[1]}\n")
+    how: dict[str, Any] = {"items": {"path": "items.csv", "key": "id"}}
+    how["join"] = [{"path": f"{name}.csv", "key": "id"} for name in ("ma", "mb")]
+    for columns, refused in ((("correct", "correct"), True), (("ma.correct", "mb.correct"), False)):
+        candidates = [{"name": n, "column": c, "cost": i} for i, (n, c) in enumerate(zip("ab", columns, strict=True))]
+        if refused:
+            with pytest.raises(LabError, match='name it with its file: "ma.correct" or "mb.correct"'):
+                read(tmp_path, "id,question\n0,p\n1,q\n", **how, candidates=candidates)
+        else:
+            table, _ = read(tmp_path, "id,question\n0,p\n1,q\n", **how, candidates=candidates)
+            assert table.outcome_NC.tolist() == [[1, 1], [0, 1]]
+
+
+def test_costs_as_a_mean_and_in_another_unit(tmp_path: Path) -> None:
+    text = "question,a,b,tokens\nq,50,100,3\nr,0,,9\ns,100,50,\nt,100,0,5\n"
+    candidates = [
+        {"name": "a", "mean_cost_column": "tokens", "cost_scale": 2},
+        {"name": "b", "cost": 0.25},
+    ]
+    table, _ = read(tmp_path, text, candidates=candidates, outcome_scale=0.01, cost_scale=4, missing="drop")
+    # The mean is of the items that are kept and have a cost: 3 and 5.
+    assert table.cost_NC.tolist() == [[8, 1]] * 3
+    assert table.outcome_NC.tolist() == [[0.5, 1], [1, 0.5], [1, 0]]
+    candidates[0] = {"name": "a", "cost_column": "tokens"}
+    table, _ = read(tmp_path, text, candidates=candidates, cost_scale=4, missing="drop")
+    assert table.cost_NC.tolist() == [[12, 1], [20, 1]]
+    with pytest.raises(LabError, match="b has no numbers to take the mean of for a"):
+        read(tmp_path, "question,a,b\nq,1,\n", candidates=[{"name": "a", "mean_cost_column": "b"}])
+
+
 def test_costs_may_differ_by_item(tmp_path: Path) -> None:
     candidates = [{"name": "a", "cost_column": "spent"}, {"name": "b", "cost": 2}]
     table, warnings = read(tmp_path, "question,a,b,spent\nq,1,1,3\nr,1,0,5\n", candidates=candidates)
@@ -85,7 +157,8 @@ def test_costs_may_differ_by_item(tmp_path: Path) -> None:
         (CSV, {"text": ["Question"]}, 'no column "Question"'),
         (CSV.replace("0.5", ""), {}, "1 of 2 items lack an outcome or a cost, most often of a (1); fill them in, or"),
         (CSV.replace("0.5", "nan"), {}, "1 of 2 items lack an outcome or a cost"),
-        (CSV.replace("0.5", "B"), {}, 'a: "B" is not a number, true or false'),
+        (CSV.replace("0.5", "B"), {}, 'items.csv:3: a: "B" is not a number, true or false'),
+        (CSV.replace("0.5", "1_0"), {}, 'items.csv:3: a: "1_0" is not a number, true or false'),
         (CSV.replace("0.5", "inf"), {}, "item 1 has the outcome inf for a"),
         ("question,a,b\nq,,1\nr,,1\n", {"missing": "drop"}, "it has none at all, so leave that candidate out"),
         ("question,a,b\nq,,1\nr,1,\n", {"missing": "drop"}, "no item has them all"),
@@ -138,6 +211,8 @@ def test_a_mapping_is_a_config(tmp_path: Path) -> None:
         ({"candidates": [{"name": "a"}]}, "candidate a needs one of `cost` and `cost_column`"),
         ({"candidates": [{"name": "a", "cost": 1}] * 2}, "candidate a is listed twice"),
         ({"join": [{"path": "p.csv"}]}, "every file needs its `key` column"),
+        ({"items": {"path": "items.csv", "drop": "x.txt"}}, "`drop` names rows by their `key`"),
+        ({"right_when_equals": "topic", "outcome_scale": 2}, "leave out `outcome_scale`"),
     ):
         (tmp_path / "bad.yaml").write_text(json.dumps({**BASE, **changes}))
         with pytest.raises(LabError, match=reason):

@@ -15,8 +15,9 @@ from moe_lab.config import load_config
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.metrics.deferral import apgr, deferral_curve
+from moe_lab.questions.entry import FOLDER
 from moe_lab.questions.evaluate import OutOfFold
-from moe_lab.questions.read import FOLDER, read_table
+from moe_lab.questions.read import read_table
 from moe_lab.questions.table import ItemTable
 from tests.questions.synthetic import scored_by
 

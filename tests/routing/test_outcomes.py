@@ -102,8 +102,32 @@ def _write_without_a_column(path: Path) -> None:
     pq.write_table(pq.read_table(path).drop_columns(["segment"]), path)
 
 
+def _write_without_a_length(path: Path) -> None:
+    save_outcomes(make_table(), path, {})
+    read = pq.read_table(path)
+    header = json.loads(read.schema.metadata[FILE.key])
+    del header["sequence_length"]
+    pq.write_table(read.replace_schema_metadata({FILE.key: json.dumps(header)}), path)
+
+
+def _write_half_a_sequence(path: Path) -> None:
+    save_outcomes(make_table(), path, {})
+    pq.write_table(pq.read_table(path).slice(0, 3), path)
+
+
+def _write_loose_features(path: Path) -> None:
+    save_outcomes(make_table(), path, {})
+    read = pq.read_table(path)
+    loose = read.column("hidden").cast(pa.list_(pa.float32()))
+    pq.write_table(read.set_column(read.column_names.index("hidden"), "hidden", loose), path)
+
+
 @pytest.mark.parametrize(
-    "write", [_write_nothing, _write_text, _write_other_table, _write_half, _write_without_a_column]
+    "write",
+    [
+        *(_write_nothing, _write_text, _write_other_table, _write_half, _write_without_a_column),
+        *(_write_without_a_length, _write_half_a_sequence, _write_loose_features),
+    ],
 )
 def test_what_is_no_outcome_table_is_refused(tmp_path: Path, write) -> None:
     path = tmp_path / "outcomes.parquet"
