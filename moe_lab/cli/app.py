@@ -52,6 +52,13 @@ class _LazyGroup(CommandGroup):
 
     table: Mapping[str, str] = COMMANDS
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            # Typer would make a bare exit code of it, without what the open runs said of themselves.
+            raise Interrupted(signal.SIGINT) from error
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.table)
 
@@ -149,16 +156,48 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, str] = COMMANDS)
         print(f"error: {message}", file=sys.stderr)
         _leave(2)
         return 2
+    except (AssertionError, RuntimeError):
+        message = _missing_platform()
+        if message is None or os.environ.get("MOE_LAB_TRACEBACK"):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
     except Interrupted as stopped:
-        code, kept = 128 + stopped.signum, stopped.kept
+        code, kept = 128 + stopped.signum, _what_is_kept(stopped)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        where = f" after {kept}, which is saved. To go on from there" if kept else ". To go on"
-        print(f"\ninterrupted{where}: {shlex.join(['moe-lab', *arguments])}", file=sys.stderr)
+        where = f" {kept}" if kept else ". To do it again"
+        print("\n" + printable(f"interrupted{where}: {shlex.join(['moe-lab', *arguments])}"), file=sys.stderr)
     code = code if isinstance(code, int) else 0
     _leave(code)
     return code
+
+
+def _what_is_kept(stopped: Interrupted) -> str:
+    """Says what the same command will not do again; empty if no run was open, so that nothing is known."""
+    if stopped.kept:
+        return f"after {stopped.kept}, which is saved. To go on from there"
+    # Each open run has said it of itself, the innermost first.
+    runs = getattr(stopped, "__notes__", []) or getattr(stopped.__cause__, "__notes__", [])
+    return f"({'; '.join(runs)}). To go on" if runs else ""
+
+
+def _missing_platform() -> str | None:
+    """Returns the line for a JAX_PLATFORMS that this machine has not: jax says it with errors of several types."""
+    jax = sys.modules.get("jax")
+    wanted = jax.config.jax_platforms if jax else None
+    if not jax or not wanted:
+        return None
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        return (
+            f"JAX_PLATFORMS={wanted}: jax finds no such device here{f' ({said[:200]})' if said else ''}; "
+            "unset it to use what there is, or set JAX_PLATFORMS=cpu"
+        )
+    return None
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ def open_workspace(
     process: str | None = None,
 ) -> Workspace:
     """The lab of this call with its registry and a progress display. Imports the array libraries."""
+    _fix_numbers()
     _join(coordinator, process)
     spec = _mesh(mesh, several=coordinator is not None)
     from moe_lab.jobs.workspace import Workspace
@@ -73,6 +74,20 @@ def open_registry(ctx: typer.Context) -> Registry:
 
     lab = current_lab(ctx)
     return Registry(lab.registry_path, create=False, trust=lab.trust_path)
+
+
+# What would make another computation of the same config, and so belongs to the program and not to somebody's shell.
+_FIXED = {"jax_enable_x64": False, "jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}
+
+
+def _fix_numbers() -> None:
+    import jax
+
+    for name, value in _FIXED.items():
+        if jax.config.values[name] != value:
+            setting, asked = name.upper(), jax.config.values[name]
+            print(f"note: {setting}={asked} has no effect, moe-lab computes with {value}", file=sys.stderr, flush=True)
+            jax.config.update(name, value)
 
 
 def _join(coordinator: str | None, process: str | None) -> None:

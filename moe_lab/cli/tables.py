@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> None:
-    """A plain table; text is never read as markup. Off a terminal it is as wide as it needs to be."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False, box=None)
+    """A plain table; text is never read as markup. Off a terminal it is as wide as it needs to be.
+
+    Only the last column wraps, between words. Where there is no room for that, each row becomes lines of its own.
+    """
+    table = Table(show_edge=False, pad_edge=False, box=None)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column != columns[-1])
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=max(80, min(200, Console(width=200).measure(table).maximum)))
-    console.print(table)
+    if _narrowest(columns, rows) <= console.width:
+        console.print(Text(title, style="bold"), soft_wrap=True)
+        console.print(table)
+        return
+    print(title)
+    for row in rows:
+        print("", *_lines(columns, row, console.width), sep="\n")
+
+
+def _narrowest(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """The width at which nothing but the last column wraps, and that between words."""
+    *cells, last = ([str(row[at]) for row in (columns, *rows)] for at in range(len(columns)))
+    words = [word for cell in last for word in cell.split()]
+    return sum(max(map(cell_len, column)) + 2 for column in cells) + max(map(cell_len, words), default=0)
+
+
+def _lines(columns: Sequence[str], row: Sequence[Any], width: int) -> list[str]:
+    """One row below each other, wrapped between words only: a name is for copying."""
+    cells = [f"{column}: {cell}" for column, cell in zip(columns, row, strict=True) if str(cell)]
+    wrap = functools.partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    return [line for cell in cells for line in wrap(cell, subsequent_indent="  ")]
 
 
 def print_stages(records: Sequence[Any], seconds: float) -> None:

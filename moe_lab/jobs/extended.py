@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from moe_lab.compose.lockfile import LockedPart, pin
@@ -11,6 +10,7 @@ from moe_lab.errors import LabError
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
+from moe_lab.training.ledger import read_result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,11 @@ def find_extended(workspace: Workspace, extends: str, base: Path) -> ExtendedRou
     """A published router by name, or the one in a run folder."""
     for folder in (base / extends, Path(extends), workspace.lab.runs / extends):
         if (folder / "result.json").is_file():
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            result = read_result(folder)
+            if result is None:
+                raise LabError(
+                    f"{folder / 'result.json'} is empty or broken; train that router again: moe-lab train CONFIG"
+                )
             if "candidate" not in result:
                 raise LabError(f"{folder}: made no router; name the run folder of a router")
             staging = Registry(folder / "candidate", create=False)

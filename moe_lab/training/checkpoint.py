@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,11 +32,11 @@ from moe_lab.training.processes import (
     several,
     together,
 )
+from moe_lab.training.seal import SEAL, sealed_steps
 
 # Orbax prints the tracebacks of its threads beside raising their errors; the raised one reaches the user, in one line.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-_SEAL = "seal.json"
 _STATE = "state"
 
 
@@ -58,12 +59,14 @@ class Checkpoints:
         self._note = note
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self.seconds = 0.0
+        """How long the last complete save took to write."""
 
     def __enter__(self) -> Self:
         with first_goes_first(f"checkpoints of {self._folder.parent.name}"):
             self._folder.mkdir(parents=True, exist_ok=True)
             for entry in self._folder.iterdir():
-                if entry.name.isdigit() and not (entry / _SEAL).exists():
+                if entry.name.isdigit() and not (entry / SEAL).exists():
                     _remove(entry)
         return self
 
@@ -96,7 +99,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint."""
-        return max(self._steps(), default=None)
+        return max(sealed_steps(self._folder), default=None)
 
     def restore(self, abstract_state: Any) -> tuple[int, Any]:
         """Returns the newest readable checkpoint's step and its state, placed as `abstract_state` says.
@@ -112,7 +115,7 @@ class Checkpoints:
         """
         self.wait()
         damaged: dict[Path, str] = {}
-        for step in sorted(self._steps(), reverse=True):
+        for step in sorted(sealed_steps(self._folder), reverse=True):
             folder = self._folder / str(step)
             problem = _damage(folder)
             if problem is None:
@@ -131,12 +134,8 @@ class Checkpoints:
             f"restore the folder from a backup, or delete it to train from the start"
         )
 
-    def _steps(self) -> list[int]:
-        sealed = (seal.parent.name for seal in self._folder.glob(f"*/{_SEAL}"))
-        return [int(name) for name in sealed if name.isdigit()]
-
     def _write(self, step: int, state: Any) -> None:
-        folder = self._folder / str(step)
+        folder, began = self._folder / str(step), time.monotonic()
         leaves = _named_leaves(state)
         with first_goes_first(f"save {step}"):
             if is_first():
@@ -153,6 +152,7 @@ class Checkpoints:
                 _remove(folder)  # a full disk needs the space at once
             raise
         together(f"saved {step}")
+        self.seconds = time.monotonic() - began
 
     def _seal(self, step: int, folder: Path, leaves: dict[str, Any]) -> None:
         """Makes a written checkpoint count, and lets the oldest go."""
@@ -164,8 +164,8 @@ class Checkpoints:
             "leaves": {name: _form(leaf) for name, leaf in leaves.items()},
             "files": files,
         }
-        write_json(folder / _SEAL, seal)
-        for old in sorted(self._steps())[: -self._keep]:
+        write_json(folder / SEAL, seal)
+        for old in sorted(sealed_steps(self._folder))[: -self._keep]:
             _remove(self._folder / str(old))
 
 
@@ -179,12 +179,12 @@ def _options() -> ocp.Context:
 
 def _remove(path: Path) -> None:
     """Removes a checkpoint, its seal first: killed halfway, it is left incomplete and not damaged."""
-    (path / _SEAL).unlink(missing_ok=True)
+    (path / SEAL).unlink(missing_ok=True)
     shutil.rmtree(path)
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -195,9 +195,9 @@ def _digest(path: Path) -> dict[str, Any]:
 def _damage(folder: Path) -> str | None:
     """Returns what is wrong with a sealed checkpoint's files, None if nothing is."""
     try:
-        files = json.loads((folder / _SEAL).read_text(encoding="utf-8"))["files"]
+        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, OSError) as error:
-        return f"{_SEAL}: {error}"
+        return f"{SEAL}: {error}"
     for name, sealed in files.items():
         try:
             found = _digest(folder / name)
@@ -213,7 +213,7 @@ def _damage(folder: Path) -> str | None:
 def _read(folder: Path, abstract_state: Any) -> Any:
     """Restores a checkpoint whose files are whole."""
     wanted = _named_leaves(abstract_state)
-    saved = json.loads((folder / _SEAL).read_text(encoding="utf-8"))["leaves"]
+    saved = json.loads((folder / SEAL).read_text(encoding="utf-8"))["leaves"]
     _check_form(folder, saved, {name: _form(leaf) for name, leaf in wanted.items()})
     with _options():
         loaded = ocp.load(folder / _STATE, {name: leaf for name, leaf in wanted.items() if leaf.size})

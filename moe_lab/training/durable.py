@@ -17,7 +17,7 @@ from moe_lab.errors import LabError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What file systems answer that cannot lock a file, or cannot sync a folder.
-_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 def utc_now() -> str:
@@ -46,7 +46,7 @@ def exclusive(descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in UNSUPPORTED:
             raise
 
 
@@ -89,7 +89,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not path.is_dir() or error.errno not in _UNSUPPORTED:
+        if not path.is_dir() or error.errno not in UNSUPPORTED:
             raise
     finally:
         os.close(descriptor)

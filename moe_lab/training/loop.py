@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -14,9 +13,10 @@ from moe_lab.training.checkpoint import Checkpoints
 from moe_lab.training.durable import explain_full_disk, utc_now
 from moe_lab.training.metrics import TIMING_FIELDS, MetricsLog
 from moe_lab.training.objective import Objective
-from moe_lab.training.processes import explain_lost_peer
+from moe_lab.training.processes import explain_lost_peer, largest, several
 from moe_lab.training.progress import Progress, SilentProgress, Stage
 from moe_lab.training.runs import Run
+from moe_lab.training.seal import CHECKPOINTS
 from moe_lab.training.spec import TrainSpec
 from moe_lab.training.step import OWN_METRICS, State, abstract, compile_step, initial_state, place, placement
 from moe_lab.training.stopping import Stop, stop_between_steps
@@ -44,13 +44,13 @@ def fit(objective: Objective, spec: TrainSpec, run: Run, *, progress: Progress |
 
     Raises:
         LabError: the loss or the gradient is not finite, the disk is full, or no checkpoint is readable.
-        Interrupted: SIGINT or SIGTERM came; the step that was running is saved. Not where several processes train
-            together: they would have to agree on the step.
+        Interrupted: SIGINT or SIGTERM came; the step that was running is saved. Several processes stop together, after
+            the next step that is logged.
     """
     progress = progress or SilentProgress()
     for note in [*run.notes, *spec.without_effect()]:
         progress.note(note)
-    checkpoints = Checkpoints(run.path / "checkpoints", spec.keep, progress.note)
+    checkpoints = Checkpoints(run.path / CHECKPOINTS, spec.keep, progress.note)
 
     def goes_on() -> str:
         step = checkpoints.latest()
@@ -61,10 +61,13 @@ def fit(objective: Objective, spec: TrainSpec, run: Run, *, progress: Progress |
         label = f"{run.kind} {run.name}"
         if training.start:
             progress.note(f"{label}: resuming from step {training.start} of {spec.steps}")
-        # Several processes save the same steps only where these follow from the config.
-        listening = stop_between_steps() if jax.process_count() == 1 else contextlib.nullcontext(Stop())
-        with progress.stage(label, spec.steps, objective.unit, done=training.start) as stage, listening as stop:
+        with (
+            progress.stage(label, spec.steps, objective.unit, done=training.start) as stage,
+            stop_between_steps() as stop,
+        ):
             training.advance(stage, stop)
+        if stop.signum is not None:  # it came after the last step
+            raise Interrupted(stop.signum, f"step {spec.steps} of {spec.steps} of {label}")
         return training.result()
 
 
@@ -97,23 +100,38 @@ class _Training:
         stage.status("compiling")
         step = compile_step(objective, spec, self._state, frozen, batch, key, self._where)
         self._window = (self.start, time.perf_counter())
+        before: Any = None
         for done in range(self.start + 1, spec.steps + 1):
             self._state, metrics = step(self._state, frozen, batch, key)
             # The step is only dispatched: its successor's batch is made while the device works.
             if done < spec.steps:
                 batch = place(objective.batch(done), self._where)
-            if done % spec.log_every == 0 or done == spec.steps:
+            # One step ahead of the device and no more, or neither the clock nor a signal would mean this step.
+            jax.block_until_ready(before)
+            before = metrics
+            logs = done % spec.log_every == 0 or done == spec.steps
+            if logs:
                 self._record(done, metrics, stage)
-            if done % spec.checkpoint_every == 0 or done == spec.steps or stop.signum is not None or self._is_due():
+            signum, due = self._agree(stop, logs)
+            if done % spec.checkpoint_every == 0 or done == spec.steps or signum or due:
                 self._save(done)
-            if stop.signum is not None and done < spec.steps:
+            if signum:
                 self._checkpoints.wait()
-                raise Interrupted(stop.signum, f"step {done} of {spec.steps} of {self._run.kind} {self._run.name}")
+                raise Interrupted(signum, f"step {done} of {spec.steps} of {self._run.kind} {self._run.name}")
         self._checkpoints.wait()
 
-    def _is_due(self) -> bool:
-        """Whether so much time has gone since the last save that losing it would hurt."""
-        return jax.process_count() == 1 and time.monotonic() - self._saved_at >= self._spec.checkpoint_seconds
+    def _agree(self, stop: Stop, logs: bool) -> tuple[int, int]:
+        """Returns the signal to stop for and whether it is time to save, 0 for no: the same in all processes.
+
+        Several processes ask each other at log points, where all of them wait for the device anyway.
+        """
+        if several() and not logs:
+            return 0, 0
+        # As long after the last save as leaves time to write this one; writing takes at most half of the time.
+        seconds, took = self._spec.checkpoint_seconds, self._checkpoints.seconds
+        due = time.monotonic() - self._saved_at >= max(seconds - took, min(seconds, took))
+        signum, save = largest(stop.signum or 0, int(due))
+        return signum, save
 
     def result(self) -> FitResult:
         return FitResult(
@@ -142,8 +160,8 @@ class _Training:
         """Saves a finite state; its metrics reach the disk before the checkpoint that stands for them."""
         self._check_finite(int(jax.device_get(self._state["first_nonfinite"])))
         self._log.sync()
-        self._checkpoints.save(done, self._state)
         self._saved_at = time.monotonic()
+        self._checkpoints.save(done, self._state)
 
     def _check_finite(self, first: int) -> None:
         """Stops the run at the first loss or gradient that was not finite, before such a state is saved."""

@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("moe-lab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+JAX_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+XLA_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _GIT_SECONDS = 10
 
 
@@ -24,8 +31,17 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "host": socket.gethostname(),
         "cpu_count": os.cpu_count(),
+        "jax": _jax_settings(),
         "argv": sys.argv,
     }
+
+
+def _jax_settings() -> dict[str, Any]:
+    """Returns what the person's shell or program told JAX and XLA that changes the numbers they compute."""
+    import jax
+
+    settings = {name: jax.config.values.get(name) for name in JAX_SETTINGS}
+    return settings | {name: os.environ.get(name) for name in XLA_VARIABLES}
 
 
 def _version(package: str) -> str | None:
@@ -41,14 +57,14 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     def facts(env: dict[str, Any]) -> dict[str, Any]:
         return {
-            "python": env.get("python"),
+            **{key: env[key] for key in ("python", "machine", "cpu_count") if key in env},
             **env.get("packages", {}),
-            "machine": env.get("machine"),
-            "cpu_count": env.get("cpu_count"),
+            **env.get("jax", {}),
         }
 
+    # What the attempt before did not write down, because its version did not know it, is not known to differ.
     old, new = facts(before), facts(now)
-    return [f"{key} {old.get(key)} -> {value}" for key, value in new.items() if old.get(key) != value]
+    return [f"{key} {old[key]} -> {value}" for key, value in new.items() if key in old and old[key] != value]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

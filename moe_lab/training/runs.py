@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,10 +14,11 @@ from typing import Any, Self
 from moe_lab.config import fingerprint, to_yaml
 from moe_lab.errors import Interrupted, LabError
 from moe_lab.training.durable import explain_full_disk, is_full_disk, utc_now, write_atomic, write_json
-from moe_lab.training.ledger import RESULT, Event, record_event
+from moe_lab.training.ledger import LOCK, RESULT, Event, read_result, record_event
 from moe_lab.training.lock import RunLock
 from moe_lab.training.processes import first_goes_first, is_first, together
 from moe_lab.training.provenance import changes, environment, git_state
+from moe_lab.training.seal import CHECKPOINTS, sealed_steps
 
 _SHORT = 8
 _NOT_IN_FOLDER_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
@@ -33,23 +36,23 @@ class Run:
         notes: what changed on this machine since the run began, for the person who resumes it.
     """
 
-    def __init__(self, path: Path, kind: str, name: str, full_fingerprint: str) -> None:
+    def __init__(
+        self, path: Path, kind: str, name: str, full_fingerprint: str, say: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.path = path
         self.kind = kind
         self.name = name
         self.fingerprint = full_fingerprint
         self.notes: list[str] = []
-        self._lock = RunLock(path / "lock")
+        self._say = say
+        self._lock = RunLock(path / LOCK)
         self._opened = time.monotonic()
         self._open = False
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """The result of the finished run; None while there is none."""
-        try:
-            return json.loads((self.path / RESULT).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+        """The result of the finished run; None while there is none that can be read."""
+        return read_result(self.path)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the result and ends the run: from now on `done` answers for the same config and inputs."""
@@ -86,9 +89,15 @@ class Run:
         elif isinstance(error, LabError):
             self.fail(str(error))
         elif isinstance(error, (Interrupted, KeyboardInterrupt)):
+            if not getattr(error, "kept", ""):
+                error.add_note(f"{self.kind} {self.name} {self._goes_on()}")
             self._give_up("interrupted", str(error) or "SIGINT")
         else:
             self.fail(f"{type(error).__name__}: {error}".removesuffix(": "))
+
+    def _goes_on(self) -> str:
+        step = max(sealed_steps(self.path / CHECKPOINTS), default=None)
+        return "starts over" if step is None else f"goes on from step {step}"
 
     def _begin(self, resolved: dict[str, Any], inputs: dict[str, str]) -> None:
         """Takes the lock and brings the folder's descriptions up to date."""
@@ -101,6 +110,8 @@ class Run:
                 self._lock.release()
                 return
             self._open = True
+            if (self.path / RESULT).exists():
+                self._say(f"{self.path / RESULT} is empty or broken: this run is not finished; it {self._goes_on()}")
             resumed = (self.path / "run.json").exists()
             if not resumed:
                 write_atomic(self.path / "config.yaml", to_yaml(resolved))
@@ -117,7 +128,7 @@ class Run:
         """Writes where this attempt runs, and notes what differs from the attempt before."""
         file, now = self.path / "environment.json", environment()
         if file.exists():
-            changed = changes(json.loads(file.read_text(encoding="utf-8")), now)
+            changed = changes(_read_facts(file), now)
             if changed:
                 self.notes.append(f"changed since the last attempt, so bits may differ: {', '.join(changed)}")
         write_json(file, now)
@@ -140,6 +151,19 @@ class Run:
             self._lock.release()
 
 
+def _read_facts(file: Path) -> dict[str, Any]:
+    """Returns what an earlier attempt ran on; nothing if the file broke, for it only describes and is written anew."""
+    try:
+        facts = json.loads(file.read_bytes())
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _say_on_stderr(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 def open_run(
     runs_dir: Path | str,
     kind: str,
@@ -148,6 +172,7 @@ def open_run(
     inputs: dict[str, str],
     *,
     begin: bool = True,
+    say: Callable[[str], None] = _say_on_stderr,
 ) -> Run:
     """Opens the run of a config, new or begun before, for this process alone.
 
@@ -160,6 +185,7 @@ def open_run(
         resolved: the whole config as JSON-able values. Any change makes another run.
         inputs: digests of what the run reads (data, trunk, ...). Any change makes another run.
         begin: False only looks whether the run is done, and touches nothing.
+        say: told when the folder holds a result that cannot be read; by default it goes to standard error.
 
     Raises:
         LabError: another process works on this run, or the folder cannot be written.
@@ -167,7 +193,7 @@ def open_run(
     identity = fingerprint({"kind": kind, "name": name, "config": resolved, "inputs": inputs})
     slug = _NOT_IN_FOLDER_NAMES.sub("-", name)
     folder = Path(runs_dir).absolute() / f"{kind}-{slug}-{identity[:_SHORT]}"
-    run = Run(folder, kind, name, identity)
+    run = Run(folder, kind, name, identity, say)
     try:
         with (
             explain_full_disk(folder, lambda: "goes on from the newest checkpoint, if there is one"),

@@ -42,7 +42,8 @@ class TrainSpec(Spec):
     checkpoint_every: int = Field(default=200, ge=1)
     """In steps. A killed run repeats at most this many."""
     checkpoint_seconds: Positive = Field(default=60.0, exclude=True)
-    """Saves by time too, where one process trains. No bit depends on it, so it is no part of a run's identity."""
+    """Saves by time too, several processes at the next log point. No bit depends on it, so it is no part of a run's
+    identity."""
     keep: int = Field(default=2, ge=1)
     """How many of the newest checkpoints stay on disk."""
 

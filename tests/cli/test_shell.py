@@ -2,11 +2,13 @@
 
 import errno
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 import typer
 
@@ -14,7 +16,7 @@ from moe_lab import __version__
 from moe_lab.cli import current_lab, main
 from moe_lab.cli.app import CommandGroup, root_command
 from moe_lab.cli.commands import COMMANDS
-from moe_lab.errors import LabError
+from moe_lab.errors import Interrupted, LabError
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -149,9 +151,44 @@ def test_a_group_of_commands_alone_prints_its_help(capsys: pytest.CaptureFixture
     assert lines(capsys)[0] == ["bang"]
 
 
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143)])
+def test_an_interruption_says_what_is_done_again(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error.add_note("evaluation tiny starts over")
+
+    def stopped() -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules[__name__], "fail", stopped)
+    assert main(["fail"], TABLE) == code
+    assert lines(capsys)[1][-1] == "interrupted (evaluation tiny starts over). To go on: moe-lab fail"
+
+
+def test_what_would_compute_something_else_has_no_effect_and_that_is_said(
+    capsys: pytest.CaptureFixture[str], lab_folder: Path
+) -> None:
+    jax.config.update("jax_enable_x64", True)
+    try:
+        assert main(["--lab", str(lab_folder), "compose", "quickstart/composition"]) == 2
+        assert jax.numpy.ones(1).dtype == "float32"
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert lines(capsys)[1][0] == "note: JAX_ENABLE_X64=True has no effect, moe-lab computes with False"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there_is_one_line(moe_lab: Command, lab_folder: Path, platform: str) -> None:
+    done = moe_lab("bench", "--rounds", "1", cwd=lab_folder, env={"JAX_PLATFORMS": platform})
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: JAX_PLATFORMS={platform}: jax finds no such device here")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fail", "interrupt"], TABLE) == 130
-    assert lines(capsys)[1][-1] == "interrupted. To go on: moe-lab fail interrupt"
+    assert lines(capsys)[1][-1] == "interrupted. To do it again: moe-lab fail interrupt"
 
 
 @pytest.mark.parametrize(("how", "error"), [("bug", ZeroDivisionError), ("gone", FileNotFoundError)])

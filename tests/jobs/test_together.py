@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,27 @@ def test_a_lost_process_ends_the_other_and_both_resume_to_the_same_bits(undistur
     assert waited < 60
     for code, output, errors in run_together(lab, *TRUNK):
         assert code == 0, output + errors
+    assert digest(lab, "lab/tiny") == digest(undisturbed, "lab/tiny")
+
+
+def test_one_that_is_told_to_end_saves_with_the_others_and_all_resume_to_the_same_bits(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    lab = write_tiny_lab(tmp_path / "lab", STEPS)
+    processes = start_together(lab, *TRUNK)
+    try:
+        wait_for_steps(lab, processes[0], 5)
+        processes[1].send_signal(signal.SIGTERM)  # the other one hears of it at the next step that is logged
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        stop(*processes)
+    assert [process.returncode for process in processes] == [143, 143], errors
+    saved = [re.search(r"interrupted after step (\d+) of 30 of trunk lab/tiny", told) for told in errors]
+    assert saved[0] is not None, errors
+    assert saved[1] is not None, errors
+    assert saved[0][1] == saved[1][1]
+    for code, output, told in run_together(lab, *TRUNK):
+        assert code == 0, output + told
     assert digest(lab, "lab/tiny") == digest(undisturbed, "lab/tiny")
 
 

@@ -143,6 +143,42 @@ def test_a_kernel_with_wrong_numbers_is_not_kept(empty_cache: Path, monkeypatch:
 
 
 @compiled
+@pytest.mark.parametrize("damaged", [b"", b"ker", b"kernes"])
+def test_a_whole_kernel_is_compiled_once_and_a_damaged_one_again(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, damaged: bytes
+) -> None:
+    """A damaged one must not even be loaded: half a file ends the process with a bus error."""
+    compiled: list[Path] = []
+
+    def compile_now(_: str, target: Path) -> None:
+        compiled.append(target)
+        target.write_bytes(b"kernel")
+
+    def load() -> list[str]:
+        monkeypatch.setattr(build, "_loaded", {})
+        build.load_kernel(lambda: None)
+        return [path.name for path in (empty_cache / "cache" / "moe-lab" / "kernels").iterdir()]
+
+    monkeypatch.setattr(build, "_compile", compile_now)
+    monkeypatch.setattr(build, "_register", lambda _: None)
+    first = load()
+    assert (load(), len(compiled)) == (first, 1)
+    (empty_cache / "cache" / "moe-lab" / "kernels" / first[0]).write_bytes(damaged)
+    assert (load(), len(compiled)) == (first, 2)
+
+
+def test_a_slower_way_is_said_once(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(empty_cache))
+    for _ in range(2):
+        assert choose_backend(d_model=12, block=4, platform="cpu").backend == "worklist"
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("note: routed layers run without the compiled kernel, slower: no C++ compiler was found")
+
+
+@compiled
 def test_a_result_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.disagreement() is None
     monkeypatch.setattr(check, "expert_ffn", lambda h, *rest: 1.001 * layer.expert_ffn(h, *rest))

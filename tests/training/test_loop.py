@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from moe_lab.errors import Interrupted, LabError
-from moe_lab.training import FitResult, PlainProgress
+from moe_lab.training import FitResult, PlainProgress, loop
 from moe_lab.training.metrics import TIMING_FIELDS
 from moe_lab.training.optimizer import make_optimizer
 from moe_lab.training.step import initial_state
@@ -361,3 +361,52 @@ def test_a_signal_ends_the_training_after_its_step(mlp_run: Any, tmp_path: Path)
     assert (stopped.value.signum, stopped.value.kept) == (signal.SIGINT, "step 7 of 24 of test team/mlp")
     assert signal.getsignal(signal.SIGINT) is handler
     assert mlp_run.train(tmp_path, mlp_run.Mlp()).resumed_from == 7
+
+
+def test_a_signal_after_the_last_step_is_not_forgotten(mlp_run: Any, tmp_path: Path) -> None:
+    class Asked(mlp_run.Mlp):
+        def batch(self, step: int) -> Any:
+            if step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            return super().batch(step)
+
+    asked = mlp_run.SPEC.model_copy(update={"steps": 5, "log_every": 5, "checkpoint_every": 5})
+    with pytest.MonkeyPatch.context() as patch:
+        # As if it came with the last step: nobody looks before.
+        patch.setattr(loop._Training, "_agree", lambda training, stop, logs: (0, 0))
+        with pytest.raises(Interrupted) as stopped:
+            mlp_run.train(tmp_path, Asked(), asked)
+    assert (stopped.value.signum, stopped.value.kept) == (signal.SIGTERM, "step 5 of 5 of test team/mlp")
+
+
+def test_at_most_a_minute_is_lost(mlp_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 25 seconds on a clock of the test's own, and a process that dies after any of them."""
+    now = 0.0
+
+    class Slow(mlp_run.Mlp):
+        def batch(self, step: int) -> Any:
+            nonlocal now
+            now += 25.0
+            return super().batch(step)
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    seldom = mlp_run.SPEC.model_copy(update={"checkpoint_every": 1000})
+    for death in (8, 15):
+        with pytest.raises(PowerCut):
+            mlp_run.train(tmp_path, cut_at(Slow(), death), seldom)
+    resumed = mlp_run.train(tmp_path, Slow(), seldom).resumed_from
+    assert resumed is not None
+    assert (14 - resumed) * 25 <= 60
+
+
+def test_the_host_runs_one_step_ahead_and_no_more(
+    mlp_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further ahead, the time between two saves and the step that a signal ends would be other ones."""
+    waited: list[Any] = []
+    wait = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda tree: waited.append(tree) or wait(tree))
+    mlp_run.train(tmp_path, mlp_run.Mlp(), mlp_run.SPEC.model_copy(update={"steps": 6}))
+    assert len(waited) == 6
+    assert waited[0] is None
+    assert all("loss" in metrics for metrics in waited[1:])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import psutil
 import pytest
 
@@ -92,6 +93,19 @@ def test_an_exception_is_recorded_and_the_run_opens_again(tmp_path: Path, error:
     assert (record.status, record.attempts) == ("finished", 2)
 
 
+def test_an_interruption_carries_what_the_same_command_does_again(tmp_path: Path) -> None:
+    def work() -> None:
+        with begin(tmp_path) as outer, begin(tmp_path, kind="outcomes"):
+            seal = outer.path / "checkpoints" / "40" / "seal.json"
+            seal.parent.mkdir(parents=True)
+            seal.write_text("{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        work()
+    assert stopped.value.__notes__ == ["outcomes team/tiny:64 starts over", "trunk team/tiny:64 goes on from step 40"]
+
+
 def test_leaving_without_a_result_is_a_failure(tmp_path: Path) -> None:
     with begin(tmp_path):
         pass
@@ -100,7 +114,7 @@ def test_leaving_without_a_result_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     with begin(tmp_path) as run:
-        with pytest.raises(LabError, match=rf"process {os.getpid()} on .* delete .*lock"):
+        with pytest.raises(LabError, match=rf"process {os.getpid()} on .*: wait for it or stop it$"):
             begin(tmp_path)
         run.finish({})
 
@@ -126,6 +140,115 @@ def test_the_lock_of_a_living_process_holds_and_that_of_a_killed_one_does_not(tm
         child.kill()
     with begin(tmp_path, resolved={}, inputs={}) as run:
         run.finish({})
+
+
+UNSEEN = """
+import sys
+from pathlib import Path
+from moe_lab.errors import LabError
+from moe_lab.training import open_run, read_ledger
+try:
+    open_run(sys.argv[1], "trunk", "team/tiny:64", {}, {})
+    print("taken")
+except LabError as error:
+    print(error)
+print([record.status for record in read_ledger(Path(sys.argv[1]))])
+"""
+ELSEWHERE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+
+
+def may_unshare() -> bool:
+    try:
+        return subprocess.run([*ELSEWHERE, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_unshare(), reason="this user may not make a PID namespace")
+def test_a_holder_is_seen_from_another_pid_namespace_and_its_death_too(tmp_path: Path) -> None:
+    """As two containers with one host name and one folder; the holder's forked child outlives it."""
+    forking = HOLDER.replace('print("held"', 'import os; os.fork() or time.sleep(60); print("held"')
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", forking, str(tmp_path)]
+    unseen = [*ELSEWHERE, sys.executable, "-c", UNSEEN, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        forked = psutil.Process(child.pid).children()
+        try:
+            told = subprocess.run(unseen, env=environment, capture_output=True, text=True, check=True).stdout
+            assert f"is being written by process {child.pid} on" in told
+            assert "['running']" in told
+            child.kill()
+            child.wait()
+            told = subprocess.run(unseen, env=environment, capture_output=True, text=True, check=True).stdout
+            assert told.startswith("taken")
+        finally:
+            child.kill()
+            for process in forked:
+                process.kill()
+
+
+def test_looking_at_the_ledger_does_not_let_go_of_a_lock(tmp_path: Path) -> None:
+    """Whoever closes a file lets go of the record locks that the process has on it."""
+    with begin(tmp_path) as run:
+        assert read_ledger(tmp_path)[0].status == "running"
+        with pytest.raises(LabError, match="is being written by process"):
+            begin(tmp_path)
+        command = [sys.executable, "-c", CONTENDER, str(run.path)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        (run.path / "lock").write_text("")  # its number says nothing: only what it holds does
+        told = subprocess.run(command, env=environment, input="go\n", capture_output=True, text=True, check=True)
+        assert told.stdout == "ready\nrefused\n"
+        run.finish({})
+
+
+@pytest.mark.parametrize("text", ["", '{"ref": "team', "[]"])
+def test_a_broken_result_does_not_count_as_done_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with begin(tmp_path) as run:
+        run.finish({"ref": "team/tiny@1"})
+    (run.path / "result.json").write_text(text)
+    (record,) = read_ledger(tmp_path)
+    assert (record.status, record.reason) == ("interrupted", "result.json is empty or broken")
+    with begin(tmp_path) as again:
+        assert again.done is None
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"note: {run.path / 'result.json'} is empty or broken")
+        again.finish({"ref": "team/tiny@1"})
+    assert read_ledger(tmp_path)[0].status == "finished"
+
+
+@pytest.mark.parametrize("text", ["", '{"python": ', "[]"])
+def test_a_broken_description_of_the_machine_is_written_anew(tmp_path: Path, text: str) -> None:
+    with begin(tmp_path) as run:
+        run.fail("to resume it")
+    (run.path / "environment.json").write_text(text)
+    with begin(tmp_path) as again:
+        assert again.notes == []
+        assert json.loads((again.path / "environment.json").read_text())["cpu_count"] == os.cpu_count()
+        again.finish({})
+
+
+def test_what_jax_was_told_about_numbers_is_recorded_and_named_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with begin(tmp_path) as run:
+        run.fail("to resume it")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"), begin(tmp_path) as again:
+        (note,) = again.notes
+        for change in ("jax_enable_x64 False -> True", "precision None -> highest", "XLA_FLAGS None -> --xla_cpu"):
+            assert change in note
+        again.fail("to resume it")
+    environment = json.loads((run.path / "environment.json").read_text())
+    del environment["jax"]  # as an earlier version wrote it
+    (run.path / "environment.json").write_text(json.dumps(environment))
+    with begin(tmp_path) as later:
+        assert later.notes == []
+        later.finish({})
 
 
 def write_lock(runs: Path, text: str) -> None:

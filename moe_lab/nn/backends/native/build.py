@@ -1,11 +1,14 @@
 """Compiles the CPU kernel for this very processor, once, and keeps it in the user's cache.
 
 The sources come with the package and the headers with jaxlib; all that has to be there is a C++ compiler. A kernel
-enters the cache only after its numbers agreed with the definition, so what is found there is used without asking again.
+enters the cache only after its numbers agreed with the definition, under a name that ends with its own digest, so what
+is found there whole is used without asking again. What is not whole (a full disk, a power cut) is made anew: loading it
+would end the process with a bus error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -37,23 +40,49 @@ def load_kernel(check: Callable[[], str | None]) -> None:
     """
     compiler = _find_compiler()
     folder = _cache_folder()
-    finished = folder / f"kernel-{_fingerprint(compiler)}.so"
-    if finished.name in _loaded:  # XLA takes a kernel from one file only
+    stem = f"kernel-{_fingerprint(compiler)}"
+    if stem in _loaded:  # XLA takes a kernel from one file only
         return
-    if finished.exists():
-        _loaded[finished.name] = _register(finished)
+    finished = _whole(folder, stem)
+    if finished is not None:
+        _loaded[stem] = _register(finished)
         return
-    unchecked = folder / f".{finished.stem}-{os.getpid()}.so"
+    unchecked = folder / f".{stem}-{os.getpid()}.so"
     try:
         _compile(compiler, unchecked)
-        _loaded[finished.name] = _register(unchecked)
+        _loaded[stem] = _register(unchecked)
         wrong = check()
         if wrong is not None:
-            del _loaded[finished.name]
+            del _loaded[stem]
             raise CannotBuildError(f"the compiled kernel is wrong here: {wrong}")
-        unchecked.replace(finished)
+        _keep(unchecked, folder / f"{stem}-{_digest(unchecked)}.so")
     finally:
         unchecked.unlink(missing_ok=True)
+
+
+def _whole(folder: Path, stem: str) -> Path | None:
+    """Finds a kernel whose bytes are those that its name tells; removes what is not whole."""
+    for path in folder.glob(f"{stem}-*.so"):
+        with contextlib.suppress(OSError):
+            if path.stem.removeprefix(f"{stem}-") == _digest(path):
+                return path
+            path.unlink()
+    return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _keep(unchecked: Path, finished: Path) -> None:
+    """Gives a kernel its place in the cache once its bytes are on the disk; without room it serves this once."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(unchecked, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        unchecked.replace(finished)
 
 
 def panel_tokens() -> int:
@@ -112,7 +141,7 @@ def _compile(compiler: str, target: Path) -> None:
 
 
 _loaded: dict[str, ctypes.CDLL] = {}
-"""What this process has made known to XLA, by the name of the finished file."""
+"""What this process has made known to XLA, by what its compilation depends on."""
 
 
 def _register(path: Path) -> ctypes.CDLL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,14 @@ from moe_lab.nn.pool import PROJECTIONS, Blocks, Pool, Routing
 
 @functools.cache
 def obstacle() -> str | None:
-    """Why the kernel cannot be used on this machine, or None. The first call on a machine compiles for some seconds."""
+    """Why the kernel cannot be used on this machine, or None. A reason is said once: what takes its place is slower.
+
+    The first call on a machine compiles for some seconds.
+    """
     try:
         build.load_kernel(disagreement)
     except build.CannotBuildError as error:
+        print(f"note: routed layers run without the compiled kernel, slower: {error}", file=sys.stderr, flush=True)
         return str(error)
     return None
 
