@@ -66,6 +66,11 @@ DARK: Palette = {
     "module-7": "#8390a0",
 }
 MODULE_HUES = 8
+# How much of a hue lies on the page for the narrowest and the widest module. On a dark page a weak tint is not seen,
+# and on a strong one light text is not read, so the ends lie closer together there.
+LIGHT_STRENGTHS = (0.22, 0.62)
+DARK_STRENGTHS = (0.32, 0.55)
+TINT_STRENGTH = 0.62  # of the matrix's strongest cell
 
 
 @dataclass(frozen=True)
@@ -126,12 +131,13 @@ class Scale:
         """Index of the module's hue; None for the trunk alone."""
         return None if module is None else self.modules.index(module) % MODULE_HUES
 
-    def strength(self, width: int) -> float:
-        """0 for width 0, then evenly by rank from 0.18 to 0.62."""
+    def strength(self, width: int, ends: tuple[float, float] = LIGHT_STRENGTHS) -> float:
+        """0 for width 0, then evenly by rank from the weak end to the strong one."""
         wide = [known for known in self.widths if known > 0]
         if width == 0:
             return 0.0
-        return 0.18 + 0.44 * wide.index(width) / max(len(wide) - 1, 1) if len(wide) > 1 else 0.4
+        weak, strong = ends
+        return weak + (strong - weak) * (wide.index(width) / (len(wide) - 1) if len(wide) > 1 else 0.5)
 
 
 def short_name(name: str) -> str:

@@ -26,6 +26,14 @@ _PLACES = (
     (-5, 5, "right", "bottom"),
     (-5, -5, "right", "top"),
 )
+_NOT_RULING = ("fixed", "oracle", "random")
+
+
+def outside_of_curve(results: Results) -> list[str]:
+    """Labels of the lines of which a point lies beyond the axis."""
+    low, high, _ = _limits(results)
+    lines = [curve for curve in results.curves if curve.role != "fixed"]
+    return [curve.label for curve in lines if any(not low <= p.bits_per_byte.mean <= high for p in curve.points)]
 
 
 def draw_curve(axes: Axes, results: Results, palette: Palette) -> int:
@@ -109,15 +117,15 @@ def _by_cost(curve: Curve) -> list[CurvePoint]:
 def _limits(results: Results) -> tuple[float, float, float]:
     """Least and greatest bits per byte to show, and the greatest cost.
 
-    A candidate that is bad for most domains can lie far above all curves and would flatten them: dots further
-    above than a third of the curves' span are left out.
+    A candidate that is bad for most domains can lie far above all curves, as can random choice, and the oracle lies
+    far below: what is further away than a third of the curves' span does not rule the axis and may run out of it.
     """
-    curves = [curve for curve in results.curves if curve.role != "fixed"] or results.curves
+    curves = [curve for curve in results.curves if curve.role not in _NOT_RULING] or results.curves
     shown = [bound for curve in curves for bound in _bounds(curve)]
-    low, high = min(shown), max(shown)
-    ceiling = high + (high - low) / 3
-    dots = [curve.points[0].bits_per_byte.mean for curve in results.curves if curve.role == "fixed"]
-    shown += [dot for dot in dots if dot <= ceiling]
+    room = (max(shown) - min(shown)) / 3
+    floor, ceiling = min(shown) - room, max(shown) + room
+    others = [curve for curve in results.curves if curve.role in _NOT_RULING]
+    shown += [bound for curve in others for bound in _bounds(curve) if floor <= bound <= ceiling]
     margin = 0.05 * (max(shown) - min(shown)) or 0.05
     reach = max(point.cost for curve in results.curves for point in curve.points) or 1.0
     return min(shown) - margin, max(shown) + margin, reach

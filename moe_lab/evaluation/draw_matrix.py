@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moe_lab.evaluation.colours import Palette
+from moe_lab.evaluation.colours import TINT_STRENGTH, Palette
 from moe_lab.evaluation.matrix_view import Matrix, Row
 from moe_lab.evaluation.results import MatrixCell, Results
 from moe_lab.evaluation.wording import bits, percent
@@ -40,7 +40,7 @@ def draw_matrix(axes: Axes, results: Results, palette: Palette) -> None:
             colour = palette["better" if tint < 0 else "worse"]
             box = Rectangle((x + 0.02, y + 0.03), 0.96, 0.94, fc=palette["panel"], lw=0)
             axes.add_patch(box)
-            axes.add_patch(Rectangle(box.get_xy(), 0.96, 0.94, fc=colour, alpha=0.65 * abs(tint), lw=0))
+            axes.add_patch(Rectangle(box.get_xy(), 0.96, 0.94, fc=colour, alpha=TINT_STRENGTH * abs(tint), lw=0))
             _write_cell(axes, x + 0.5, y + 0.5, matrix, cell, palette)
         if row.system == "composed":
             axes.get_yticklabels()[y].set_fontweight("bold")
@@ -54,7 +54,7 @@ def _write_cell(axes: Axes, x: float, y: float, matrix: Matrix, cell: MatrixCell
     centred: dict[str, Any] = {"ha": "center", "va": "center"}
     axes.text(x, y - lift, text, fontsize=10.5, color=palette["ink"], weight="bold" if best else "normal", **centred)
     if relative is not None:
-        axes.text(x, y + 0.24, percent(relative), fontsize=8, color=palette["ink"], alpha=0.72, **centred)
+        axes.text(x, y + 0.24, percent(relative), fontsize=8, color=palette["ink"], **centred)
 
 
 def _clipped(names: list[str], most: int) -> list[str]:

@@ -78,7 +78,7 @@ def _beside_trunk(results: Results) -> Finding | None:
     kept = sum(entry.no_worse_than_trunk for entry in results.acceptance)
     worse = [entry.domain for entry in results.acceptance if not entry.no_worse_than_trunk]
     detail = f"worse on {', '.join(worse)}" if worse else "composing the modules harmed no domain"
-    return Finding(f"{kept} of {total}", "domains no worse than the trunk", detail)
+    return Finding(f"{kept} of {total}", "domains on which the composed model is no worse than the bare trunk", detail)
 
 
 def _gap(results: Results) -> Finding | None:
@@ -87,8 +87,9 @@ def _gap(results: Results) -> Finding | None:
     worst = max(results.acceptance, key=lambda entry: entry.gap_to_best_percent)
     return Finding(
         percent(worst.gap_to_best_percent),
-        "largest gap to the best single candidate",
-        f"bits per byte on {worst.domain}, against {worst.best_single.name}",
+        f"bits per byte on {worst.domain} beside the best single module there",
+        f"of all domains this is the worst for the composed model; the module is {worst.best_single.name}, used for "
+        "every token",
     )
 
 
@@ -102,12 +103,13 @@ def _same_quality(results: Results) -> Finding | None:
         return None
     reached = cost_at_quality(learned[0].points, best.bits_per_byte.mean)
     if reached is None:
-        wanted = f"the quality of {single.label}, the best single candidate"
-        return Finding("not reached", wanted, "at none of the prices tried, all domains together")
+        wanted = f"the composed model is at no price as good as {single.label} alone"
+        return Finding("not reached", wanted, "the best single module used for every token, all domains together")
     return Finding(
         percent(100 * (reached / best.cost - 1), 0),
-        f"multiply-adds for the quality of {single.label}, the best single candidate",
-        f"all domains together: {short_count(reached)} against {short_count(best.cost)} per token",
+        f"work in the routed layers to be as good as {single.label} used for every token",
+        f"the best single module, all domains together: {short_count(reached)} against {short_count(best.cost)} "
+        "multiply-adds per token",
     )
 
 

@@ -15,6 +15,7 @@ GROUPS: dict[System, str] = {
     "composed": "Composed, with the router",
     "left_out": "Composed, with one module left out",
 }
+_LEAST_FULL_TINT = 0.02  # a domain on which nothing changes by 2% has no strong colour
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,19 @@ class Matrix:
     def tint(self, cell: MatrixCell) -> float:
         """From -1 (best) over 0 (as the trunk) to 1: the change against the trunk on a log scale, clipped.
 
-        The scale is that of the largest change for the better: one terrible cell must not fade the rest.
+        The scale is that of the domain's largest change for the better: neither one terrible cell nor one module
+        that is very good at its own domain may fade the rest.
         """
         relative = self.relative(cell)
-        return 0.0 if relative is None else max(-1.0, min(1.0, _log_ratio(relative) / self._full_tint))
+        return 0.0 if relative is None else max(-1.0, min(1.0, _log_ratio(relative) / self._full_tint[cell.domain]))
 
     @cached_property
-    def _full_tint(self) -> float:
-        changes = (self.relative(cell) for row in self.rows for cell in row.cells.values())
-        return max([-_log_ratio(change) for change in changes if change is not None], default=0.0) or 0.05
+    def _full_tint(self) -> dict[str, float]:
+        full = dict.fromkeys(self.domains, _LEAST_FULL_TINT)
+        for row in self.rows:
+            for domain, cell in row.cells.items():
+                full[domain] = max(full[domain], -_log_ratio(self.relative(cell) or 0.0))
+        return full
 
     def best(self, domain: str) -> float | None:
         """Least bits per byte of a domain among all rows."""

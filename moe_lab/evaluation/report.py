@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from moe_lab.evaluation.colours import Scale, line_styles
+from moe_lab.evaluation.draw_curve import outside_of_curve
 from moe_lab.evaluation.findings import budget_lines, describe_size, findings
 from moe_lab.evaluation.markup import Markup, element, join
 from moe_lab.evaluation.page import folded, note, render_page, section
@@ -14,6 +15,7 @@ from moe_lab.evaluation.report_figures import drawing, legend
 from moe_lab.evaluation.report_routing import routing_bars, sample_texts, scale_rules
 from moe_lab.evaluation.report_tables import (
     curve_table,
+    digests_table,
     exact_match_table,
     headline_table,
     matrix_table,
@@ -134,13 +136,15 @@ def _curves(results: Results) -> Markup | None:
         "zero, routing helps."
     )
     left_out = f"{counted(above, 'candidate')} too far above to be shown: see the table." if above else None
+    outside = outside_of_curve(results)
+    cut = f"Runs out of the figure: {', '.join(outside)}. The points are in the table." if outside else None
     figure = drawing(svg, "Bits per byte against multiply-adds per token, one line for each router")
     table = folded("The same points as a table", curve_table(results))
     named = [(curve.label, style) for curve, style in line_styles(results) if curve.role != "fixed"]
     dots = next((style for curve, style in line_styles(results) if curve.role == "fixed"), None)
     lines = legend([*named, ("dots", dots)] if dots else named)
     budgets = [note(f"{line[0].upper()}{line[1:]}.") for line in budget_lines(results)]
-    return section("Quality against compute", caption, lines, figure, note(left_out), *budgets, table)
+    return section("Quality against compute", caption, lines, figure, note(left_out), note(cut), *budgets, table)
 
 
 def _matrix(results: Results) -> Markup | None:
@@ -148,8 +152,9 @@ def _matrix(results: Results) -> Markup | None:
         return None
     caption = (
         "Every system on every domain, in bits per byte. Blue cells are better than the trunk on that domain"
-        " and orange ones worse, the stronger the more; the figure in italics is the change in percent. Bold"
-        " is the best of its column. Rows with a module left out show what that module was worth to the "
+        " and orange ones worse, the stronger the more, on a scale of its own for each column; the figure in italics"
+        " is the change in percent. Bold is the best of its column. Rows with a module left out show what that "
+        "module was worth to the "
         "composition."
     )
     return section("Every system on every domain", caption, matrix_table(results))
@@ -178,7 +183,8 @@ def _routing(results: Results) -> Markup | None:
         return None
     caption = (
         "How the routing decisions of each domain are divided between modules (hue) and their widths "
-        "(strength, and the figure in the bar). Point at a part for its share."
+        "(strength, and the figure in the bar). Point at a part, tap it or move to it with the Tab key for its share; "
+        "the table has them all."
     )
     return section("Which module gets the tokens, and how much of it", caption, routing_bars(results))
 
@@ -189,7 +195,7 @@ def _samples(results: Results) -> Markup | None:
     caption = (
         "Held-out texts as the router saw them. The colour lies on the piece that was read when the decision"
         " was made: the stronger, the more hidden units were run to predict what follows. Point at a piece "
-        "for module and width."
+        "or tap it for module and width; the tables have them all."
     )
     return section("Texts, piece by piece", caption, sample_texts(results))
 
@@ -197,8 +203,9 @@ def _samples(results: Results) -> Markup | None:
 def _artifacts(results: Results) -> Markup:
     caption = "What the composed model is made of. The digests name the exact bytes in the registry."
     lock = json.dumps(results.lockfile, indent=2, ensure_ascii=False)
+    digests = folded("Digests in full", digests_table(results))
     lockfile = folded("Lockfile", element("pre", lock, tabindex="0"))
-    return section("Trunk, modules and routers", caption, modules_table(results), lockfile)
+    return section("Trunk, modules and routers", caption, modules_table(results), digests, lockfile)
 
 
 def _words() -> Markup:

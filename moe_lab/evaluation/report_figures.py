@@ -17,7 +17,7 @@ _SHAPES = {
 
 def drawing(svg: str, description: str) -> Markup:
     """A figure that scrolls sideways where the page is narrow. The SVG is taken as it is."""
-    return element("div", Markup(svg), class_="drawing scroll", role="img", aria_label=description)
+    return element("div", Markup(svg), class_="drawing scroll", role="img", aria_label=description, tabindex="0")
 
 
 def legend(named: list[tuple[str, LineStyle]]) -> Markup:

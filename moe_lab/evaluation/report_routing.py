@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from moe_lab.evaluation.colours import Scale
+from moe_lab.evaluation.colours import DARK_STRENGTHS, LIGHT_STRENGTHS, Scale
 from moe_lab.evaluation.markup import Markup, element, join
+from moe_lab.evaluation.page import folded
+from moe_lab.evaluation.report_tables import pieces_table, routing_table
 from moe_lab.evaluation.results import Results, RoutingShare, Sample
 from moe_lab.evaluation.wording import count, share
 
@@ -21,7 +23,8 @@ def routing_bars(results: Results) -> Markup:
             segments = [_segment(entry, scale) for entry in shares]
             name = element("div", domain.name, class_="name")
             bars.append(element("div", name, element("div", segments, class_="bar"), class_="route"))
-    return join(_module_legend(scale, "legend"), element("div", bars, class_="routes"))
+    table = folded("The same shares as a table", routing_table(results))
+    return join(_module_legend(scale, "legend"), element("div", bars, class_="routes"), table)
 
 
 def sample_texts(results: Results) -> Markup:
@@ -40,7 +43,11 @@ def sample_texts(results: Results) -> Markup:
 
 def scale_rules(scale: Scale) -> Markup:
     """CSS that gives each width its strength; hues are the page's variables."""
-    rules = [f".w{i}{{--a:{scale.strength(width):.3f}}}" for i, width in enumerate(scale.widths)]
+    light, dark = (
+        "".join(f".w{i}{{--a:{scale.strength(width, ends):.3f}}}" for i, width in enumerate(scale.widths))
+        for ends in (LIGHT_STRENGTHS, DARK_STRENGTHS)
+    )
+    rules = [light, f"@media (prefers-color-scheme: dark){{{dark}}}"]
     hues = {scale.hue(module) for module in scale.modules}
     rules += [f".m{hue}{{--hue:var(--module-{hue}-rgb)}}" for hue in sorted(h for h in hues if h is not None)]
     return Markup("".join(rules))
@@ -52,12 +59,18 @@ def _place(entry: RoutingShare, scale: Scale) -> tuple[int, int]:
 
 def _segment(entry: RoutingShare, scale: Scale) -> Markup:
     text = "trunk" if entry.module is None else count(entry.width)
+    tip = f"{_tip(entry.module, entry.width)} · {share(entry.share)}"
+    wide = entry.share >= _LABELLED_FROM
     return element(
         "span",
-        text if entry.share >= _LABELLED_FROM else None,
+        text if wide else None,
         class_=_classes(entry.module, entry.width, scale),
         style=f"flex-grow:{entry.share:.5f}",
-        data_tip=f"{_tip(entry.module, entry.width)} · {share(entry.share)}",
+        data_tip=tip,
+        role="img",
+        aria_label=tip,
+        # A sliver can be tapped but is no stop of the Tab key: with many modules there would be hundreds.
+        tabindex="0" if wide else "-1",
     )
 
 
@@ -69,6 +82,7 @@ def _sample(sample: Sample, scale: Scale) -> Markup:
             piece,
             class_=_classes(module, width, scale) + (" nl" if "\n" in piece else ""),
             data_tip=_tip(module, width),
+            tabindex="-1",
         )
         for piece, module, width in zip(sample.pieces, sample.module, sample.width, strict=True)
     ]
@@ -77,7 +91,8 @@ def _sample(sample: Sample, scale: Scale) -> Markup:
         element("b", sample.domain),
         f" {count(len(pieces))} pieces, mean width {count(round(mean))}",
     )
-    return element("figure", title, element("div", pieces, class_="text"), class_="sample")
+    table = folded("The same text as a table", pieces_table(sample))
+    return element("figure", title, element("div", pieces, class_="text"), table, class_="sample")
 
 
 def _classes(module: str | None, width: int, scale: Scale) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from moe_lab.evaluation.colours import line_styles
+from moe_lab.evaluation.colours import TINT_STRENGTH, line_styles
 from moe_lab.evaluation.markup import Content, Markup, element, join
 from moe_lab.evaluation.matrix_view import GROUPS, Matrix, Row
-from moe_lab.evaluation.results import Acceptance, CurvePoint, MatrixCell, Results
+from moe_lab.evaluation.results import Acceptance, CurvePoint, MatrixCell, Results, Sample
 from moe_lab.evaluation.wording import bits, change, count, percent, price, share, short_count, span
 from moe_lab.metrics.bootstrap import Interval
 
@@ -25,7 +25,7 @@ def headline_table(results: Results) -> Markup:
 def matrix_table(results: Results) -> Markup:
     """Every system on every domain, each cell tinted by its change against the trunk."""
     matrix = Matrix(results)
-    heads = ("", *matrix.domains, "multiply-adds per token")
+    heads = ("system", *matrix.domains, "multiply-adds per token")
     bodies = [
         element(
             "tbody",
@@ -64,24 +64,55 @@ def modules_table(results: Results) -> Markup:
     heads = ("artifact", "what it is", "widths", "parameters", "licence", "made from", "digest")
     trunk = results.trunk
     rows: list[tuple[Content, ...]] = [
-        _artifact(trunk.ref, "trunk", None, count(trunk.parameters), None, None, trunk.digest)
+        _artifact(trunk.ref, "trunk", None, count(trunk.parameters), _licence(trunk.licence), None, trunk.digest)
     ]
     for module in results.modules:
-        parents = [element("div", f"{p.relation} from {p.ref}", title=p.digest) for p in module.parents]
+        parents = [element("div", f"{p.relation} from {p.ref}") for p in module.parents]
         rows.append(
             _artifact(
                 module.ref,
                 f"module by {module.owner}",
                 " / ".join(count(width) for width in module.widths),
                 count(module.parameters),
-                module.licence or "none stated",
+                _licence(module.licence),
                 parents,
                 module.digest,
             )
         )
     for router in results.routers:
-        rows.append(_artifact(router.ref or router.label, "router", None, None, None, None, router.digest))
+        # A router without weights is code of the lab: no artifact, and no licence of its own.
+        licence = _licence(router.licence) if router.ref else None
+        rows.append(_artifact(router.ref or router.label, "router", None, None, licence, None, router.digest))
     return _table(heads, rows, "artifacts")
+
+
+def digests_table(results: Results) -> Markup:
+    """The digests in full, of the parts and of what they were made from."""
+    parents = [parent for module in results.modules for parent in module.parents]
+    named = [(part.ref, part.digest) for part in (results.trunk, *results.modules, *parents)]
+    named += [(router.ref, router.digest) for router in results.routers if router.ref and router.digest]
+    rows = [(_name(ref), element("code", digest)) for ref, digest in dict.fromkeys(named)]
+    return _table(("artifact", "digest"), rows, "artifacts")
+
+
+def routing_table(results: Results) -> Markup:
+    """The share of every module and width in each domain."""
+    rows = [
+        (_name(entry.domain), entry.module or "trunk alone", count(entry.width), share(entry.share))
+        for entry in results.routing
+        if entry.share > 0
+    ]
+    return _table(("domain", "module", "width", "share of decisions"), rows)
+
+
+def pieces_table(sample: Sample) -> Markup:
+    """A text in order with what was decided while reading it; pieces of the same choice stand together."""
+    pieces = zip(sample.pieces, sample.module, sample.width, strict=True)
+    rows = [
+        (element("code", "".join(piece for piece, _, _ in run)), module or "trunk alone", count(width))
+        for (module, width), run in groupby(pieces, key=lambda piece: piece[1:])
+    ]
+    return _table(("text", "module", "width"), rows)
 
 
 def _headline_row(entry: Acceptance, results: Results, matrix: Matrix) -> tuple[Content, ...]:
@@ -118,7 +149,7 @@ def _matrix_cell(cell: MatrixCell | None, matrix: Matrix) -> Markup:
         element("em", percent(relative)) if relative is not None else None,
         element("small", span(cell.bits_per_byte)),
         class_="heat better" if tint < 0 else "heat worse",
-        style=f"--a:{0.7 * abs(tint):.3f}",
+        style=f"--a:{TINT_STRENGTH * abs(tint):.3f}",
     )
 
 
@@ -157,7 +188,11 @@ def _artifact(ref: str, kind: str, *cells: Content) -> tuple[Content, ...]:
 
 
 def _digest(digest: str) -> Markup:
-    return element("code", digest.removeprefix("sha256-")[:12], title=digest)
+    return element("code", digest.removeprefix("sha256-")[:12])
+
+
+def _licence(licence: str | None) -> str:
+    return licence or "none stated"
 
 
 def _head(heads: tuple[str, ...]) -> Markup:

@@ -220,6 +220,7 @@ class Trunk(_Record):
     ref: str
     digest: str
     parameters: Count
+    licence: str | None = None
 
 
 class Router(_Record):
@@ -228,6 +229,7 @@ class Router(_Record):
     label: str
     ref: str | None = None
     digest: str | None = None
+    licence: str | None = None
 
 
 class Results(_Record):

@@ -33,7 +33,7 @@ def quality_svg(results: RouteResults) -> str:
         dearest = max(candidate.cost for candidate in results.candidates)
         for curve in results.curves:
             _draw_curve(upper, curve, dearest)
-        _limit_height(upper, results)
+        upper.set_ylim(*quality_limits(results))
         band, colour = results.band, PLACEHOLDERS["learned"]
         for axes, intervals in ((upper, band.quality), (lower, band.difference_to_zero)):
             low, high = [i.low for i in intervals], [i.high for i in intervals]
@@ -101,9 +101,9 @@ def _draw_curve(axes: Axes, curve: RouteCurve, dearest: float) -> None:
         line.set_dashes(style.dash)
 
 
-def _limit_height(axes: Axes, results: RouteResults) -> None:
-    """Cuts the oracle off at the top: it lies far above and would flatten all the rest."""
+def quality_limits(results: RouteResults) -> tuple[float, float]:
+    """Least and greatest quality to show: the oracle lies far above and would flatten all the rest."""
     others = [p.quality for curve in results.curves if curve.role != "oracle" for p in curve.points]
-    room = max(others) - min(others)
-    if room > 0:
-        axes.set_ylim(min(others) - 0.08 * room, max(others) + 0.35 * room)
+    others += [bound for interval in results.band.quality for bound in (interval.low, interval.high)]
+    room = (max(others) - min(others)) or 1.0
+    return min(others) - 0.08 * room, max(others) + 0.12 * room

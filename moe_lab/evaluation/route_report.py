@@ -18,7 +18,7 @@ from moe_lab.evaluation.route_joined import (
     made_caption,
     measured_how,
 )
-from moe_lab.evaluation.route_pictures import STYLES, calibration_colours, calibration_svg, quality_svg
+from moe_lab.evaluation.route_pictures import STYLES, calibration_colours, calibration_svg, quality_limits, quality_svg
 from moe_lab.evaluation.wording import count, counted, duration, moment, share
 from moe_lab.questions.results import AREA, CurveRole, FoldVerdict, GroupRow, RouteResults
 
@@ -158,7 +158,9 @@ def _curves(results: RouteResults) -> Markup:
         if of and results.groups_tell
         else None
     )
-    cut = note("The oracle runs out of the top of the figure: its points are in the table.")
+    seen = [point.quality for curve in results.curves if curve.role == "oracle" for point in curve.points]
+    out = max(seen, default=0.0) > quality_limits(results)[1]
+    cut = note("The oracle runs out of the top of the figure: its points are in the table." if out else None)
     rows: list[tuple[Content, ...]] = [
         (
             curve.label,
@@ -246,7 +248,12 @@ def _calibration(results: RouteResults) -> Markup:
         element("li", element("i", style=f"background:var(--{colour})"), name)
         for name, colour in calibration_colours(results)
     ]
-    return section("Are the predictions true?", caption, element("ul", items, class_="legend"), figure)
+    rows: list[tuple[Content, ...]] = [
+        (bin_.candidate, count(bin_.items), number(bin_.predicted), cell(bin_.measured.mean, bin_.measured, sign=False))
+        for bin_ in results.calibration
+    ]
+    points = folded("The same points as a table", table(("candidate", "questions", "predicted", "measured"), rows))
+    return section("Are the predictions true?", caption, element("ul", items, class_="legend"), figure, points)
 
 
 def _made(results: RouteResults) -> Markup:

@@ -205,14 +205,22 @@ def _write(
             ref=model.trunk.part.ref,
             digest=model.trunk.part.digest,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(model.trunk.state)),
+            licence=_licence(workspace, model.trunk.part),
         ),
-        routers=[Router(label=artifact_name(part.ref), ref=part.ref, digest=part.digest) for part in routers],
+        routers=[
+            Router(label=artifact_name(part.ref), ref=part.ref, digest=part.digest, licence=_licence(workspace, part))
+            for part in routers
+        ],
         **measured,
     )
     save_results(results, run.path / "results.json")
     write_report(results, run.path / "report.html")
     write_picture(results, run.path / "picture.png")
     write_json(run.path / "composition.lock.json", lock.model_dump(mode="json"))
+
+
+def _licence(workspace: Workspace, part: LockedPart) -> str | None:
+    return workspace.registry.manifest(part.digest).get("licence")
 
 
 def _module(workspace: Workspace, part: LockedPart, lock: Lock) -> Module:
