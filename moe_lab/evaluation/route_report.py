@@ -283,9 +283,15 @@ def _made(results: RouteResults) -> Markup:
         for c in results.candidates
     ]
     heads = ("candidate", "family", "size", f"cost ({results.cost_unit})", "quality")
-    digest = element("p", f"table {results.table_digest}", class_="note")
+    parts = table(
+        ("part", "licence", "digest"),
+        [
+            (results.name, results.licence or "none stated", EN_DASH),
+            (f"table {results.table}", results.table_licence or "none stated", element("code", results.table_digest)),
+        ],
+    )
     if results.newcomers:
-        return section("The router and its table", made_caption(results), table(heads, candidates), digest)
+        return section("The router and its table", made_caption(results), table(heads, candidates), parts)
     unseen = note(
         "Every group was scored by a router that never saw it. A group table has no row for such a group: it answers "
         "with the mean of all items, as the zero router does. The items held back are whole groups too."
@@ -301,7 +307,7 @@ def _made(results: RouteResults) -> Markup:
         rows,
     )
     told = [unseen] if results.by_group else []
-    return section("The router and its table", caption, folds, *told, table(heads, candidates), digest)
+    return section("The router and its table", caption, folds, *told, table(heads, candidates), parts)
 
 
 def _verdict_row(verdict: FoldVerdict, compared: list[str], over: list[str]) -> tuple[Content, ...]:

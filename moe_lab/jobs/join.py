@@ -87,7 +87,7 @@ def _report(
 ) -> None:
     spent = time.perf_counter() - started
     results = measure_joined(made, measured, settings, name=spec.name, warnings=warnings, seconds=spent)
-    save_report(results, folder)
+    save_report(results.model_copy(update={"licence": spec.licence}), folder)
 
 
 def _told(report: JoinReport) -> str:

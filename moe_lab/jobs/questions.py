@@ -61,7 +61,7 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
             warnings=warnings,
             seconds=time.perf_counter() - started,
         )
-        save_report(results, run.path)
+        save_report(results.model_copy(update={"licence": spec.licence}), run.path)
         candidate = stage(run, _fields(spec, table, trained.router, run.fingerprint), trained.router.tensors())
         run.finish({"candidate": candidate.digest, "metrics": _headline(results)})
         return candidate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def map_table(spec: OutcomesSpec, base: Path) -> tuple[ItemTable, list[str]]:
         group=[texts[spec.group][i] for i in kept] if spec.group else None,
         numbers={name: values[kept] for name, values in numbers.items()},
     )
+    table = dataclasses.replace(table, licence=spec.licence)
     return table, items.notes + warnings + check_items(table, refuse_duplicates=spec.duplicates == "refuse")
 
 

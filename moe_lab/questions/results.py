@@ -149,6 +149,8 @@ class RouteResults(Spec):
     seconds: float
     table: str
     table_digest: str
+    table_licence: str = ""
+    licence: str = ""  # of the router
     items: int
     folds: int
     head: str

@@ -60,6 +60,7 @@ def summarise(
         seconds=round(seconds, 1),
         table=table.name,
         table_digest=table.digest,
+        table_licence=table.licence,
         items=len(table),
         folds=len(scored.verdicts),
         head=spec.head,

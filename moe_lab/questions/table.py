@@ -54,6 +54,7 @@ class ItemTable:
     group_N: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     number_names: tuple[str, ...] = ()
     number_NF: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
+    licence: str = ""  # for the report alone: no part of the digest, nor of the file
 
     def __len__(self) -> int:
         return len(self.outcome_NC)

@@ -216,3 +216,12 @@ def test_a_candidate_joins_on_twenty_questions(trained_lab: Path, capsys: Captur
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="holds no finished question router"):
         finished_results(tmp_path)
+
+
+def test_the_report_names_the_licences_and_has_its_figures_as_tables(trained_lab: Path) -> None:
+    page = (run_folder(trained_lab) / "route-report.html").read_text()
+    parts = page[page.index('<th scope="col">part</th>') :]
+    assert "<td>toys/words</td><td>Apache-2.0</td>" in parts
+    assert "<td>table words</td><td>none stated</td>" in parts
+    assert page.count("The same points as a table") == 2
+    assert not re.search(r'class="drawing scroll"(?![^>]*tabindex="0")', page)
