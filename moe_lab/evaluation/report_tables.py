@@ -89,7 +89,9 @@ def modules_table(results: Results) -> Markup:
 def digests_table(results: Results) -> Markup:
     """The digests in full, of the parts and of what they were made from."""
     parents = [parent for module in results.modules for parent in module.parents]
-    named = [(part.ref, part.digest) for part in (results.trunk, *results.modules, *parents)]
+    named = [(results.trunk.ref, results.trunk.digest)]
+    named += [(module.ref, module.digest) for module in results.modules]
+    named += [(parent.ref, parent.digest) for parent in parents]
     named += [(router.ref, router.digest) for router in results.routers if router.ref and router.digest]
     rows = [(_name(ref), element("code", digest)) for ref, digest in dict.fromkeys(named)]
     return _table(("artifact", "digest"), rows, "artifacts")

@@ -53,6 +53,10 @@ def test_results_hold_the_matrix_and_every_baseline(finished_study: Path) -> Non
     for curve in results.curves:
         for point in curve.points:
             assert point.bits_per_byte.low <= point.bits_per_byte.mean <= point.bits_per_byte.high
+    # Each part's licence is that of its manifest.
+    registry = Registry(finished_study / "registry", create=False)
+    for part in (results.trunk, *results.modules, *(router for router in results.routers if router.digest)):
+        assert part.licence == registry.manifest(str(part.digest))["licence"], part
     report = (evaluation_folder(finished_study) / "report.html").read_text()
     assert "north/code-mini" in report
     assert "http://" not in report.replace("http://www.w3.org", "")
