@@ -84,7 +84,7 @@ def print_figures(results: RouteResults) -> None:
         right=(metric,),
     )
     for told, gain in claimed_gains(results).values():
-        print(f"{told}: {gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}), mean over all costs")
+        print(f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}) {told}")
     above, below, of = results.beside_group_table
     if of and results.groups_tell:
         print(f"at {above} of {of} of the group table's own costs the router is above it, at {below} below (95%)")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from moe_lab.evaluation.results import Curve, CurvePoint, Results, Role
 from moe_lab.evaluation.wording import change, counted, percent, short_count
+from moe_lab.metrics.areas import cost_at_quality as least_cost
+from moe_lab.metrics.areas import quality_at_budget
 from moe_lab.metrics.bootstrap import Interval
 
 
@@ -35,20 +36,17 @@ def findings(results: Results) -> list[Finding]:
 
 
 def cost_at_quality(points: list[CurvePoint], bits_per_byte: float) -> float | None:
-    """Least cost at which a curve is as good as that, linear between points; None if nowhere."""
-    ordered = sorted(points, key=lambda point: (point.cost, point.bits_per_byte.mean))
-    good = [point.cost for point in ordered if point.bits_per_byte.mean <= bits_per_byte]
-    for left, right in pairwise(ordered):
-        above, below = left.bits_per_byte.mean, right.bits_per_byte.mean
-        if below <= bits_per_byte < above:
-            good.append(left.cost + (right.cost - left.cost) * (above - bits_per_byte) / (above - below))
-    return min(good, default=None)
+    """Least cost from which on a curve is as good as that, linear between points; None if its dear end is not.
+
+    The first cost at which it is as good would be picked by the text it is measured on: one lucky price would do.
+    """
+    found = least_cost([(point.cost, -point.bits_per_byte.mean) for point in points], -bits_per_byte)
+    return found if np.isfinite(found) else None
 
 
 def quality_at_cost(points: list[CurvePoint], cost: float) -> float:
     """Bits per byte at a mean cost: two prices mixed at random meet any cost between theirs, and their mean quality."""
-    costs, qualities = zip(*sorted((point.cost, point.bits_per_byte.mean) for point in points), strict=True)
-    return float(np.interp(cost, costs, qualities))
+    return float(quality_at_budget([(point.cost, point.bits_per_byte.mean) for point in points], cost))
 
 
 def kept_at_half(results: Results) -> Finding | None:
@@ -103,7 +101,7 @@ def _same_quality(results: Results) -> Finding | None:
         return None
     reached = cost_at_quality(learned[0].points, best.bits_per_byte.mean)
     if reached is None:
-        wanted = f"the composed model is at no price as good as {single.label} alone"
+        wanted = f"at no cost does the composed model stay as good as {single.label} from there on"
         return Finding("not reached", wanted, "the best single module used for every token, all domains together")
     return Finding(
         percent(100 * (reached / best.cost - 1), 0),

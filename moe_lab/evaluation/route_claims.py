@@ -51,7 +51,8 @@ def _disagreement(found: Disagreement) -> str:
 
 def _silent_groups(results: RouteResults) -> list[str]:
     table, zero = results.figure(AREA, "group_table"), results.figure(AREA, "zero_router")
-    if table is None or results.groups_tell:
+    # Of a group that was left out the table knows nothing; the page says so at the folds.
+    if table is None or results.groups_tell or results.by_group:
         return []
     return [
         f"The group table is not above the zero router here (deferral area {number(table)} against {number(zero)}): "

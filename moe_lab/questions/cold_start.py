@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from moe_lab.metrics.areas import CostRange, aiq, policy_points
+from moe_lab.metrics.areas import CostRange, deferral_area, policy_points
 from moe_lab.metrics.choices import choose
 from moe_lab.questions.features import raw_features
 from moe_lab.questions.folds import evaluation_folds, outside
@@ -22,7 +22,7 @@ from moe_lab.questions.training import train_router
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColdStart:
-    """AIQ over all candidates of a table when one of them joined later; each item scored out of fold.
+    """Deferral area over all candidates of a table when one of them joined later; each item scored out of fold.
 
     `joined` has one figure for each draw of the handful; `prior` looks at no item of the newcomer's; `retrained` has
     every outcome of the newcomer in the training folds.
@@ -52,7 +52,7 @@ def cold_start(
             rng = np.random.default_rng((spec.seed, fold, draw))
             handful = ordered.rows(rng.choice(seen, min(items, len(seen)), replace=False)).only([candidate])
             predicted[str(draw)][inside] = join(first, rest.candidates, handful).router.predict(part)
-    areas = {name: _aiq(ordered, values) for name, values in predicted.items()}
+    areas = {name: _area(ordered, values) for name, values in predicted.items()}
     joined = tuple(areas[str(draw)] for draw in range(draws))
     return ColdStart(candidate=candidate, joined=joined, prior=areas["prior"], retrained=areas["retrained"])
 
@@ -66,7 +66,7 @@ def _without_items(router: QuestionRouter, table: ItemTable) -> QuestionRouter:
     return extended(router, card.name, cost, made)
 
 
-def _aiq(table: ItemTable, predicted_NC: np.ndarray) -> float:
+def _area(table: ItemTable, predicted_NC: np.ndarray) -> float:
     relative_C = relative_cost(table.cost_C)
     choices = [choose(-predicted_NC, relative_C, price) for price in price_grid(predicted_NC, relative_C, 64)]
-    return aiq(policy_points(choices, table.quality_NC, table.cost_NC), CostRange.of(table.cost_C))
+    return deferral_area(policy_points(choices, table.quality_NC, table.cost_NC), CostRange.of(table.cost_C))

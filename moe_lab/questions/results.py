@@ -197,7 +197,8 @@ class RouteResults(Spec):
     def groups_tell(self) -> bool:
         """Whether the group table is above the zero router at all; where it is not, to be above it is no gain."""
         table, zero = self.figure(AREA, "group_table"), self.figure(AREA, "zero_router")
-        return table is not None and zero is not None and table > zero
+        # The same choices summed in another order may differ by rounding.
+        return table is not None and zero is not None and table > zero + 1e-9
 
     @property
     def disagreements(self) -> tuple[Disagreement, ...]:

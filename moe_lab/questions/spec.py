@@ -179,8 +179,8 @@ class QuestionRouterSettings(Spec):
         trials: parts that the training items are dealt into. Each part is held back from one trial router; what the
             trials say of the items that they never saw calibrates, and decides whether to abstain. With `folds: groups`
             whole groups are held back.
-        abstain: answer as the group table or the zero router does where what was learnt is no better on the items held
-            back; false routes by what was learnt in any case.
+        abstain: answer as the group table or the zero router does where what was learnt is not surely better on the
+            items held back, that is with the whole 95% interval; false routes by what was learnt in any case.
         prices: how many points of the curve are measured.
     """
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_lab.evaluation.comparison import Comparison
 from moe_lab.evaluation.curves import TokenOutcomes, bits_at_cost, choice_point, price_curve, zero_curve
 from moe_lab.metrics.choices import best_fixed, fixed, group_table, oracle
 from moe_lab.metrics.hull import zero_router
@@ -221,3 +224,24 @@ def test_a_choice_beside_a_router_has_the_paired_difference_at_its_own_cost():
     assert found is not None
     assert (found.low, found.mean, found.high) == pytest.approx((-0.5, -0.5, -0.5))
     assert choice_point(outcomes, choice).routed_difference is None
+
+
+def test_what_baselines_mix_is_chosen_on_the_decision_rows_alone(two_domains):
+    """Turned around on the test rows, the candidates that a hull and a table would pick are others."""
+    turned = dataclasses.replace(two_domains, loss_TC=two_domains.loss_TC[:, ::-1])
+    evaluation = SimpleNamespace(
+        settings=SimpleNamespace(resamples=10, seed=0, prices=(0.0,)),
+        available=SimpleNamespace(space=None),
+        decision=two_domains,
+        model=SimpleNamespace(space=SimpleNamespace(cost_C=two_domains.cost_C)),
+        heldout=SimpleNamespace(domains=("first", "second")),
+    )
+    made, same = (Comparison(evaluation, outcomes) for outcomes in (turned, two_domains))  # type: ignore[arg-type]
+    chosen = zero_router(two_domains.fixed_points())
+    for field in ("costs_V", "losses_V", "candidates_V"):
+        np.testing.assert_array_equal(getattr(made.zero, field), getattr(chosen, field))
+    assert chosen.candidates_V.tolist() != zero_router(turned.fixed_points()).candidates_V.tolist()
+    for price in (0.0, 0.1, 10.0):
+        np.testing.assert_array_equal(made._table_choice(price), same._table_choice(price))
+    assert set(made._table_choice(0.0)) == {1, 2}
+    assert made._table_choice(0.0).tolist() == (1 + two_domains.group_T).tolist()

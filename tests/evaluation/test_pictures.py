@@ -176,6 +176,15 @@ def test_cost_at_a_quality_is_read_off_the_line(wanted, cost):
     assert cost_at_quality(points, wanted) == cost
 
 
+def test_one_lucky_price_does_not_reach_a_quality():
+    """From a cost on: a dip of one price counts only if the curve stays as good behind it."""
+    dip = [point(0, 4.0), point(10, 1.9), point(20, 3.0), point(30, 1.0)]
+    assert cost_at_quality(dip, 2.0) == 25.0
+    assert cost_at_quality([*dip, point(40, 2.5)], 2.0) is None
+    twice = [point(0, 4.0), point(10, 1.0), point(10, 3.0)]
+    assert cost_at_quality(twice, 1.5) is None
+
+
 def candidate_curves(learned: list[CurvePoint]) -> list[Curve]:
     fixed = [
         Curve(label="trunk", role="fixed", points=[point(0, 4.0)]),

@@ -164,7 +164,10 @@ def test_equal_costs_and_one_candidate() -> None:
     assert aiq([(2.0, 0.3), (2.0, 0.7)], CostRange(2.0, 2.0)) == 0.7
     assert aiq([(2.0, 0.3)], CostRange(2.0, 2.0)) == 0.3
     assert deferral_area([(2.0, 0.3), (2.0, 0.7)], CostRange(2.0, 2.0)) == 0.5
-    assert area_by_item([np.array([0, 1])], [[0.3, 0.5], [0.1, 0.7]], np.ones((2, 2))).tolist() == [0.3, 0.7]
+    assert deferral_area([(1.0, 0.2), (3.0, 0.6)], CostRange(2.0, 2.0)) == pytest.approx(0.4)
+    # Where nothing costs more than the rest, the price is no matter: the quality at no price.
+    choices = [np.array([0, 1]), np.array([1, 1]), np.array([1, 0])]
+    assert area_by_item(choices, [[0.3, 0.5], [0.1, 0.7]], np.ones((2, 2))).tolist() == [0.3, 0.7]
     assert cost_at_quality([(2.0, 0.3)], 0.4) == float("inf")
 
 
@@ -226,3 +229,41 @@ def test_intervals_of_any_statistic_hold_the_truth_and_pair_differences() -> Non
     assert second.low < first.high  # apart they cannot be told from each other
     assert difference.low > 0.09  # paired they can
     assert difference.high < 0.11
+
+
+def test_an_area_ends_where_its_range_does() -> None:
+    points = [(0.0, 0.0), (4.0, 0.8)]
+    assert deferral_area(points, CostRange(1.0, 3.0)) == pytest.approx(0.4)
+    assert deferral_area(points, CostRange(-1.0, 5.0)) == pytest.approx((0 + 0.4 * 4 + 0.8) / 6)
+
+
+def test_the_area_by_item_of_three_prices_by_hand() -> None:
+    """Costs far below one, and each price another choice: from 0.1 and quality 0 to 0.25 and 0.75, flat until 0.3."""
+    quality_NC, cost_NC = np.array([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), np.tile([0.1, 0.3], (4, 1))
+    choices = [np.array([1, 0, 1, 1]), np.array([1, 0, 0, 0]), np.array([0, 0, 0, 0])]
+    shares = area_by_item(choices, quality_NC, cost_NC)
+    area = (0.05 * 0.125 + 0.1 * 0.5 + 0.05 * 0.75) / 0.2
+    assert shares.mean() == pytest.approx(area)
+    assert deferral_area(policy_points(choices, quality_NC, cost_NC), CostRange(0.1, 0.3)) == pytest.approx(area)
+    # The second item is on the cheap candidate throughout and adds none of its own, but it takes part in the means.
+    assert shares[1] < shares[0]
+    assert shares[2] == pytest.approx(shares[3])
+
+
+def test_resamples_keep_strata_repeat_by_seed_and_leave_out_what_is_no_number() -> None:
+    values, strata = np.array([0.0, 0.0, 0.0, 8.0, 8.0, 8.0]), np.array([0, 0, 0, 1, 1, 1])
+
+    def mean(weight: np.ndarray) -> float:
+        return float(weight @ values / weight.sum())
+
+    [apart] = statistic_intervals(mean, 6, strata=strata, resamples=50)
+    assert (apart.low, apart.mean, apart.high) == (4.0, 4.0, 4.0)
+    [together] = statistic_intervals(mean, 6, resamples=50)
+    assert together.low < 4 < together.high
+    many = np.random.default_rng(0).normal(size=40)
+    [first], [again], [other] = (
+        statistic_intervals(lambda weight: weight @ many, 40, resamples=50, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    [lost] = statistic_intervals(lambda weight: 1.0 if (weight == 1).all() else float("nan"), 6, resamples=20)
+    assert (lost.low, lost.mean, lost.high) == (1.0, 1.0, 1.0)

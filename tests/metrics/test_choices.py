@@ -65,6 +65,13 @@ def test_an_out_of_fold_group_mean_is_the_mean_of_the_others() -> None:
 def test_shrinking_adds_items_of_the_overall_mean() -> None:
     found = group_means(np.array([[1.0], [1.0], [0.0], [0.0]]), np.array([0, 0, 0, 1]), 2, shrink=1.0)
     assert found[:, 0] == pytest.approx([(2 + 0.5) / 4, (0 + 0.5) / 2])
+    values_NC = np.array([[1.0, 4.0], [1.0, 4.0], [0.0, 6.0], [0.0, 6.0]])
+    both = group_means(values_NC, np.array([0, 0, 0, 1]), 2, shrink=0.5)
+    assert both[:, 1] == pytest.approx([(14 + 0.5 * 5) / 3.5, (6 + 0.5 * 5) / 1.5])
+    kept = group_means_out_of_fold(values_NC, np.array([0, 0, 0, 0]), np.array([0, 0, 1, 1]), shrink=2.0)
+    assert kept.tolist() == [[0.0, 6.0]] * 2 + [[1.0, 4.0]] * 2
+    mixed = group_means_out_of_fold(values_NC, np.array([0, 1, 0, 1]), np.array([0, 1, 1, 1]), shrink=2.0)
+    assert mixed[0] == pytest.approx([(0 + 2 / 3) / 3, (6 + 2 * 16 / 3) / 3])
 
 
 def test_the_group_table_is_the_best_of_all_tables() -> None:

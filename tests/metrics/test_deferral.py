@@ -92,6 +92,7 @@ def test_a_curve_by_hand() -> None:
     assert apgr(curve) == pytest.approx((0.25 + 0.25 + 0.25 + 0.75 + 1) / 5)
     assert cpt(curve, 0.5) == pytest.approx(0.2)  # the first time, although the curve falls again
     assert cpt(curve, 0.75) == pytest.approx(0.7)
+    assert cpt(curve, 0.0) == 0.0
     assert cpt(curve, 1.01) == float("inf")
 
 

@@ -78,7 +78,6 @@ def test_difficulty_knows_the_cheapest_and_the_means_of_the_others() -> None:
     scored = dataclasses.replace(scored, learned_NC=learned_NC)
     np.testing.assert_array_equal(scored.predicted("difficulty")[:, 0], learned_NC[:, 0])
     np.testing.assert_array_equal(scored.predicted("difficulty")[:, 1], scored.mean_NC[:, 1])
-    assert known(table, newcomers=1).predicted("before").shape == (60, 1)
 
 
 def test_a_fold_is_answered_as_its_verdict_says() -> None:
@@ -101,3 +100,13 @@ def test_a_fold_is_answered_as_its_verdict_says() -> None:
         expected = group_means_out_of_fold(table.quality_NC, table.group_N, scored.fold_N, shrink=spec.group_shrinkage)
         np.testing.assert_allclose(scored.group_NC, expected)
     assert seen >= {"group_table", "zero_router"}
+
+
+def test_a_router_before_others_joined_is_the_same_router_without_them() -> None:
+    """By its mode, that is: one that abstained then does so before as well."""
+    table = word_table(60)
+    learned_NC = np.random.default_rng(0).random((60, 2))
+    scored = dataclasses.replace(known(table, newcomers=1), learned_NC=learned_NC)
+    np.testing.assert_array_equal(scored.predicted("before"), scored.routed_NC[:, :1])
+    np.testing.assert_array_equal(scored.predicted("routed"), scored.routed_NC)
+    np.testing.assert_array_equal(scored.predicted("learned"), learned_NC)

@@ -75,7 +75,11 @@ def test_the_group_table_throws_dice_where_it_has_no_row() -> None:
     results = summarise(scored, BY_GROUP, name="t", mode="learned", router_cost=cost, warnings=[], seconds=1.0)
     assert results.figure("APGR", "group_table") == results.figure("APGR", "zero_router") == pytest.approx(0.5)
     assert results.folds == 4
-    assert "each of 4 groups left out in turn" in render_route_report(results)
+    page = render_route_report(results)
+    assert "each of 4 groups left out in turn" in page
+    assert not results.groups_tell
+    assert "gained over the group table" not in page
+    assert "groups do not tell" not in page
 
 
 def test_what_words_tell_is_found_in_a_group_that_was_never_seen() -> None:

@@ -12,7 +12,7 @@ from moe_lab.questions import training
 from moe_lab.questions.features import raw_features
 from moe_lab.questions.table import ItemTable, make_table
 from moe_lab.questions.training import choose_mode, train_router
-from tests.questions.synthetic import LARGE, QUICK, SMALL, word_table
+from tests.questions.synthetic import LARGE, QUICK, SMALL, ladder_table, router_of, word_table
 
 OVER_TABLE, OVER_ZERO, TABLE_OVER_ZERO = (
     "learned over group_table",
@@ -124,3 +124,20 @@ def test_every_training_item_is_held_back_once(monkeypatch: pytest.MonkeyPatch) 
     index = np.arange(0, 100, 2)
     *trials, _ = seen_by_trials(table, index, QUICK, monkeypatch)
     assert np.bincount(np.concatenate([np.setdiff1d(index, seen) for seen in trials])).tolist() == [1, 0] * 49 + [1]
+
+
+def ladders(few: int, fall_in_few: bool, *, fall_in_many: bool = False) -> tuple[tuple[int, ...], ...]:
+    """What is made to rise where a group of `few` items, or one of 150, says that larger is worse."""
+    table = ladder_table(300)
+    group_N = np.where(np.arange(300) < few, 0, np.where(np.arange(300) < 150, 1, 2))
+    falls = ((group_N == 0) & fall_in_few) | ((group_N == 2) & fall_in_many)
+    outcome_NC = np.where(falls[:, None], table.outcome_NC[:, ::-1], table.outcome_NC)
+    grouped = dataclasses.replace(table, outcome_NC=outcome_NC, groups=("few", "some", "many"), group_N=group_N)
+    return router_of(grouped).ladders
+
+
+def test_a_family_rises_unless_a_group_of_thirty_says_otherwise() -> None:
+    assert ladders(29, fall_in_few=False) == ((0, 1, 2),)
+    assert ladders(29, fall_in_few=True) == ((0, 1, 2),)
+    assert ladders(30, fall_in_few=True) == ()
+    assert ladders(29, fall_in_few=False, fall_in_many=True) == ()
