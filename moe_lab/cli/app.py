@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import shlex
@@ -18,13 +17,12 @@ from typer.core import TyperGroup
 
 from moe_lab import __version__
 from moe_lab.cli.commands import COMMANDS
-from moe_lab.errors import Interrupted, LabError, did_you_mean, printable
+from moe_lab.cli.failures import explain
+from moe_lab.cli.terminal import spell_what_is_missing
+from moe_lab.errors import Interrupted, LabError, did_you_mean
 
 if TYPE_CHECKING:
     from moe_lab.lab import Lab
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class CommandGroup(TyperGroup):
@@ -137,20 +135,21 @@ def root_command(table: Mapping[str, str] = COMMANDS) -> Any:
 def main(argv: Sequence[str] | None = None, table: Mapping[str, str] = COMMANDS) -> int:
     """Runs one command line and returns the exit code.
 
-    A user's mistake is one line and 2, an interruption 130, a SIGTERM 143. Whatever else goes wrong is ours and keeps
-    its traceback; MOE_LAB_TRACEBACK=1 keeps it for mistakes as well.
+    A user's mistake, or what the system refuses, is one line and 2, an interruption 130, a SIGTERM 143. Whatever else
+    goes wrong is ours and keeps its traceback; MOE_LAB_TRACEBACK=1 keeps it for mistakes as well.
 
     Args:
         argv: the arguments after the program's name; by default those of this process.
         table: the subcommands, as in `COMMANDS`.
     """
+    spell_what_is_missing()
     arguments = list(sys.argv[1:] if argv is None else argv)
     kept = ""
     try:
         with _heeding_sigterm():
             code = root_command(table)(args=arguments, prog_name="moe-lab", standalone_mode=False)
-    except (LabError, OSError, typer.TyperException) as error:
-        message = _explain(error)
+    except Exception as error:
+        message = explain(error)
         if message is None or os.environ.get("MOE_LAB_TRACEBACK"):
             raise
         print(f"error: {message}", file=sys.stderr)
@@ -223,23 +222,3 @@ def _leave(code: int) -> None:
         from moe_lab.training.processes import leave
 
         leave(code)
-
-
-def _explain(error: Exception) -> str | None:
-    """Returns the line to print for a mistake or a full disk, or None for what is our own fault."""
-    if isinstance(error, LabError):
-        return printable(" ".join(str(error).splitlines()))
-    if isinstance(error, typer.TyperException):
-        usage = getattr(error, "ctx", None)
-        help_hint = f" See: {usage.command_path} --help" if usage else ""
-        message = " ".join(error.format_message().split()).rstrip(".")
-        if message.endswith("option: --lab"):
-            return "--lab goes before the command: moe-lab --lab DIR COMMAND"
-        return f"{message}.{help_hint}"
-    assert isinstance(error, OSError)
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in _DISK_FULL:
-        return f"disk full{where}. Free some space, then run the same command again."
-    if error.errno in _NOT_ALLOWED and error.filename:
-        return f"{error.filename}: {error.strerror}. Check who may write there, or choose another folder."
-    return None

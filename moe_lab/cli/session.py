@@ -106,7 +106,7 @@ def _join(coordinator: str | None, process: str | None) -> None:
             raise LabError(f"--coordinator {coordinator} needs --process I/N, such as 0/2 for the first of two")
         join(coordinator, int(number[1]), int(number[2]))
     if not is_first():
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  the first process speaks for all, to the end
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  the first process speaks for all, to the end
 
 
 def _mesh(text: str | None, several: bool) -> MeshSpec | None:

@@ -135,7 +135,7 @@ def pin(registry: Registry, ref: str, kind: str) -> LockedPart:
 def load_lock(path: Path) -> Lock:
     """Reads a lockfile."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LabError(f"{path}: cannot be read as a lockfile: {error}; compose it again") from error
     return decode(Lock, data, str(path))

@@ -86,7 +86,7 @@ def compile_program(lowered: Any) -> Compiled | Overflow:
             needed, available = overflow(str(error))
             return Overflow(seconds=time.perf_counter() - started, needed_bytes=needed, available_bytes=available)
         (text,) = Path(folder).glob("*.after_optimizations.txt")
-        traffic = collectives(text.read_text())
+        traffic = collectives(text.read_text(encoding="utf-8"))
     memory = compiled.memory_analysis()
     return Compiled(
         seconds=time.perf_counter() - started,

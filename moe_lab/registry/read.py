@@ -92,6 +92,8 @@ def _read(store: Store, key: str, limit: int, what: str) -> bytes:
     except FileNotFoundError:
         raise LabError(f"{what} is missing: {store.where(key)}. {_RESTORE.replace('or delete it and', 'or')}") from None
     except OSError as error:
-        raise LabError(f"{what} cannot be read: {store.where(key)}: {error.strerror or error}.") from error
+        # The file, or the folder above it that nobody may enter.
+        place = error.filename if isinstance(error.filename, str) else store.where(key)
+        raise LabError(f"{what} cannot be read: {place}: {error.strerror or error}.") from error
     except LabError as error:
         raise LabError(f"{what}: {error}") from None

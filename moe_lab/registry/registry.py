@@ -14,6 +14,7 @@ from moe_lab.registry.catalogue import Entry, cache_file, catalogue
 from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
 from moe_lab.registry.diff import ArtifactDiff, diff
 from moe_lab.registry.exact_json import ManifestProblem, canonical
+from moe_lab.registry.failures import describe_error
 from moe_lab.registry.fetch import Fetched, fetch
 from moe_lab.registry.keys import OwnerKey, find_key, load_key
 from moe_lab.registry.lineage import LineageNode, lineage
@@ -114,7 +115,9 @@ class Registry:
             created = sign(self.store, whole, resolved.digest, key)
         except OSError as error:
             where = self.store.where("")
-            raise LabError(f"cannot sign {whole} in {where}: {error.strerror}; mend that and sign again.") from error
+            raise LabError(
+                f"cannot sign {whole} in {where}: {describe_error(error)}; mend that and sign again."
+            ) from error
         return Signature(whole, resolved.digest, key.public), created
 
     def signatures(self, source: str | ArtifactRef) -> list[tuple[Signature, str | None]]:
@@ -302,7 +305,7 @@ class Registry:
             yield
         except OSError as error:
             raise LabError(
-                f"registry {self.store.where('')} cannot be read: {error.strerror}; "
+                f"registry {self.store.where('')} cannot be read: {describe_error(error)}; "
                 f"{getattr(error, 'advice', 'check its permissions')}."
             ) from error
 

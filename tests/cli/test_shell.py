@@ -38,6 +38,16 @@ def fail(how: str) -> None:
         "full": OSError(errno.ENOSPC, "No space left on device", "runs/x.bin"),
         "nameless": OSError(errno.ENOSPC, "No space left on device"),
         "denied": PermissionError(errno.EACCES, "Permission denied", "/root/x"),
+        "long": OSError(errno.ENAMETOOLONG, "File name too long", "a" * 5000),
+        "circle": RuntimeError("Symlink loop from '/tmp/loop'"),
+        "homeless": RuntimeError("Could not determine home directory."),
+        "files": OSError(errno.EMFILE, "Too many open files", "x"),
+        "disk": OSError(errno.EIO, "Input/output error", b"runs/x"),
+        "threads": RuntimeError("can't start new thread"),
+        "memory": MemoryError(),
+        "device": RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes."),
+        "nul": ValueError("embedded null byte"),
+        "ours": RuntimeError("something else"),
         "gone": FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
         "bug": ZeroDivisionError("division by zero"),
         "interrupt": KeyboardInterrupt(),
@@ -55,6 +65,7 @@ def hammer() -> None:
     print("bang")
 
 
+OUT_OF_MEMORY = "out of memory. Work on less at a time (batch_size, rows, seq_len), or on a machine that has more."
 TABLE = {"where": f"{__name__}:where", "fail": f"{__name__}:fail", "tools": f"{__name__}:tools"}
 
 
@@ -113,6 +124,29 @@ def test_the_version_is_the_packages() -> None:
         (
             ["fail", "denied"],
             "/root/x: Permission denied. Check who may write there, or choose another folder.",
+        ),
+        (["fail", "long"], f"{'a' * 90}...{'a' * 90}: File name too long. Give a shorter name."),
+        (
+            ["fail", "circle"],
+            "Symlink loop from '/tmp/loop'. Its links lead in a circle; name the place that is meant.",
+        ),
+        (["fail", "homeless"], "Could not determine home directory. Write the whole path instead of ~."),
+        (
+            ["fail", "files"],
+            "x: Too many open files. That is a limit of this system: raise it (ulimit -a shows them), "
+            "then run the same command again.",
+        ),
+        (["fail", "disk"], "runs/x: Input/output error. Check that disk or share, then run the same command again."),
+        (
+            ["fail", "threads"],
+            "can't start new thread. That is a limit of this system: raise it (ulimit -a shows them), "
+            "then run the same command again.",
+        ),
+        (["fail", "memory"], OUT_OF_MEMORY),
+        (["fail", "device"], OUT_OF_MEMORY),
+        (
+            ["fail", "nul"],
+            "embedded null byte. A path cannot hold the character NUL; check the names that were given.",
         ),
     ],
 )
@@ -191,7 +225,9 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -
     assert lines(capsys)[1][-1] == "interrupted. To do it again: moe-lab fail interrupt"
 
 
-@pytest.mark.parametrize(("how", "error"), [("bug", ZeroDivisionError), ("gone", FileNotFoundError)])
+@pytest.mark.parametrize(
+    ("how", "error"), [("bug", ZeroDivisionError), ("gone", FileNotFoundError), ("ours", RuntimeError)]
+)
 def test_what_is_our_fault_keeps_its_traceback(how: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         main(["fail", how], TABLE)

@@ -70,18 +70,18 @@ class LocalStore:
 
     def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
         *folders, name = key_parts(key)
-        with self._folder(folders, create=True) as folder:
+        with self._folder(folders, create=True) as folder, self._naming(key):
             created = False
             while not created and not _touch(name, folder):
                 with self._folder(["tmp"], create=True) as scratch:
-                    created = _link_new(scratch, folder, name, data)
+                    created = self._link_new(scratch, folder, name, data)
             # Also after losing: what is written next may point to this entry and must not outlive it.
             os.fsync(folder)
         return created
 
     def get(self, key: str, limit: int) -> bytes:
         *folders, name = key_parts(key)
-        with self._folder(folders) as folder:
+        with self._folder(folders) as folder, self._naming(key):
             try:
                 descriptor = os.open(name, READ_FILE, dir_fd=folder)
             except OSError as error:
@@ -94,7 +94,7 @@ class LocalStore:
                 raise self._not_plain(key)
             if status.st_size > limit:
                 raise LabError(f"{self.where(key)} is damaged: it has {status.st_size:,} bytes, more than {limit:,}.")
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
+            with self._naming(key), os.fdopen(descriptor, "rb", closefd=False) as file:
                 return file.read(limit)
         finally:
             os.close(descriptor)
@@ -102,7 +102,7 @@ class LocalStore:
     def exists(self, key: str) -> bool:
         *folders, name = key_parts(key)
         try:
-            with self._folder(folders) as folder:
+            with self._folder(folders) as folder, self._naming(key):
                 return _present(name, folder)
         except FileNotFoundError:
             return False
@@ -117,6 +117,7 @@ class LocalStore:
             with (
                 suppress(FileNotFoundError),
                 self._folder(parts) as folder,
+                self._naming("/".join(parts)),
                 os.scandir(folder) as entries,
             ):
                 for entry in entries:
@@ -133,7 +134,8 @@ class LocalStore:
         descriptor = os.open(self.root, READ_FOLDER)
         try:
             for depth in range(len(parts)):
-                inner = self._enter(descriptor, parts[: depth + 1], create)
+                with self._naming("/".join(parts[: depth + 1])):
+                    inner = self._enter(descriptor, parts[: depth + 1], create)
                 os.close(descriptor)
                 descriptor = inner
             yield descriptor
@@ -160,6 +162,48 @@ class LocalStore:
             os.fsync(parent)
             self._durable.add(tuple(parts))
         return inner
+
+    @contextmanager
+    def _naming(self, key: str) -> Iterator[None]:
+        """Names the whole path in an error: of what lies below a descriptor the system knows the last part only."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error.filename, str) and Path(error.filename).is_absolute():
+                raise
+            raise OSError(error.errno, error.strerror or str(error), str(self.root.absolute() / key)) from error
+
+    def _link_new(self, scratch: int, folder: int, name: str, data: bytes | memoryview) -> bool:
+        """Writes a temporary file and links it to its name: a link, unlike a rename, fails on a taken name."""
+        temporary = f"{os.getpid()}-{secrets.token_hex(16)}"
+        with self._naming("tmp"):
+            descriptor = os.open(temporary, NEW_FILE, 0o666, dir_fd=scratch)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+            try:
+                os.link(temporary, name, src_dir_fd=scratch, dst_dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                # Collected, after waiting longer than the grace period: it is written anew.
+                if os.fstat(descriptor).st_nlink or not os.fstat(folder).st_nlink:
+                    raise
+                return False
+            except FileExistsError:
+                # NFS may repeat a request whose answer was lost: a second link to our file shows that we did win.
+                return os.fstat(descriptor).st_nlink == 2
+            except OSError as error:
+                if error.errno in _NO_HARD_LINKS:
+                    raise LabError(
+                        "this file system has no hard links, which publishing needs to never overwrite anything. "
+                        "Nothing was published; put the registry on a local disk or NFS."
+                    ) from None
+                raise
+            return True
+        finally:
+            os.close(descriptor)
+            # A temporary file that stays is garbage: nothing ever reads it.
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=scratch)
 
     def _not_plain(self, key: str) -> LabError:
         return LabError(
@@ -188,38 +232,6 @@ def _present(name: str, folder: int) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _link_new(scratch: int, folder: int, name: str, data: bytes | memoryview) -> bool:
-    """Writes a temporary file and links it to its name: a link, unlike a rename, fails on a taken name."""
-    temporary = f"{os.getpid()}-{secrets.token_hex(16)}"
-    descriptor = os.open(temporary, NEW_FILE, 0o666, dir_fd=scratch)
-    try:
-        _write_all(descriptor, data)
-        os.fsync(descriptor)
-        try:
-            os.link(temporary, name, src_dir_fd=scratch, dst_dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            # Collected, after waiting longer than the grace period: it is written anew.
-            if os.fstat(descriptor).st_nlink or not os.fstat(folder).st_nlink:
-                raise
-            return False
-        except FileExistsError:
-            # NFS may repeat a request whose answer was lost: a second link to our file shows that we did win.
-            return os.fstat(descriptor).st_nlink == 2
-        except OSError as error:
-            if error.errno in _NO_HARD_LINKS:
-                raise LabError(
-                    "this file system has no hard links, which publishing needs to never overwrite anything. "
-                    "Nothing was published; put the registry on a local disk or NFS."
-                ) from None
-            raise
-        return True
-    finally:
-        os.close(descriptor)
-        # A temporary file that stays is garbage: nothing ever reads it.
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=scratch)
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -54,7 +54,7 @@ class SweepFolder(LocalStore):
     def clock_ns(self) -> int:
         """Now, as the file system sees it, which on NFS is another machine's opinion than ours."""
         name = f"clock-{os.getpid()}-{secrets.token_hex(8)}"
-        with self._folder(["tmp"], create=True) as scratch:
+        with self._folder(["tmp"], create=True) as scratch, self._naming("tmp"):
             descriptor = os.open(name, NEW_FILE, 0o666, dir_fd=scratch)
             try:
                 # The time of writing is the server's; that of creating is the client's on some.
@@ -70,7 +70,7 @@ class SweepFolder(LocalStore):
         """None where there is no such file; `LabError` where it is no plain one."""
         *folders, name = key_parts(key)
         try:
-            with self._folder(folders) as folder:
+            with self._folder(folders) as folder, self._naming(key):
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return None
@@ -87,6 +87,7 @@ class SweepFolder(LocalStore):
         with (
             self._folder(["tmp"], create=True) as scratch,
             self._folder([folder]) as source,
+            self._naming(key),
             suppress(FileNotFoundError),
         ):
             os.rename(name, place.removeprefix("tmp/"), src_dir_fd=source, dst_dir_fd=scratch)
@@ -95,7 +96,7 @@ class SweepFolder(LocalStore):
         """Gives a file its name again, or drops it where somebody has written the same content meanwhile."""
         folder, name = key.split("/")
         moved = (place or self.aside[key]).removeprefix("tmp/")
-        with self._folder(["tmp"]) as scratch, self._folder([folder], create=True) as target:
+        with self._folder(["tmp"]) as scratch, self._folder([folder], create=True) as target, self._naming(key):
             with suppress(FileExistsError, FileNotFoundError):
                 os.link(moved, name, src_dir_fd=scratch, dst_dir_fd=target, follow_symlinks=False)
             # Before its other name goes, or a power cut could take both.
@@ -111,7 +112,7 @@ class SweepFolder(LocalStore):
 
     def remove(self, key: str) -> None:
         *folders, name = key_parts(key)
-        with suppress(FileNotFoundError), self._folder(folders) as folder:
+        with suppress(FileNotFoundError), self._folder(folders) as folder, self._naming(key):
             os.unlink(name, dir_fd=folder)
 
     def left_aside(self) -> dict[str, str]:

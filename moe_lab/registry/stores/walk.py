@@ -18,7 +18,7 @@ def read_tree(store: LocalStore, prefix: str, limit: int) -> dict[str, bytes | N
     found: dict[str, bytes | None] = {}
     try:
         with store._folder([prefix]) as folder:
-            _read_folder(folder, prefix, limit, _DEPTH, found)
+            _read_folder(store, folder, prefix, limit, _DEPTH, found)
     except FileNotFoundError:
         pass
     except LabError:
@@ -26,15 +26,18 @@ def read_tree(store: LocalStore, prefix: str, limit: int) -> dict[str, bytes | N
     return found
 
 
-def _read_folder(folder: int, path: str, limit: int, depth: int, found: dict[str, bytes | None]) -> None:
+def _read_folder(
+    store: LocalStore, folder: int, path: str, limit: int, depth: int, found: dict[str, bytes | None]
+) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             key = f"{path}/{entry.name}"
             with suppress(FileNotFoundError):  # removed since the folder was read: it is not there
                 if depth and entry.is_dir(follow_symlinks=False):
-                    inner = os.open(entry.name, READ_FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                    with store._naming(key):
+                        inner = os.open(entry.name, READ_FOLDER | os.O_NOFOLLOW, dir_fd=folder)
                     try:
-                        _read_folder(inner, key, limit, depth - 1, found)
+                        _read_folder(store, inner, key, limit, depth - 1, found)
                     finally:
                         os.close(inner)
                 else:
