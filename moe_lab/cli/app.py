@@ -19,7 +19,7 @@ from moe_lab import __version__
 from moe_lab.cli.commands import COMMANDS
 from moe_lab.cli.failures import explain
 from moe_lab.cli.terminal import spell_what_is_missing
-from moe_lab.errors import Interrupted, LabError, did_you_mean
+from moe_lab.errors import Interrupted, LabError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from moe_lab.lab import Lab
@@ -149,17 +149,11 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, str] = COMMANDS)
         with _heeding_sigterm():
             code = root_command(table)(args=arguments, prog_name="moe-lab", standalone_mode=False)
     except Exception as error:
-        message = explain(error)
+        message = explain(error) or _missing_platform(error)
         if message is None or os.environ.get("MOE_LAB_TRACEBACK"):
             raise
         print(f"error: {message}", file=sys.stderr)
         _leave(2)
-        return 2
-    except (AssertionError, RuntimeError):
-        message = _missing_platform()
-        if message is None or os.environ.get("MOE_LAB_TRACEBACK"):
-            raise
-        print(f"error: {message}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
         code, kept = 128 + stopped.signum, _what_is_kept(stopped)
@@ -182,16 +176,16 @@ def _what_is_kept(stopped: Interrupted) -> str:
     return f"({'; '.join(runs)}). To go on" if runs else ""
 
 
-def _missing_platform() -> str | None:
+def _missing_platform(error: Exception) -> str | None:
     """Returns the line for a JAX_PLATFORMS that this machine has not: jax says it with errors of several types."""
-    jax = sys.modules.get("jax")
+    jax = sys.modules.get("jax") if isinstance(error, AssertionError | RuntimeError) else None
     wanted = jax.config.jax_platforms if jax else None
     if not jax or not wanted:
         return None
     try:
         jax.devices()
-    except (AssertionError, RuntimeError) as error:
-        said = " ".join(str(error).split())
+    except (AssertionError, RuntimeError) as missing:
+        said = " ".join(str(missing).split())
         return (
             f"JAX_PLATFORMS={wanted}: jax finds no such device here{f' ({said[:200]})' if said else ''}; "
             "unset it to use what there is, or set JAX_PLATFORMS=cpu"

@@ -29,9 +29,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, encoding: str, code: int, *argument
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_every_command_prints_in_every_encoding(
-    tiny_lab: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
-) -> None:
+def test_every_command_prints_in_every_encoding(tiny_lab: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     lab = ["--lab", str(tiny_lab)]
     assert main([*lab, "module", "retire", "lab/topk@1", "--reason", SIGNS]) == 0
     for arguments in (
@@ -56,9 +54,7 @@ def test_every_command_prints_in_every_encoding(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_mistakes_and_broken_names_print_too(
-    lab_folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
-) -> None:
+def test_mistakes_and_broken_names_print_too(lab_folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     for name in (SIGNS, "lone \udcff surrogate"):
         assert "error: no config" in printed(monkeypatch, encoding, 2, "--lab", str(lab_folder), "train", name)
         assert "error: " in printed(monkeypatch, encoding, 2, "--lab", name, "runs")
