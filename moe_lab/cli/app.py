@@ -123,6 +123,12 @@ def current_lab(ctx: typer.Context) -> Lab:
     return find_lab(ctx.find_root().obj)
 
 
+def next_command(ctx: typer.Context, *words: str) -> str:
+    """Returns a command line for a person to paste into a shell, in the same lab as this call."""
+    lab = ctx.find_root().obj
+    return shlex.join(["moe-lab", *(["--lab", lab] if lab else []), *words])
+
+
 def root_command(table: Mapping[str, str] = COMMANDS) -> Any:
     """Returns the whole command, its subcommands not imported yet."""
     app = typer.Typer(cls=_LazyGroup, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})

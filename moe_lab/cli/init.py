@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -15,7 +16,12 @@ def init(folder: Annotated[str, typer.Argument(metavar="DIR", help="A new or an 
     Example:
       moe-lab init my-lab
     """
-    from moe_lab.lab import init_lab
+    from moe_lab.lab import NEW_MODULE, TRAIN_A_TRUNK, init_lab
 
     made = init_lab(folder)
-    print(f"made the lab {made.resolve()}\n\nnext:\n  cd {folder}\n  moe-lab --help")
+    print(
+        f"made the lab {made.resolve()}\n\n"
+        "next, if your team has a registry with a trunk in it:\n  export MOE_LAB_REGISTRY=FOLDER_OR_URL\n"
+        f"then:\n  cd {shlex.quote(folder)}\n  {TRAIN_A_TRUNK}      # not with a team's registry\n  {NEW_MODULE}\n"
+        "README.md in the lab says more"
+    )

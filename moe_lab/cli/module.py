@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from moe_lab.cli import interchange, registry_care
-from moe_lab.cli.app import CommandGroup, current_lab
+from moe_lab.cli.app import CommandGroup, current_lab, next_command
 from moe_lab.cli.fetch import fetch
 from moe_lab.cli.lineage_tree import tree_lines
 from moe_lab.cli.session import open_registry, open_workspace
@@ -43,7 +43,8 @@ def new(
     from moe_lab.jobs.scaffold import new_module
 
     folder = new_module(current_lab(ctx), name, owner=owner, trunk=trunk, text=text, width=width, licence=licence)
-    print(f"made {folder}\nnext: moe-lab train {name}, then moe-lab module publish {name}")
+    print(f"made {folder}; routers and evaluations may name its text as the domain {name}")
+    print(f"next: {next_command(ctx, 'train', name)}\nthen: {next_command(ctx, 'module', 'publish', name)}")
 
 
 @module.command()
@@ -62,7 +63,7 @@ def check(ctx: typer.Context, config: Config, overrides: Overrides = None) -> No
     for finding in findings:
         print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.check}: {finding.detail}")
     require_admission(findings, candidate.name)
-    print(f"{candidate.name} is ready\nnext: moe-lab module publish {' '.join([config, *(overrides or ())])}")
+    print(f"{candidate.name} is ready\nnext: {next_command(ctx, 'module', 'publish', config, *(overrides or ()))}")
 
 
 @module.command()

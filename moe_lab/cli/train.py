@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moe_lab.cli.app import current_lab
+from moe_lab.cli.app import current_lab, next_command
 from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace
 
 
@@ -43,4 +43,4 @@ def train(
         part, created = publish_checked(workspace, candidate, spec, base)
         print(f"{'published' if created else 'already published'} {part.ref} ({part.digest[:19]})")
     else:
-        print(f"next: moe-lab module publish {' '.join([config, *(overrides or ())])}")
+        print(f"next: {next_command(ctx, 'module', 'publish', config, *(overrides or ()))}")

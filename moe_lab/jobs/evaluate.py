@@ -19,6 +19,7 @@ from moe_lab.compose.parts import make_router
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import load_config
 from moe_lab.data import Corpus
+from moe_lab.errors import LabError
 from moe_lab.evaluation.evaluate import Evaluation, Settings, decision_outcomes
 from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
 from moe_lab.evaluation.passes import HeldOut
@@ -96,7 +97,12 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
     """Measures everything, or points to where an identical evaluation lies."""
     lock = find_lock(workspace, spec.composition, base)
     model = built(workspace, lock)
-    model.available(spec.without)  # a name that is not composed ends here, before anything is written
+    # A name that is not composed ends here, before anything is written; so does having nothing left to route to.
+    if not any(model.available(spec.without)):
+        raise LabError(
+            f"composition {lock.name}: all modules are opted out, so there is nothing to route to; keep at least "
+            "one (what the bare trunk does is in every evaluation, as `trunk`)"
+        )
     if model.mesh is not None:
         read = f"{model.pools.bytes_read:,} bytes of modules read for the devices of this process"
         workspace.progress.note(f"composition {lock.name}: {read}")

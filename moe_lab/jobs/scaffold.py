@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from moe_lab.config import decode, to_yaml
+from moe_lab.data.files import find_files
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import require_ladder
 from moe_lab.jobs.spec import ModuleSpec
-from moe_lab.lab import Lab, is_lab
+from moe_lab.lab import TRAIN_A_TRUNK, Lab, is_lab
 from moe_lab.registry import Registry
 
 _README = """# {name}
@@ -67,6 +68,8 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
         "train": dict(_TRAIN),
     }
     decode(ModuleSpec, config, "module new")
+    if not find_files(lab.root, [pattern]):
+        raise LabError(f"--text {text}: no file matches; put the text there first, or give another pattern")
     folder.mkdir(parents=True)
     (folder / "module.yaml").write_text(to_yaml(config), encoding="utf-8")
     (folder / "README.md").write_text(_README.format(name=name), encoding="utf-8")
@@ -77,7 +80,13 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
 def _block(lab: Lab, trunk: str) -> int:
     import json
 
-    manifest = Registry(lab.registry_path, create=False, trust=lab.trust_path).manifest(trunk)
+    try:
+        manifest = Registry(lab.registry_path, create=False, trust=lab.trust_path).manifest(trunk)
+    except LabError as error:
+        raise LabError(
+            f"--trunk {trunk}: a module is trained beside a published trunk, and {error} Set MOE_LAB_REGISTRY to the "
+            f"registry that your team shares, or train the quickstart's trunk here: {TRAIN_A_TRUNK}"
+        ) from error
     if manifest["kind"] != "trunk":
         raise LabError(f"--trunk {trunk} is a {manifest['kind']}; name a published trunk")
     return json.loads(manifest["config"]["trunk"])["block"]

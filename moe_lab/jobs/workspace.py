@@ -17,7 +17,7 @@ from moe_lab.data import Corpus, Tokenizer, load_corpus
 from moe_lab.data.frozen import FrozenText
 from moe_lab.data.spec import DataSpec
 from moe_lab.errors import LabError
-from moe_lab.jobs.spec import Choice, DataRef, Published
+from moe_lab.jobs.spec import Choice, DataRef, ModuleSpec, Published
 from moe_lab.lab import Lab
 from moe_lab.parallel.spec import Transport
 from moe_lab.registry import Registry
@@ -57,13 +57,22 @@ class Workspace:
         return Registry(self.lab.registry_path, trust=self.lab.trust_path, key=self.lab.key_name)
 
     def domain(self, data: DataRef, base: Path) -> Domain:
-        """What a config's data entry means: the domain itself, or a file by path or by its name in `configs/data`."""
+        """What a config's data entry means.
+
+        That is the domain itself, a file by path, its name in `configs/data`, or the name of a module of the lab.
+        """
         if isinstance(data, DataSpec):
             return Domain(data, base)
         beside = base / data
-        path = beside if beside.is_file() else self.lab.find_config(data if "/" in data else f"data/{data}")
-        spec = load_config(path, kind="data")
-        assert isinstance(spec, DataSpec)
+        if beside.is_file():
+            path = beside
+        else:
+            path = self.lab.find_config(data) if "/" in data else self.lab.find_domain(data)
+        spec = load_config(path)
+        if isinstance(spec, ModuleSpec):
+            return self.domain(spec.data, path.parent)
+        if not isinstance(spec, DataSpec):
+            raise LabError(f"{path}: text is named by a file of kind data, or of a module")
         return Domain(spec, path.parent)
 
     def corpus(self, domain: Domain, tokenizer: Tokenizer) -> Corpus:

@@ -2,12 +2,14 @@
 May import: errors, config. Finding and listing read manifests only; code is imported by `Lab.load` alone."""
 
 from moe_lab.lab.contributions import CATEGORIES, Category, Contribution
-from moe_lab.lab.folder import FOLDERS, init_lab, is_lab
+from moe_lab.lab.folder import FOLDERS, NEW_MODULE, TRAIN_A_TRUNK, init_lab, is_lab
 from moe_lab.lab.lab import Lab, find_lab
 
 __all__ = [
     "CATEGORIES",
     "FOLDERS",
+    "NEW_MODULE",
+    "TRAIN_A_TRUNK",
     "Category",
     "Contribution",
     "Lab",

@@ -9,6 +9,29 @@ import moe_lab
 from moe_lab.errors import LabError
 
 FOLDERS = ("modules", "routers", "distill", "configs")
+TRAIN_A_TRUNK = "moe-lab train quickstart/trunk --publish"
+NEW_MODULE = (
+    'moe-lab module new poems --owner bards --trunk lab/quickstart-trunk --text "~/poems/*.txt" --licence CC0-1.0'
+)
+_README = f"""# A lab
+
+Modules are trained beside a published trunk. A team shares one registry, and with it the trunk:
+
+    export MOE_LAB_REGISTRY=FOLDER_OR_URL
+
+Alone, train the quickstart's trunk into this lab's own registry (a minute or two):
+
+    {TRAIN_A_TRUNK}
+
+Then make a module of your own text, train it, publish it:
+
+    {NEW_MODULE}
+    moe-lab train poems
+    moe-lab module publish poems
+
+`modules/`, `routers/`, `distill/` and `configs/` say in their README what goes in. What is trained lies in `runs/`,
+what is published in `registry/`; git is told to leave both out.
+"""
 
 
 def is_lab(path: Path) -> bool:
@@ -43,4 +66,5 @@ def init_lab(path: str | Path) -> Path:
         (path / folder).mkdir(parents=True)
         shutil.copyfile(builtin_lab() / folder / "README.md", path / folder / "README.md")
     (path / ".gitignore").write_text("/runs/\n/registry/\n", encoding="utf-8")
+    (path / "README.md").write_text(_README, encoding="utf-8")
     return path

@@ -136,6 +136,24 @@ class Lab:
                 return place.manifest_path
         raise LabError(f'no config "{text}".{did_you_mean(text, self._config_names())}')
 
+    def find_domain(self, name: str) -> Path:
+        """Returns the YAML file that says what text a domain is.
+
+        That is a file of `configs/data/`, or the `module.yaml` of a module's folder: a module's name is its text's too.
+
+        Raises:
+            LabError: there is no such domain; the message lists those there are.
+        """
+        for root, _ in self._labs():
+            for candidate in (f"configs/data/{name}.yaml", f"modules/{name}/module.yaml"):
+                if (root / candidate).is_file():
+                    return root / candidate
+        known = {named.removeprefix("data/") for named in self._config_names() if named.startswith("data/")}
+        known |= {path.parent.name for root, _ in self._labs() for path in (root / "modules").glob("*/module.yaml")}
+        raise LabError(
+            f'no domain "{name}": it is no file in configs/data and no module of this lab.{did_you_mean(name, known)}'
+        )
+
     def _labs(self) -> Iterator[tuple[Path, str]]:
         """Yields the lab folders to look in, nearest first, each with what to call it."""
         # Outside a lab the current folder may well have an unrelated `modules/`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sysconfig
@@ -118,3 +119,49 @@ def test_a_router_is_added_by_dropping_a_folder(tiny_lab: Path, told: Command) -
     )
     output = told("eval", "first-eval", cwd=tiny_lab)
     assert re.search(r"^router first_module ", output, re.MULTILINE)
+
+
+def test_a_fresh_lab_says_what_a_module_needs_first(
+    lab_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = text_folder(tmp_path / "texts")
+    new = ["--lab", str(lab_folder), "module", "new", "poems", "--owner", "bards", "--licence", "CC0-1.0"]
+    assert main([*new, "--trunk", "lab/quickstart-trunk", "--text", f"{texts}/*.txt"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: --trunk lab/quickstart-trunk: a module is trained beside a published trunk")
+    assert "MOE_LAB_REGISTRY" in told
+    assert "moe-lab train quickstart/trunk --publish" in told
+    assert "moe-lab train quickstart/trunk --publish" in (lab_folder / "README.md").read_text()
+
+
+def test_a_pattern_that_matches_nothing_is_said_at_once(tiny_lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = ["--lab", str(tiny_lab), "module", "new", "poems", "--owner", "bards", "--licence", "CC0-1.0"]
+    assert main([*new, "--trunk", "lab/tiny", "--width", "16", "--text", "nowhere/*.txt"]) == 2
+    assert "--text nowhere/*.txt: no file matches" in capsys.readouterr().err
+    assert not (tiny_lab / "modules" / "poems").exists()
+
+
+def test_an_unknown_domain_lists_those_there_are(tiny_lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--lab", str(tiny_lab), "eval", "composition", "--domain", "klingon"]) == 2
+    told = capsys.readouterr().err
+    assert 'no domain "klingon"' in told
+    assert "code" in told.partition("Available:")[2]
+    assert "prose" in told.partition("Available:")[2]
+
+
+def test_the_next_command_can_be_pasted_into_a_shell(
+    tiny_lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_lab / "configs" / "a 'b' $HOME; c.yaml"
+    config.write_text((tiny_lab / "configs" / "child.yaml").read_text())
+    overrides = ["strategy={type: nested_prune}", "summary=a * of `all`"]
+    assert main(["--lab", str(tiny_lab), "train", str(config), *overrides, "train.steps=2"]) == 0
+    printed = capsys.readouterr().out.partition("next: ")[2].strip()
+    stub = tmp_path / "bin" / "moe-lab"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    stub.chmod(0o755)
+    path = f"{stub.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["sh", "-c", printed], env={"PATH": path}, capture_output=True, check=True)
+    words = done.stdout.decode().split("\0")[:-1]
+    assert words == ["--lab", str(tiny_lab), "module", "publish", str(config), *overrides, "train.steps=2"]

@@ -65,3 +65,14 @@ def test_opting_out_equals_composing_without(lab: Path, router: str, name: str) 
 def test_a_name_that_is_not_composed_is_refused(tiny_lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--lab", str(tiny_lab), "eval", "evaluation", "--without", "north/cod"]) == 2
     assert 'it is not in the composition. Did you mean "north/code"?' in capsys.readouterr().err
+
+
+def test_having_nothing_left_to_route_to_is_said_before_any_work(
+    tiny_lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = sorted(path.name for path in (tiny_lab / "runs").iterdir())
+    every = [f"--without={name}" for name in ("north/code", "south/prose", "north/code-mini")]
+    assert main(["--lab", str(tiny_lab), "eval", "evaluation", *every]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1].startswith("error: composition tiny: all modules are opted out")
+    assert sorted(path.name for path in (tiny_lab / "runs").iterdir()) == runs
