@@ -100,9 +100,14 @@ def write_picture(results: Results, path_png: str | Path) -> Path:
     return path
 
 
+_LEGEND_ROOM = 0.35  # of the curves' height, below them
+
+
 def _curve_panel(axes: Axes, results: Results) -> None:
     draw_curve(axes, results, LIGHT)
     axes.set_xlabel("multiply-adds per token in the routed layers")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - _LEGEND_ROOM * (high - low), high)
     _legend(axes, results)
     _title(axes, "Quality against compute", "all domains together; further left is cheaper; band: 95% interval")
 
@@ -142,7 +147,10 @@ def _legend(axes: Axes, results: Results) -> None:
         "fixed": lambda _: "one candidate for every token",
     }
     handles: dict[str, Line2D] = {}
+    low, high = axes.get_ylim()
     for curve, style in line_styles(results):
+        if not any(low <= point.bits_per_byte.mean <= high for point in curve.points):
+            continue  # all of it runs out of the axis
         text = plain.get(curve.role, lambda label: label)(curve.label)
         colour = LIGHT[style.colour]
         line = Line2D([], [], color=colour, lw=style.weight, marker=style.marker, ms=5)
@@ -151,7 +159,7 @@ def _legend(axes: Axes, results: Results) -> None:
         if style.hollow:
             line.set(linestyle="none", markerfacecolor=LIGHT["page"], markeredgewidth=1.4)
         handles.setdefault(text, line)
-    legend = axes.legend(handles.values(), handles.keys(), loc="best", fontsize=9, handlelength=2.6)
+    legend = axes.legend(handles.values(), handles.keys(), loc="lower left", ncols=2, fontsize=9, handlelength=2.6)
     legend.get_frame().set(facecolor=LIGHT["page"], alpha=0.85, linewidth=0)
 
 
