@@ -37,9 +37,16 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     available = sorted(choices)
     # A stranger's name may be megabytes long, and comparing takes long then.
     close = difflib.get_close_matches(name[:200], available, n=1, cutoff=0.6)
+    # A short name is far from a long one that holds it: mine, mine-router.
+    close = close or [known for known in available if len(name) > 2 and name in known.split("/")[-1]]
     guess = f' Did you mean "{close[0]}"?' if close else ""
     listed = ", ".join(available[:20]) + (", ..." if len(available) > 20 else "")
     return f"{guess} Available: {listed or 'none'}."
+
+
+def counted(number: int, thing: str) -> str:
+    """Returns `1 problem`, `2 problems`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:

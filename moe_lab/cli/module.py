@@ -13,7 +13,7 @@ from moe_lab.cli.fetch import fetch
 from moe_lab.cli.lineage_tree import tree_lines
 from moe_lab.cli.session import open_registry, open_workspace
 from moe_lab.cli.signing import KeyOption, print_signatures, read_key, sign
-from moe_lab.errors import LabError, printable
+from moe_lab.errors import LabError, counted, printable
 
 if TYPE_CHECKING:
     from moe_lab.registry import Registry
@@ -162,10 +162,10 @@ def verify(
     for problem in report.problems:
         print(printable(problem if problem.startswith("untrusted: ") else f"damaged: {problem}"))
     _note_unknown_owners(registry, sys.stdout)
-    print(f"read {report.files} files, {report.bytes:,} bytes: {len(report.problems)} problems")
+    print(f"read {report.files} files, {report.bytes:,} bytes: {counted(len(report.problems), 'problem')}")
     if not report.ok:
         raise LabError(
-            f"{len(report.problems)} problems; publish damaged artifacts again, or restore their files; have untrusted "
+            f"{counted(len(report.problems), 'problem')}; publish damaged artifacts again, or restore their files; have untrusted "
             "ones signed, or do not use them"
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_lab.cli.session import open_registry
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, counted
 
 if TYPE_CHECKING:
     from moe_lab.registry import LineageNode
@@ -143,4 +143,4 @@ def mirror(
         f"copied {len(done.copied)} artifacts, {len(done.present)} were there; {done.files} files, {done.bytes:,} bytes"
     )
     if not done.ok:
-        raise LabError(f"{len(done.problems)} problems; all else was copied, and running it again continues")
+        raise LabError(f"{counted(len(done.problems), 'problem')}; all else was copied, and running it again continues")

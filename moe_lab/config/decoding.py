@@ -117,9 +117,11 @@ def _sentence(problem: _Problem, alternatives: list[_Problem]) -> str:
         case "literal_error" | "enum" if len(alternatives) == 1:
             return f"unknown value {got}.{did_you_mean(str(problem.detail['input']), _choices(problem.schemas))}"
     rules = list(dict.fromkeys(rule for other in alternatives if (rule := _expected(other))))
-    if rules:
+    # Where a number or a mapping may stand, a number out of range is told the range and not that it is no mapping.
+    broken = [other for other in alternatives if _expected(other) is None]
+    if rules and not broken:
         return f"expected {' or '.join(rules)}, got {got}."
-    rule = re.sub(r"^\w+ should ", "must ", problem.detail["msg"])
+    rule = re.sub(r"^\w+ should ", "must ", broken[0].detail["msg"])
     rule = re.sub(r" after validation, not \d+$", "", rule)
     return f"{rule[0].lower()}{rule[1:]}, got {got}."
 

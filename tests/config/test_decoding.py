@@ -63,7 +63,7 @@ class Run(Spec):
     sources: list[Source] = []
     main: Source | None = None
     weights: dict[str, float] = {}
-    width: int | dict[int, PositiveInt] = 1
+    width: PositiveInt | dict[int, PositiveInt] = 1
     domain: str | Files = "x"
     nested: dict[str, list[Source]] = {}
 
@@ -133,6 +133,7 @@ def test_plain_data_becomes_a_typed_spec() -> None:
         ("width: {2: wide}", 'width.2: expected an integer, got "wide".'),
         ("width: {two: 5}", 'width.two: expected an integer, got "two".'),
         ("width: [5]", "width: expected an integer or a mapping (key: value), got [5]."),
+        ("width: -5", "width: must be greater than 0, got -5."),
         ("domain: {paths: 5}", "domain.paths: expected a list, got 5."),
         ("domain: {path: []}", 'domain.path: unknown key. Did you mean "paths"? Available: paths, type.'),
         ("weights: {python: much}", 'weights.python: expected a number, got "much".'),
