@@ -165,8 +165,8 @@ def verify(
     print(f"read {report.files} files, {report.bytes:,} bytes: {counted(len(report.problems), 'problem')}")
     if not report.ok:
         raise LabError(
-            f"{counted(len(report.problems), 'problem')}; publish damaged artifacts again, or restore their files; have untrusted "
-            "ones signed, or do not use them"
+            f"{counted(len(report.problems), 'problem')}; publish damaged artifacts again, or restore their files; "
+            "have untrusted ones signed, or do not use them"
         )
 
 

@@ -97,7 +97,7 @@ def test_mirror_copies_and_tells_what_it_could_not(root, say, tmp_path):
     assert code == 2
     assert lines[0] == "copied team/part@2"
     assert lines[1].startswith("problem: team/part@1: tensor 'ids': chunk 0")
-    assert error == "error: 1 problems; all else was copied, and running it again continues"
+    assert error == "error: 1 problem; all else was copied, and running it again continues"
 
 
 def test_diff_and_lineage_with_a_picture(root, say, tmp_path):
