@@ -10,7 +10,8 @@ from moe_lab.training.ledger import record_event
 
 
 @pytest.fixture
-def lab(lab_folder: Path) -> Path:
+def lab(lab_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("COLUMNS", raising=False)  # whoever runs the tests may have set how wide the terminal is
     runs = lab_folder / "runs"
     runs.mkdir(exist_ok=True)
     for kind, name in (("trunk", "lab/tiny"), ("module", "north/code"), ("module", "south/prose"), ("items", "cut")):
