@@ -34,9 +34,10 @@ from moe_lab.compose.pools import Pools, exchange_in_place, gather_modules, meas
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.experts.interface import block_multiply_adds
 from moe_lab.lab import Lab
+from moe_lab.nn.decoder import Experts, RunLayer, Trunk
 from moe_lab.nn.expert_ffn import OneDevice, require_backend
+from moe_lab.nn.losses import greedy_hits, token_losses
 from moe_lab.nn.pool import Routing
-from moe_lab.nn.trunk import Experts, RunLayer, Trunk, greedy_hits, token_losses
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh
 from moe_lab.parallel.spec import Transport
@@ -254,7 +255,7 @@ def _arrays(batch: TokenBatch) -> tuple[Any, Any, Any, Any]:
 @partial(jax.jit, static_argnums=0)
 def _enter(graph: nnx.GraphDef, arrays: ModelArrays, batch: tuple) -> jax.Array:
     tokens, _, segment_ids, positions = batch
-    return nnx.merge(graph, arrays.trunk).enter(tokens, segment_ids, positions)
+    return nnx.merge(graph, arrays.trunk).enter(tokens, segment_ids, positions).hidden_BSD
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -271,8 +272,8 @@ def _run_fixed(
     trunk = nnx.merge(graph, arrays.trunk)
     shape = (*segment_ids.shape, 1)
     routing = Routing(jnp.full(shape, expert), jnp.full(shape, blocks), jnp.ones(shape, jnp.float32))
-    x_BSD = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, routing, run_layer))
-    logits = trunk.head(x_BSD)
+    output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, routing, run_layer))
+    logits = trunk.head(output.hidden_BSD)
     return token_losses(logits, targets), greedy_hits(logits, targets)
 
 
@@ -297,11 +298,9 @@ def compose_pass(
     width = jnp.where(features.available_E[routing.expert], width, 0)
     routing = routing._replace(width=width)
     in_pool = routing._replace(expert=arrays.pool_index_E[routing.expert])
-    left_out: dict[int, jax.Array] = {}
-    experts = Experts(arrays.pools, in_pool, run_layer, left_out=left_out)
-    x_BSD = trunk.routed(hidden_BSD, segment_ids, positions, experts)
+    output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, in_pool, run_layer))
     blocks_BS = sum(jnp.minimum(width, pool.count[in_pool.expert]).sum(-1) for pool in arrays.pools.values())
-    return trunk.head(x_BSD), routing, jnp.asarray(blocks_BS), jnp.asarray(sum(left_out.values()))
+    return trunk.head(output.hidden_BSD), routing, jnp.asarray(blocks_BS), output.side.left_out
 
 
 def _pass_with_logits(

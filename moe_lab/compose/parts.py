@@ -22,9 +22,9 @@ from moe_lab.errors import LabError
 from moe_lab.experts.interface import Interface, blocks_of, rung_cost
 from moe_lab.experts.weights import ExpertWeights, tensor_names
 from moe_lab.lab import Lab
+from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.pool import Blocks
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Trunk
 from moe_lab.parallel.mesh import trunk_to_mesh
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest

@@ -20,7 +20,7 @@ from moe_lab.data import Batch
 from moe_lab.experts.shrink import LayerStatistics, down_norms, hidden_activations
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.jobs.objectives import alone
-from moe_lab.nn.trunk import token_losses
+from moe_lab.nn.losses import token_losses
 
 BatchLosses = Callable[[Batch], jax.Array]
 
@@ -70,12 +70,11 @@ def _activation_sums(
 ) -> dict[int, tuple[jax.Array, jax.Array]]:
     rows, sequence = batch.tokens.shape
     full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in weights.values()), jnp.int32)
-    taps: dict[int, jax.Array] = {}
-    experts = alone(weights, full_B, sequence)._replace(taps=taps)
-    nnx.merge(graph, state)(batch.tokens, batch.segment_ids, batch.positions, experts)
+    experts = alone(weights, full_B, sequence)._replace(keep_inputs=True)
+    output = nnx.merge(graph, state).forward(batch.tokens, batch.segment_ids, batch.positions, experts)
     mask_T1 = batch.loss_mask.reshape(-1, 1)
     sums = {}
-    for layer, h_TD in taps.items():
+    for layer, h_TD in output.side.inputs.items():
         a_TF = hidden_activations(h_TD, weights[layer], activation) * mask_T1
         sums[layer] = (jnp.abs(a_TF).sum(0), jnp.square(a_TF).sum(0))
     return sums

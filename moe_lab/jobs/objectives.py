@@ -20,9 +20,10 @@ from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data import Batch, TrainBatches
 from moe_lab.experts.interface import blocks_of
 from moe_lab.experts.weights import ExpertWeights
+from moe_lab.nn.decoder import Experts, Trunk
+from moe_lab.nn.losses import token_losses
 from moe_lab.nn.pool import Routing, make_pool
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Trunk, token_losses
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh, trunk_to_mesh
 from moe_lab.parallel.pool import block_spec, cut_evenly
@@ -299,7 +300,7 @@ class RouterLanguageObjective(LanguageObjective):
     def loss(self, params: Any, frozen: ModelArrays, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         trunk = nnx.merge(self._model.trunk.graph, frozen.trunk)
         router = nnx.merge(self._graph, params)
-        hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions)
+        hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions).hidden_BSD
         features = Features(
             hidden_BSD=normalised(hidden_BSD),
             tokens_BS=batch.tokens,

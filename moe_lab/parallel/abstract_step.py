@@ -20,10 +20,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moe_lab.nn.layers import RMSNorm
+from moe_lab.nn.decoder import Experts, Layer, Rows
+from moe_lab.nn.losses import token_losses
+from moe_lab.nn.norms import RMSNorm
 from moe_lab.nn.pool import Blocks, Routing
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Layer, token_losses
 from moe_lab.parallel.compiled import LOOP
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import BLOCKS, EVERYWHERE, TOKENS, longest_axis
@@ -183,7 +184,7 @@ class _Model:
     def __init__(self, shape: StepShape, run: ShardedLayer):
         self.shape, self.run, self.make = shape, run, Builder(shape, run.mesh)
         spec = shape.trunk
-        self.norm, self.norm_state = nnx.split(nnx.eval_shape(lambda: RMSNorm(spec.d_model, spec.rms_norm_eps)))
+        self.norm, self.norm_state = nnx.split(nnx.eval_shape(lambda: RMSNorm(spec.d_model, spec)))
         self.stacks: list[_Stack] = []
         self.layers: list[list[Any]] = []  # stack, place in the pattern
         self.pools: list[dict[int, Blocks]] = []  # stack, place in the pattern if it is routed
@@ -229,14 +230,13 @@ class _Model:
         (x_BSD, missing, routing), (states, blocks) = carry, stacked
         positions_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1], dtype=jnp.int32), x_BSD.shape[:2])
         for j, graph in enumerate(stack.graphs):
-            experts = None
-            left_out: dict[int, jax.Array] = {}
+            experts = pool = None
             if j in tables:
                 pool = dataclasses.replace(tables[j], blocks=blocks[j])
-                experts = Experts(pools={j: pool}, routing=routing, run=self.run, left_out=left_out)
+                experts = Experts(pools={j: pool}, routing=routing, run=self.run)
             layer = nnx.merge(graph, self._whole(states[j]))
-            x_BSD = self._by_token(layer(x_BSD, jnp.zeros_like(positions_BS), positions_BS, experts, j))
-            missing = missing + sum(left_out.values(), jnp.zeros((), jnp.int32))
+            passed = layer(x_BSD, Rows(jnp.zeros_like(positions_BS), positions_BS, None), experts, pool)
+            x_BSD, missing = self._by_token(passed.hidden_BSD), missing + passed.left_out
         return (x_BSD, missing, routing), None
 
     def loss(self, pools: Any, trunk: Any, tables: Any, router: Any, tokens: Any) -> tuple[jax.Array, jax.Array]:

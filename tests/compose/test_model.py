@@ -15,7 +15,7 @@ from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.model import ComposedModel, Decision, with_router
 from moe_lab.compose.parts import load_trunk
 from moe_lab.errors import LabError
-from moe_lab.nn.trunk import token_losses
+from moe_lab.nn.losses import token_losses
 from tests.compose.published import (
     ADDED,
     FIXED,

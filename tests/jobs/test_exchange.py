@@ -22,8 +22,8 @@ from moe_lab.data.tokenizers import ByteTokenizer
 from moe_lab.experts.interface import Interface, declared_cost
 from moe_lab.experts.weights import init_expert, to_tensors
 from moe_lab.lab import init_lab
+from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Trunk
 from moe_lab.registry import Registry
 from tests.registry.scenario import files
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moe_lab.nn.decoder import Experts, Layer, Rows
 from moe_lab.nn.expert_ffn import OneDevice
-from moe_lab.nn.layers import RMSNorm
+from moe_lab.nn.losses import token_losses
+from moe_lab.nn.norms import RMSNorm
 from moe_lab.nn.pool import Pool
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Layer, token_losses
 from moe_lab.parallel.abstract_layer import build_layer
 from moe_lab.parallel.abstract_step import (
     AbstractStep,
@@ -112,20 +113,20 @@ def test_bytes_are_those_of_one_device() -> None:
 def plain_loss(trunk: Any, tokens: jax.Array, router: Any, pools: Any) -> jax.Array:
     """The loss of the filled step by the trunk's own layers, one behind the other."""
     graph = nnx.split(nnx.eval_shape(lambda: Layer(TRUNK, 0, rngs=nnx.Rngs(0))))[0]
-    norm = nnx.merge(nnx.split(RMSNorm(16, TRUNK.rms_norm_eps))[0], trunk["norm"])
+    norm = nnx.merge(nnx.split(RMSNorm(16, TRUNK))[0], trunk["norm"])
     x_BSD = trunk["embedding"][tokens]
     routing = route(x_BSD, router, norm, 2)
     segments, positions = jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(8), tokens.shape)
     for index in range(5):
         stack, place, turn = (0, index % 2, index // 2) if index < 4 else (1, 0, 0)
-        experts = None
+        experts = pool = None
         if place:
             blocks = jax.tree.map(lambda w, turn=turn: w[turn], pools[0][1])
             # On either device the slots are full, so all of them in a row are the modules in a row.
             pool = Pool(blocks, jnp.array([0, 1, 3]), jnp.array(BLOCKS_E))
             experts = Experts(pools={0: pool}, routing=routing, run=OneDevice(backend="reference"))
         state = jax.tree.map(lambda w, turn=turn: w[turn], trunk["layers"][stack][place])
-        x_BSD = nnx.merge(graph, state)(x_BSD, segments, positions, experts, 0)
+        x_BSD = nnx.merge(graph, state)(x_BSD, Rows(segments, positions, None), experts, pool).hidden_BSD
     logits = norm(x_BSD) @ trunk["embedding"].T
     return token_losses(logits[:, :-1], tokens[:, 1:]).mean()
 
