@@ -20,7 +20,6 @@ from moe_lab.data import Batch
 from moe_lab.experts.shrink import LayerStatistics, down_norms, hidden_activations
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.jobs.objectives import alone
-from moe_lab.nn.losses import token_losses
 
 BatchLosses = Callable[[Batch], jax.Array]
 
@@ -40,8 +39,9 @@ def bits_per_byte(losses: BatchLosses, batches: Iterable[Batch]) -> float:
 
 @partial(jax.jit, static_argnums=0)
 def _trunk_losses(graph: nnx.GraphDef, state: nnx.State, batch: Any) -> jax.Array:
-    logits = nnx.merge(graph, state)(batch.tokens, batch.segment_ids, batch.positions)
-    return token_losses(logits, batch.targets)
+    trunk = nnx.merge(graph, state)
+    output = trunk.forward(batch.tokens, batch.segment_ids, batch.positions)
+    return trunk.losses(output.hidden_BSD, batch.targets)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -50,8 +50,9 @@ def _module_losses(
 ) -> jax.Array:
     rows, sequence = batch.tokens.shape
     experts = alone(weights, jnp.broadcast_to(blocks, (rows,)), sequence)
-    logits = nnx.merge(graph, state)(batch.tokens, batch.segment_ids, batch.positions, experts)
-    return token_losses(logits, batch.targets)
+    trunk = nnx.merge(graph, state)
+    output = trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts)
+    return trunk.losses(output.hidden_BSD, batch.targets)
 
 
 def trunk_losses(graph: nnx.GraphDef, state: nnx.State) -> BatchLosses:

@@ -77,8 +77,9 @@ class TrunkObjective(LanguageObjective):
         return trunk_to_mesh(nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key))), self._mesh, self._sharded)
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits = nnx.merge(self.graph, params)(batch.tokens, batch.segment_ids, batch.positions)
-        return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
+        trunk = nnx.merge(self.graph, params)
+        output = trunk.forward(batch.tokens, batch.segment_ids, batch.positions)
+        return mean_loss(trunk.losses(output.hidden_BSD, batch.targets), batch.loss_mask), {}
 
 
 def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, widest_share: float) -> jax.Array:
@@ -129,16 +130,16 @@ class ModuleObjective(LanguageObjective):
             return weights
         return {layer: to_mesh(blocks, self._mesh, block_spec(blocks, self._mesh)) for layer, blocks in weights.items()}
 
-    def logits(self, params: ExpertWeights, frozen: Any, batch: Any, key: jax.Array) -> jax.Array:
-        """The trunk with the module at a drawn width per row."""
-        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
-        rows, sequence = batch.tokens.shape
-        width_B = nested_widths(key, rows, self._ladder, self._trunk.spec.block, self._widest_share)
-        return trunk(batch.tokens, batch.segment_ids, batch.positions, alone(params, width_B, sequence, self._mesh))
+    def hidden(self, trunk: Trunk, params: ExpertWeights, batch: Any, key: jax.Array) -> jax.Array:
+        """The hidden states of the trunk with the module at a drawn width per row."""
+        width_B = nested_widths(key, len(batch.tokens), self._ladder, self._trunk.spec.block, self._widest_share)
+        experts = alone(params, width_B, batch.tokens.shape[1], self._mesh)
+        return trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts).hidden_BSD
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits = self.logits(params, frozen, batch, key)
-        return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
+        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
+        hidden_BSD = self.hidden(trunk, params, batch, key)
+        return mean_loss(trunk.losses(hidden_BSD, batch.targets), batch.loss_mask), {}
 
 
 DistilLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
@@ -154,8 +155,8 @@ class DistilObjective(ModuleObjective):
         self.frozen = {**self.frozen, "teacher": self._spread(teacher)}
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        student = self.logits(params, frozen, batch, key)
         trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
+        student = trunk.head(self.hidden(trunk, params, batch, key))
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
         experts = alone(frozen["teacher"], full_B, sequence, self._mesh)

@@ -21,6 +21,7 @@ from moe_lab.nn.attention import Attention
 from moe_lab.nn.cache import Cache, Chunk, LayerCache, close_chunk, make_cache, open_chunk
 from moe_lab.nn.expert_ffn import LayerOutput, OneDevice
 from moe_lab.nn.ffn import GatedFFN, Linear
+from moe_lab.nn.losses import Unembedding
 from moe_lab.nn.norms import RMSNorm
 from moe_lab.nn.pool import Routing
 from moe_lab.nn.precision import FLOAT32, Precision
@@ -215,21 +216,21 @@ class Trunk(nnx.Module):
         entered = self.enter(tokens_BS, segment_ids_BS, positions_BS, cache)
         return self.routed(entered.hidden_BSD, segment_ids_BS, positions_BS, experts, entered.cache)
 
-    def head(self, x_BSD: jax.Array) -> jax.Array:
-        """Logits, float32[B, S, V]."""
-        x_BSD = self.norm(x_BSD)
-        logits = jnp.matmul(
-            x_BSD.reshape(-1, x_BSD.shape[-1]), self._output_DV(x_BSD.dtype), preferred_element_type=jnp.float32
-        ).reshape(*x_BSD.shape[:-1], -1)
-        if self.spec.logit_multiplier != 1:
-            logits = logits * self.spec.logit_multiplier
-        cap = self.spec.logit_softcap
-        return logits if cap is None else cap * jnp.tanh(logits / cap)
-
-    def _output_DV(self, dtype: Any) -> jax.Array:
-        """The matrix of the head."""
+    def _unembed(self) -> Unembedding:
         weight_DV = self.embedding[...].T if self.unembedding is None else self.unembedding.weight[...]
-        return weight_DV.astype(dtype)
+        return Unembedding(weight_DV, self.spec.logit_multiplier, self.spec.logit_softcap)
+
+    def head(self, x_BSD: jax.Array) -> jax.Array:
+        """Logits, float32[B, S, V], of the hidden states that come out of the layers."""
+        return self._unembed().logits(self.norm(x_BSD))
+
+    def losses(self, x_BSD: jax.Array, targets_BS: jax.Array) -> jax.Array:
+        """Cross-entropy in nats, float32[B, S]; of a large vocabulary all logits are never there at once."""
+        return self._unembed().losses(self.norm(x_BSD), targets_BS)
+
+    def scores(self, x_BSD: jax.Array, targets_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """As `losses`, with whether greedy decoding gives the target: for measuring."""
+        return self._unembed().scores(self.norm(x_BSD), targets_BS)
 
     def __call__(
         self,
