@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moe_lab.config import canonical_json
 from moe_lab.errors import LabError
+from moe_lab.files import write_json
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.places import is_elsewhere
 from moe_lab.jobs.spec import QuestionRouterRun
@@ -25,7 +26,6 @@ from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable
 from moe_lab.registry import Registry
 from moe_lab.reports.route_report import write_route_report
-from moe_lab.training.durable import write_json
 
 RESULTS_FILE = "route-results.json"
 REPORT_FILE = "route-report.html"
