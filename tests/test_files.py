@@ -28,11 +28,16 @@ def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) ->
     write_text(path, "old")
     with pytest.raises(ValueError, match="Out of range"):
         write_json(path, float("nan"))
-    with pytest.raises(RuntimeError, match="in the middle"), open_replacement(path) as file:
-        file.write(b"half")
-        raise RuntimeError("in the middle")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        _stop_in_the_middle(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def _stop_in_the_middle(path: Path) -> None:
+    with open_replacement(path) as file:
+        file.write(b"half")
+        raise RuntimeError("in the middle")
 
 
 def test_the_bytes_and_the_name_are_on_the_disk_before_it_returns(tmp_path: Path, monkeypatch) -> None:
@@ -40,7 +45,7 @@ def test_the_bytes_and_the_name_are_on_the_disk_before_it_returns(tmp_path: Path
     fsync, replace = os.fsync, Path.replace
 
     def watch_fsync(descriptor: int) -> None:
-        events.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(".")[-1])
+        events.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name.split(".")[-1])
         fsync(descriptor)
 
     def watch_replace(self: Path, target: Path) -> Path:
