@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, NotFound, Refused, Unavailable, classify
 from moe_lab.registry.catalogue import Entry, cache_file, catalogue
 from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
 from moe_lab.registry.diff import ArtifactDiff, diff
@@ -115,7 +115,7 @@ class Registry:
             created = sign(self.store, whole, resolved.digest, key)
         except OSError as error:
             where = self.store.where("")
-            raise LabError(
+            raise classify(error)(
                 f"cannot sign {whole} in {where}: {describe_error(error)}; mend that and sign again."
             ) from error
         return Signature(whole, resolved.digest, key.public), created
@@ -196,7 +196,7 @@ class Registry:
         name = ArtifactRef.parse(title)
         with self._reading():
             for version in reversed(versions(self.store, name).in_use):
-                with suppress(LabError, FileNotFoundError):
+                with suppress(Damaged, Unavailable, FileNotFoundError):
                     yield Resolved(name.at(version), read_ref(self.store, name.at(version)))
 
     def lineage(self, ref: str | ArtifactRef) -> LineageNode:
@@ -267,7 +267,7 @@ class Registry:
             return
         resolved = self._trusted(text)
         if resolved.digest != digest:
-            raise LabError(f"{text} is pinned to {digest}, but here it is {resolved.digest}; compose it again.")
+            raise Refused(f"{text} is pinned to {digest}, but here it is {resolved.digest}; compose it again.")
 
     def _trusted(self, text: str | ArtifactRef) -> Resolved:
         resolved = self._resolve(text)
@@ -285,7 +285,7 @@ class Registry:
             if not is_digest(text):
                 raise LabError(f"{ascii(text)[:100]} is not a digest: sha256- and 64 lowercase hex digits.")
             if not self.store.exists(manifest_key(text)):
-                raise LabError(f"the registry has no artifact {text}; `list` shows what it has.")
+                raise NotFound(f"the registry has no artifact {text}; `list` shows what it has.")
             return Resolved(None, text)
 
     def _manifest(self, source: Source) -> Manifest:
@@ -304,7 +304,7 @@ class Registry:
         try:
             yield
         except OSError as error:
-            raise LabError(
+            raise classify(error)(
                 f"registry {self.store.where('')} cannot be read: {describe_error(error)}; "
                 f"{getattr(error, 'advice', 'check its permissions')}."
             ) from error

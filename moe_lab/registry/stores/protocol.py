@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 
 Keys = list[str]
 
@@ -21,7 +21,7 @@ def key_parts(key: str) -> Keys:
     parts = key.split("/")
     for part in parts:
         if _PART.fullmatch(part) is None:
-            raise LabError(f"{key!a} is not a name that this registry gives to its files; remove that file.")
+            raise Damaged(f"{key!a} is not a name that this registry gives to its files; remove that file.")
     return parts
 
 
