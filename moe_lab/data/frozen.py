@@ -18,7 +18,7 @@ from pathlib import Path
 
 from moe_lab.data.documents import Document
 from moe_lab.data.spec import AnySource, PackageSource, PydocSource, ReadmesSource, StdlibSource
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, classify
 
 ENVIRONMENT = (StdlibSource, PydocSource, PackageSource, ReadmesSource)
 """Sources whose text is that of the interpreter and of what is installed."""
@@ -62,7 +62,7 @@ def _read(path: Path) -> list[Document]:
         pairs = json.loads(gzip.decompress(path.read_bytes()))["documents"]
         return [Document(text, label) for label, text in pairs]
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-        raise LabError(f"{path}: not whole ({error}); delete it to read the text anew") from error
+        raise Damaged(f"{path}: not whole ({error}); delete it to read the text anew") from error
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -75,4 +75,6 @@ def _write(path: Path, data: bytes) -> None:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise LabError(f"cannot keep text in {path}: {error.strerror}; free some space or make it writable") from error
+        raise classify(error)(
+            f"cannot keep text in {path}: {error.strerror}; free some space or make it writable"
+        ) from error
