@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_lab.data.json_lines import json_rows, parse_json
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, did_you_mean
 from moe_lab.questions.delimited import delimited_rows
 
 _KINDS = "use .csv, .tsv, .jsonl, .ndjson or .json, with or without .gz"
@@ -82,7 +82,7 @@ def _json_file(path: Path, text: str, inside: str | None, key: str | None) -> li
     if inside is not None:
         value = reach(value, inside)
         if value is ABSENT:
-            raise LabError(f"{path}: `rows: {inside}` is not in it; write where in the file the rows are")
+            raise NotFound(f"{path}: `rows: {inside}` is not in it; write where in the file the rows are")
     return [Row(path, place, cells) for place, cells in _json_rows(path, value, key)]
 
 
