@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Unavailable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What file systems answer that cannot lock a file, or cannot sync a folder.
@@ -112,7 +112,7 @@ def explain_full_disk(folder: Path, resumes: Callable[[], str]) -> Iterator[None
             raise
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free / 1e6
-        raise LabError(
+        raise Unavailable(
             f"disk full while writing {folder} ({free:.1f} MB free): "
             f"free space and run the same command again; it {resumes()}"
         ) from error
