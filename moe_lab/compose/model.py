@@ -31,7 +31,7 @@ from moe_lab.compose.parts import (
     router_homes,
 )
 from moe_lab.compose.pools import Pools, exchange_in_place, gather_modules, measured_load, place_modules
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, Refused, did_you_mean
 from moe_lab.experts.interface import block_multiply_adds
 from moe_lab.lab import Lab
 from moe_lab.nn.expert_ffn import OneDevice, require_backend
@@ -137,7 +137,7 @@ class ComposedModel:
         names = [module.name for module in self.modules]
         for name in without:
             if name not in names:
-                raise LabError(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, names)}')
+                raise NotFound(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, names)}')
         return np.array([name not in without for name in self.space.modules])
 
     def hint(self, domains: Sequence[str]) -> np.ndarray:
@@ -486,9 +486,9 @@ def exchange_modules(
         load: what placement should balance, from `ComposedModel.load`; even if left out.
     """
     if model.mesh is None:
-        raise LabError("modules are exchanged in a model on a mesh; on one device build the model anew")
+        raise Refused("modules are exchanged in a model on a mesh; on one device build the model anew")
     if lock.trunk.digest != model.trunk.part.digest:
-        raise LabError(f"{lock.trunk.ref} is another trunk than {model.trunk.part.ref}; build the model anew")
+        raise Refused(f"{lock.trunk.ref} is another trunk than {model.trunk.part.ref}; build the model anew")
     modules, router = _parts(lock, registry, lab, model.trunk)
     pools = exchange_in_place(model.pools, model.modules, modules, model.mesh, load)
     homes = _homes(lock.router, registry)
@@ -501,12 +501,12 @@ def _require_same_ladders(space: CandidateSpace, modules: Sequence[PublishedModu
     composed = candidate_space(modules)
     for module, cost in zip(modules, composed.costs, strict=True):
         if module.name not in known:
-            raise LabError(
+            raise Refused(
                 f"router {label} does not know module {module.name} (it knows {', '.join(known)}); "
                 "train the router again with it"
             )
         if known[module.name] != module.ladder or costs[module.name] != cost:
-            raise LabError(
+            raise Refused(
                 f"router {label} learned {module.name} with ladder {list(known[module.name])} at costs "
                 f"{list(costs[module.name])}, but {module.part.ref} has {list(module.ladder)} at {list(cost)}; "
                 "train the router again"

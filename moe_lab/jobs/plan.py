@@ -16,7 +16,7 @@ from typing import Any
 from moe_lab.config import decode, load_config
 from moe_lab.config.overrides import apply_overrides
 from moe_lab.config.strict_yaml import load_yaml
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, NotFound
 from moe_lab.jobs.evaluate import find_lock
 from moe_lab.jobs.plan_advice import Change, changes
 from moe_lab.jobs.plan_flops import forward_flops, step_flops
@@ -116,7 +116,7 @@ def find_model(workspace: Workspace, text: str, overrides: Sequence[str]) -> Pla
 def _found(workspace: Workspace, name: str) -> bool:
     try:
         workspace.lab.find_config(name)
-    except LabError:
+    except NotFound:
         return False
     return True
 
