@@ -55,19 +55,22 @@ class Interrupted(BaseException):
 
 _NOT_THERE = (errno.ENOENT, errno.ENXIO)
 _NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
-# Without a number it is a file that a library could not understand.
-_BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL, None)
+_BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL)
 
 
-def classify(error: LabError | OSError) -> type[LabError]:
-    """Returns the class to raise in place of an error: a `LabError`'s own, that of the system's by its number."""
+def classify(error: Exception) -> type[LabError]:
+    """Returns the class to raise in place of an error: a `LabError`'s own, the system's by its number, else `LabError`.
+
+    A file that a library cannot understand is an `OSError` without a number: a plain mistake, as any malformed input.
+    """
     if isinstance(error, LabError):
         return type(error)
-    if error.errno in _NOT_THERE:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _NOT_THERE:
         return NotFound
-    if error.errno in _NO_RIGHTS:
+    if number in _NO_RIGHTS:
         return Refused
-    return LabError if error.errno in _BAD_PATH else Unavailable
+    return LabError if number is None or number in _BAD_PATH else Unavailable
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

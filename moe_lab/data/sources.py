@@ -131,7 +131,7 @@ def _read_parquet(source: ParquetSource, base: Path, _: DataSpec) -> Iterator[Do
                         row += 1
                         yield Document(text or "", f"parquet:{_shown(path, base)}:{row}")
         except (pyarrow.ArrowException, OSError) as error:
-            raise LabError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from error
+            raise classify(error)(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from error
 
 
 def _parquet_texts(column: Any, where: str, before: int) -> list[str | None]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moe_lab.errors import Damaged, LabError, NotFound, Unavailable
+from moe_lab.errors import Damaged, LabError, NotFound, Unavailable, classify
 from moe_lab.registry.stores.protocol import Keys, key_parts
 
 READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -34,7 +34,7 @@ def open_folder(root: Path, create: bool) -> LocalStore:
         raise LabError(f"registry {root}: a file is in the way; name a folder.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise LabError(
+        raise classify(error)(
             f"registry {str(root)!r} cannot be opened: {reason}; check the path and its permissions."
         ) from None
     return LocalStore(root)
