@@ -50,7 +50,7 @@ class Interface:
         return {**dataclasses.asdict(self), "routed_layers": list(self.routed_layers)}
 
     def require_fit(self, module: Interface, name: str) -> None:
-        """Raises a `LabError` that says in which point `module` was made for something else."""
+        """Raises a `Refused` that says in which point `module` was made for something else."""
         for field in dataclasses.fields(self):
             mine, theirs = getattr(self, field.name), getattr(module, field.name)
             if mine != theirs:

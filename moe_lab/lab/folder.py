@@ -55,7 +55,7 @@ def init_lab(path: str | Path) -> Path:
     """Makes a fresh lab and returns its folder: the four folders, each with a page saying what goes in.
 
     Raises:
-        LabError: there is a file in the way, or the folder is not empty.
+        Refused: there is a file in the way, or the folder is not empty.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():

@@ -123,7 +123,7 @@ class Lab:
         for `modules/python/module.yaml`) in the working lab, then in the built-in lab.
 
         Raises:
-            LabError: there is no such file; the message lists the names there are.
+            NotFound: there is no such file; the message lists the names there are.
         """
         if Path(text).is_file():
             return Path(text)
@@ -142,7 +142,7 @@ class Lab:
         That is a file of `configs/data/`, or the `module.yaml` of a module's folder: a module's name is its text's too.
 
         Raises:
-            LabError: there is no such domain; the message lists those there are.
+            NotFound: there is no such domain; the message lists those there are.
         """
         for root, _ in self._labs():
             for candidate in (f"configs/data/{name}.yaml", f"modules/{name}/module.yaml"):
@@ -193,7 +193,7 @@ def find_lab(explicit: str | None = None) -> Lab:
     none is, it is the current folder as it is, with only the built-in lab's contributions.
 
     Raises:
-        LabError: the folder named is not a lab.
+        NotFound: the folder named is not a lab.
     """
     for source, named in (("--lab", explicit), ("MOE_LAB_HOME", os.environ.get("MOE_LAB_HOME"))):
         if named:

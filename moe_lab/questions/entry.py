@@ -45,7 +45,7 @@ def read_column(rows: Sequence[Row], column: str) -> list[Any]:
     """The values of a column. A key that some objects of a file leave out is null there.
 
     Raises:
-        LabError: a file has no such column in any of its rows.
+        NotFound: a file has no such column in any of its rows.
     """
     found = [reach(row.cells, column) for row in rows]
     have = {row.path for row, value in zip(rows, found, strict=True) if value is not ABSENT}

@@ -48,7 +48,7 @@ class Registry:
 
     Args:
         path: a folder on a local disk or NFS, or `s3://bucket/prefix` or `gs://bucket/prefix`.
-        create: make the folder if it is not there; otherwise that is a `LabError`.
+        create: make the folder if it is not there; otherwise that is `NotFound`.
         trust: a policy, or its file: what it refuses is not read. None believes everything that is whole.
         key: the key, or its name, that signs what is published. None publishes unsigned.
     """
@@ -134,7 +134,7 @@ class Registry:
         """What `owner/name[@version][:width]` or `sha256-<hex>` means now; without a version, the highest.
 
         Retired versions are passed over, or, asked for by number, come with a `RetiredWarning`. What the trust
-        policy refuses is a `LabError`, and never a reason to take an older version.
+        policy refuses is `Refused`, and never a reason to take an older version.
         """
         resolved = self._trusted(text)
         warn_if_retired(resolved, stacklevel=2)

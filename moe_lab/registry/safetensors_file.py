@@ -98,7 +98,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[BinaryIO]:
-    """Opens a plain file; a link, or something that would wait or never end, is a `LabError`."""
+    """Opens a plain file; a link, or something that would wait or never end, is `Refused`."""
     try:
         descriptor = os.open(path, READ_FILE)
     except OSError as error:

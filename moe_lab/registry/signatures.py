@@ -74,7 +74,7 @@ def sign(store: Store, ref: ArtifactRef, digest: str, key: OwnerKey) -> bool:
 
 
 def check(store: Store, claim: Signature) -> int:
-    """Reads one signature and returns its bytes; `LabError` unless it is well formed and holds."""
+    """Reads one signature and returns its bytes; `Damaged` unless it is well formed and holds."""
     where = store.where(claim.path)
     data = store.get(claim.path, BYTES)
     text = _HEX.fullmatch(data)

@@ -104,7 +104,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_full_disk(folder: Path, resumes: Callable[[], str]) -> Iterator[None]:
-    """Turns a full disk under `folder` into a `LabError` that ends with where the same command goes on."""
+    """Turns a full disk under `folder` into an `Unavailable` that ends with where the same command goes on."""
     try:
         yield
     except Exception as error:

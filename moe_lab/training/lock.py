@@ -63,7 +63,7 @@ class RunLock:
         """Takes the lock, also from a process that is gone.
 
         Raises:
-            LabError: another process holds it.
+            Unavailable: another process holds it.
         """
         with self._path.open("a+", encoding="utf-8") as file:
             exclusive(file.fileno())
