@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import moe_lab
+from moe_lab.cli.failures import explain
 from moe_lab.compose.lockfile import load_lock, pin
 from moe_lab.config import load_config
 from moe_lab.data.sources import read_documents
@@ -174,9 +175,9 @@ def test_the_system_says_no_in_the_same_classes(number: int, kind: type[LabError
 
 
 @pytest.mark.parametrize("kind", FAMILY)
-def test_an_error_keeps_its_class(kind: type[LabError]) -> None:
+def test_an_error_keeps_its_class_and_is_printed_on_one_line(kind: type[LabError]) -> None:
     assert classify(kind("said")) is kind
-    assert issubclass(kind, LabError)
+    assert explain(kind("said\nthere")) == "said there"
 
 
 def test_what_no_system_said_is_a_plain_mistake() -> None:
