@@ -1,4 +1,4 @@
-"""The places that can hold a registry. May import `errors` and the registry's `references` only."""
+"""The places that can hold a registry. Of the registry they know `references` only."""
 
 from __future__ import annotations
 
