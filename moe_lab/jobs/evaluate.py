@@ -27,8 +27,7 @@ from moe_lab.evaluation.spec import EvaluationSpec
 from moe_lab.files import write_json
 from moe_lab.jobs.outcome_table import outcome_table
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
-from moe_lab.reports.composed_report import write_report
-from moe_lab.reports.pictures import write_picture
+from moe_lab.reports.written import EVALUATION_REPORTS, write_reports
 from moe_lab.training import Run, open_run
 from moe_lab.training.processes import is_first
 
@@ -75,7 +74,7 @@ def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluate
         measured = _measure(workspace, spec, lock, model, others, corpora)
         if is_first():
             _write(workspace, run, lock, model, others, measured, time.perf_counter() - started, spec.name)
-        run.finish({"results": "results.json", "report": "report.html", "picture": "picture.png"})
+        run.finish({"results": "results.json", **{report.name: report.file for report in EVALUATION_REPORTS}})
         return Evaluated(run.path, fresh=True)
 
 
@@ -176,8 +175,7 @@ def _write(
         **measured,
     )
     save_results(results, run.path / "results.json")
-    write_report(results, run.path / "report.html")
-    write_picture(results, run.path / "picture.png")
+    write_reports(EVALUATION_REPORTS, results, run.path)
     write_json(run.path / "composition.lock.json", lock.model_dump(mode="json"))
 
 

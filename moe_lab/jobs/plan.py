@@ -15,6 +15,7 @@ from moe_lab.planning.make import document
 from moe_lab.planning.model import PlannedModel, model_of_lock, model_of_spec
 from moe_lab.planning.plan import Plan
 from moe_lab.planning.spec import PlanSettings, PlanSpec
+from moe_lab.reports.written import PLAN_REPORTS, write_reports
 
 
 def find_model(workspace: Workspace, text: str, overrides: Sequence[str]) -> PlannedModel:
@@ -41,8 +42,6 @@ def _found(workspace: Workspace, name: str) -> bool:
 
 def save_plan(plan: Plan, folder: Path, command: str) -> tuple[Path, Path]:
     """Writes plan.json and plan.svg."""
-    from moe_lab.reports.plan_picture import write_plan_picture
-
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", document(plan, command))
-    return folder / "plan.json", write_plan_picture(plan, folder / "plan.svg")
+    return folder / "plan.json", write_reports(PLAN_REPORTS, plan, folder)["picture"]

@@ -25,10 +25,9 @@ from moe_lab.questions.router import QuestionRouter
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable
 from moe_lab.registry import Registry
-from moe_lab.reports.route_report import write_route_report
+from moe_lab.reports.written import QUESTION_REPORTS, write_reports
 
 RESULTS_FILE = "route-results.json"
-REPORT_FILE = "route-report.html"
 STATISTICS = "2"
 """Part of a run's identity: how routers decide to abstain, and what reports count as a gain."""
 
@@ -94,7 +93,7 @@ def load_question_router(registry: Registry, digest: str) -> QuestionRouter:
 def save_report(results: RouteResults, folder: Path) -> Path:
     """Writes the results and the page that shows them; returns the page."""
     write_json(folder / RESULTS_FILE, results.model_dump(mode="json"))
-    return write_route_report(results, folder / REPORT_FILE)
+    return write_reports(QUESTION_REPORTS, results, folder)["report"]
 
 
 def finished_results(folder: Path) -> RouteResults:

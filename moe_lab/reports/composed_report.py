@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from moe_lab.evaluation.results import Results
+from moe_lab.files import write_text
 from moe_lab.reports.colours import Scale, line_styles
 from moe_lab.reports.draw_curve import outside_of_curve
 from moe_lab.reports.findings import budget_lines, describe_size, findings
@@ -61,8 +62,7 @@ _WORDS = (
 def write_report(results: Results, path: str | Path) -> Path:
     """Writes the report as one self-contained HTML file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_report(results), encoding="utf-8")
+    write_text(path, render_report(results))
     return path
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from moe_lab.errors import LabError
 from moe_lab.evaluation.results import ExactMatch, Results
+from moe_lab.files import open_replacement
 from moe_lab.reports.canvas import PLACEHOLDERS, canvas_style, new_figure, svg_text
 from moe_lab.reports.colours import LIGHT, MODULE_HUES, LineStyle, Scale, line_styles
 from moe_lab.reports.draw_curve import draw_curve, draw_differences
@@ -86,7 +87,6 @@ def write_picture(results: Results, path_png: str | Path) -> Path:
     panels = [_curve_panel] * bool(results.curves) + [_matrix_panel] * bool(results.matrix)
     if not panels:
         raise LabError(f"{path}: the results hold neither a curve nor a matrix to draw; run the evaluation with one.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     wide, high = PICTURE_PIXELS
     with canvas_style(LIGHT):
         figure = new_figure(wide / 100, high / 100)
@@ -96,7 +96,8 @@ def write_picture(results: Results, path_png: str | Path) -> Path:
         figure.subplots_adjust(left=left, right=0.99, top=0.80, bottom=0.105, wspace=0.25)
         for panel, place in zip(panels, axes, strict=True):
             panel(place, results)
-        figure.savefig(path, dpi=100, metadata={"Software": None})
+        with open_replacement(path) as file:
+            figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
     return path
 
 

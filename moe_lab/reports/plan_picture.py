@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moe_lab.files import open_replacement
 from moe_lab.planning.compiled import Compiled
 from moe_lab.planning.plan import Plan
 from moe_lab.planning.topologies import GIB
@@ -40,7 +41,8 @@ def write_plan_picture(plan: Plan, path: Path) -> Path:
         _memory(memory, plan)
         _load(load, plan)
         figure.suptitle(f"{plan.model.name} on {plan.topology.name}: {plan.verdict}", x=0.01, ha="left")
-        figure.savefig(path, metadata={"Date": None})
+        with open_replacement(path) as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from moe_lab.files import write_text
 from moe_lab.questions.results import AREA, CurveRole, FoldVerdict, GroupRow, RouteResults
 from moe_lab.reports.markup import Content, Markup, element, join
 from moe_lab.reports.page import folded, note, render_page, section
@@ -77,8 +78,7 @@ _WORDS = (
 
 def write_route_report(results: RouteResults, path: Path) -> Path:
     """Writes the report as one self-contained HTML file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_route_report(results), encoding="utf-8")
+    write_text(path, render_route_report(results))
     return path
 
 
