@@ -1,4 +1,4 @@
 """How fast the routed layer is, as ratios within one run: cases, competitors, interleaved timing, a report.
 
-May import: errors, config, nn. `peers` needs the `peers` extra; nothing else here imports torch.
+`peers` needs the `peers` extra; nothing else here imports torch.
 """

@@ -1,5 +1,5 @@
 """The `moe-lab` command: one file per subcommand, imported when it is asked for.
-May import: everything, but heavy packages only inside the functions that need them."""
+Heavy packages are imported only inside the functions that need them."""
 
 from moe_lab.cli.app import current_lab, main
 

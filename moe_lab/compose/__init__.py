@@ -1,4 +1,1 @@
-"""A composition: trunk, modules, router and policy, resolved into a lockfile and loaded into one model.
-
-May import: errors, config, lab, data, nn, registry, experts, routing.
-"""
+"""A composition: trunk, modules, router and policy, resolved into a lockfile and loaded into one model."""

@@ -1,5 +1,5 @@
 """Typed specs: strict YAML, decoding with one-line errors, overrides, the table of kinds, JSON Schema.
-May import: errors. The spec classes of other packages are named in a table and imported when first used."""
+The spec classes of other packages are named in a table and imported when first used."""
 
 from moe_lab.config.decoding import decode
 from moe_lab.config.fingerprint import canonical_json, fingerprint

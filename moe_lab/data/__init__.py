@@ -1,7 +1,4 @@
-"""Text of a domain: sources, cleaning, splits, tokenizers, exercises, packed batches. numpy, never jax.
-
-May import `moe_lab.errors` and `moe_lab.config`.
-"""
+"""Text of a domain: sources, cleaning, splits, tokenizers, exercises, packed batches. numpy, never jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,1 @@
-"""Held-out evaluation: outcomes, passes, curves beside their baselines, bootstrap intervals, results and report.
-
-May import: errors, config, data, nn, experts, routing, compose.
-"""
+"""Held-out evaluation: outcomes, passes, curves beside their baselines, bootstrap intervals and results."""

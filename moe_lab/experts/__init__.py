@@ -1,4 +1,1 @@
-"""Expert modules and trunks as things one can store: interface, widths, cost, and their shape in the registry.
-
-May import: errors, config, nn, registry.
-"""
+"""Expert modules and trunks as things one can store: interface, widths, cost, and their shape in the registry."""

@@ -1,4 +1,1 @@
-"""What the commands do: train, publish, check, shrink, compose, evaluate, run a study.
-
-May import every other package but `cli`.
-"""
+"""What the commands do: train, publish, check, shrink, compose, evaluate, run a study."""

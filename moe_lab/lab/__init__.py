@@ -1,5 +1,5 @@
 """The lab a command works in: where it is, what was contributed to it, and how contributed code is loaded.
-May import: errors, config. Finding and listing read manifests only; code is imported by `Lab.load` alone."""
+Finding and listing read manifests only; code is imported by `Lab.load` alone."""
 
 from moe_lab.lab.contributions import CATEGORIES, Category, Contribution
 from moe_lab.lab.folder import FOLDERS, NEW_MODULE, TRAIN_A_TRUNK, init_lab, is_lab

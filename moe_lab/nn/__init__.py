@@ -1,4 +1,1 @@
-"""The trunk, the expert pool and the routed layer, in Flax NNX and plain functions.
-
-May import: errors, config.
-"""
+"""The trunk, the expert pool and the routed layer, in Flax NNX and plain functions."""

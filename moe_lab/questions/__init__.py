@@ -1,2 +1,1 @@
-"""Routers for whole questions on anyone's outcome tables: the table and its checks, features, heads, evaluation.
-May import: errors, config, data, metrics."""
+"""Routers for whole questions on anyone's outcome tables: the table and its checks, features, heads, evaluation."""

@@ -1,6 +1,6 @@
 """The registry of published artifacts: content-addressed, immutable, every byte hashed as it is read.
 
-May import `errors` and `config` only. Needs no jax, and loads numpy only where tensors are touched.
+Needs no jax, and loads numpy only where tensors are touched.
 """
 
 from moe_lab.registry.catalogue import Entry

@@ -1,4 +1,1 @@
-"""Routers: what they may choose from, what they see, what they return, and the outcome tables they learn from.
-
-May import: errors, config, data, nn, experts, registry.
-"""
+"""Routers: what they may choose from, what they see, what they return, and the outcome tables they learn from."""

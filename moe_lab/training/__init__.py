@@ -1,5 +1,5 @@
 """One resumable training loop that objectives plug into, with its run folders, checkpoints and ledger.
-May import: errors, config. The loop knows pytrees, never models."""
+The loop knows pytrees, never models."""
 
 from __future__ import annotations
 
