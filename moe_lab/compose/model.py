@@ -29,7 +29,6 @@ from moe_lab.errors import NotFound, did_you_mean
 from moe_lab.experts.interface import block_multiply_adds
 from moe_lab.nn.decoder import Experts, RunLayer, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
-from moe_lab.nn.losses import greedy_hits, token_losses
 from moe_lab.nn.pool import Routing
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh
@@ -264,8 +263,16 @@ def _run_fixed(
     shape = (*segment_ids.shape, 1)
     routing = Routing(jnp.full(shape, expert), jnp.full(shape, blocks), jnp.ones(shape, jnp.float32))
     output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, routing, run_layer))
-    logits = trunk.head(output.hidden_BSD)
-    return token_losses(logits, targets), greedy_hits(logits, targets)
+    return trunk.scores(output.hidden_BSD, targets)
+
+
+class ComposedPass(NamedTuple):
+    """What comes out of the layers of a composed model."""
+
+    hidden_BSD: jax.Array  # for the trunk's `head`, `losses` or `scores`
+    routing: Routing  # in the router's terms
+    blocks_BS: jax.Array  # int32 blocks run
+    left_out: jax.Array  # int32, what limits of the layers had no room for
 
 
 def compose_pass(
@@ -277,12 +284,8 @@ def compose_pass(
     hidden_BSD: jax.Array,
     width_cap: jax.Array,
     run_layer: RunLayer,
-) -> tuple[jax.Array, Routing, jax.Array, jax.Array]:
-    """Routes by `features`, runs the experts.
-
-    Returns:
-        Logits, the routing in the router's terms, blocks run [B, S], and what limits of the layers left out.
-    """
+) -> ComposedPass:
+    """Routes by `features`, runs the experts."""
     _, _, segment_ids, positions = batch
     routing = router.route(features)
     width = jnp.where((width_cap < 0) | (routing.width == 0), routing.width, width_cap)
@@ -291,10 +294,10 @@ def compose_pass(
     in_pool = routing._replace(expert=arrays.pool_index_E[routing.expert])
     output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, in_pool, run_layer))
     blocks_BS = sum(jnp.minimum(width, pool.count[in_pool.expert]).sum(-1) for pool in arrays.pools.values())
-    return trunk.head(output.hidden_BSD), routing, jnp.asarray(blocks_BS), output.side.left_out
+    return ComposedPass(output.hidden_BSD, routing, jnp.asarray(blocks_BS), output.side.left_out)
 
 
-def _pass_with_logits(
+def _pass(
     static: tuple[nnx.GraphDef, nnx.GraphDef, RunLayer],
     arrays: ModelArrays,
     batch: tuple,
@@ -304,7 +307,8 @@ def _pass_with_logits(
     width_cap: jax.Array,
     outcomes_BSC: jax.Array | None,
     hint_BE: jax.Array,
-) -> tuple[jax.Array, Decision]:
+) -> tuple[Trunk, jax.Array, Decision]:
+    """The trunk, the hidden states in front of its head, and what was decided."""
     trunk_graph, router_graph, run_layer = static
     trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
     tokens, targets, segment_ids, _ = batch
@@ -317,22 +321,18 @@ def _pass_with_logits(
         outcomes_BSC=outcomes_BSC,
         hint_BE=hint_BE,
     )
-    logits, routing, blocks_BS, left_out = compose_pass(
-        trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer
-    )
-    return logits, Decision(
-        token_losses(logits, targets),
-        greedy_hits(logits, targets),
-        routing.expert,
-        routing.width,
-        blocks_BS,
-        left_out,
-    )
+    made = compose_pass(trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer)
+    loss_BS, hit_BS = trunk.scores(made.hidden_BSD, targets)
+    decision = Decision(loss_BS, hit_BS, made.routing.expert, made.routing.width, made.blocks_BS, made.left_out)
+    return trunk, made.hidden_BSD, decision
 
 
-_composed_with_logits = jax.jit(_pass_with_logits, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
+def _composed_with_logits(*inputs: Any) -> tuple[jax.Array, Decision]:
+    trunk, hidden_BSD, decision = _pass(*inputs)
+    return trunk.head(hidden_BSD), decision
 
 
 @partial(jax.jit, static_argnums=0)
 def _composed(*inputs: Any) -> Decision:
-    return _pass_with_logits(*inputs)[1]
+    return _pass(*inputs)[2]

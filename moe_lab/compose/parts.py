@@ -24,6 +24,7 @@ from moe_lab.experts.weights import ExpertWeights, tensor_names
 from moe_lab.lab import Lab
 from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.pool import Blocks
+from moe_lab.nn.precision import FLOAT32, Precision, cast_params
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.mesh import trunk_to_mesh
 from moe_lab.registry import Registry
@@ -92,9 +93,9 @@ class PublishedModule:
         }
 
 
-def abstract_trunk(spec: TrunkSpec) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_trunk(spec: TrunkSpec, precision: Precision = FLOAT32) -> tuple[nnx.GraphDef, nnx.State]:
     """The structure and the shapes of a trunk, without its numbers."""
-    return nnx.split(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0), precision=precision)))
 
 
 def state_tensors(state: nnx.State) -> dict[str, np.ndarray]:
@@ -125,14 +126,16 @@ def _tensors(registry: Registry, manifest: Manifest, part: LockedPart) -> dict[s
         raise type(error)(f"{part.ref}: {error}") from error
 
 
-def load_trunk(registry: Registry, part: LockedPart, sharded: bool = False) -> LoadedTrunk:
-    """Reads a trunk from the registry, every byte checked."""
+def load_trunk(
+    registry: Registry, part: LockedPart, sharded: bool = False, precision: Precision = FLOAT32
+) -> LoadedTrunk:
+    """Reads a trunk from the registry, every byte checked, and keeps it as the precision says."""
     manifest = registry.manifest(part.digest)
     spec = decode(TrunkSpec, json.loads(manifest["config"]["trunk"]), part.ref)
     tensors = _tensors(registry, manifest, part)
     tokenizer = _tokenizer(manifest["config"], tensors.pop(TOKENIZER_TENSOR, None))
-    graph, abstract = abstract_trunk(spec)
-    state = state_from_tensors(abstract, tensors, part.ref)
+    graph, abstract = abstract_trunk(spec, precision)
+    state = cast_params(state_from_tensors(abstract, tensors, part.ref), precision)
     return LoadedTrunk(part=part, spec=spec, tokenizer=tokenizer, graph=graph, state=state, sharded=sharded)
 
 

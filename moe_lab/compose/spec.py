@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from moe_lab.config.spec import Spec
+from moe_lab.nn.spec import PrecisionName
 
 
 class CompositionSpec(Spec):
@@ -17,6 +18,7 @@ class CompositionSpec(Spec):
         modules: `owner/name[@version]` each; their order is the order of the pool.
         router: a published router (`owner/name[@version]`), or an untrained one (`{type: fixed, candidate: ...}`).
         price: nats per token that running the dearest candidate must save; 0 buys all that helps.
+        precision: in which dtype the trunk lies and everything is computed; `auto` is bfloat16 on accelerators.
     """
 
     kind: Literal["composition"]
@@ -26,3 +28,4 @@ class CompositionSpec(Spec):
     router: str | dict[str, Any]
     price: Annotated[float, Field(ge=0)] = 0.0
     backend: Literal["auto", "reference", "native", "worklist", "megablox", "mosaic-gpu"] = "auto"
+    precision: PrecisionName = "float32"

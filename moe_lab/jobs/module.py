@@ -37,7 +37,7 @@ def layer_widths(spec: ModuleSpec, interface: Interface) -> dict[int, int]:
 
 def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidate:
     """Trains the module, or returns what an identical run made before."""
-    trunk = workspace.trunk(workspace.pin_trunk(spec.trunk))
+    trunk = workspace.trunk(workspace.pin_trunk(spec.trunk), spec.precision)
     widths = layer_widths(spec, trunk.interface)
     require_ladder(spec.ladder, spec.widest, trunk.spec.block, spec.name)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)

@@ -16,13 +16,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
-from moe_lab.compose.parts import LoadedTrunk
+from moe_lab.compose.parts import LoadedTrunk, abstract_trunk
 from moe_lab.data import Batch, TrainBatches
 from moe_lab.experts.interface import blocks_of
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.nn.decoder import Experts, Trunk
-from moe_lab.nn.losses import token_losses
 from moe_lab.nn.pool import Routing, make_pool
+from moe_lab.nn.precision import FLOAT32, Precision
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh, trunk_to_mesh
@@ -68,10 +68,11 @@ class TrunkObjective(LanguageObjective):
         units_per_step: int,
         mesh: Mesh | None = None,
         sharded: bool = False,
+        precision: Precision = FLOAT32,
     ):
         super().__init__(batches, units_per_step, mesh)
         self._spec, self._sharded = spec, sharded
-        self.graph = nnx.graphdef(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
+        self.graph = abstract_trunk(spec, precision)[0]
 
     def init(self, key: jax.Array) -> nnx.State:
         return trunk_to_mesh(nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key))), self._mesh, self._sharded)
@@ -310,9 +311,9 @@ class RouterLanguageObjective(LanguageObjective):
             price=jnp.float32(0),
         )
         parts = (batch.tokens, batch.targets, batch.segment_ids, batch.positions)
-        logits, _, _, left_out = compose_pass(
+        made = compose_pass(
             trunk, router, frozen, parts, features, hidden_BSD, jnp.int32(UNCAPPED), self._model.run_layer
         )
         auxiliary, metrics = router.auxiliary_loss(features)
-        language = mean_loss(token_losses(logits, batch.targets), batch.loss_mask)
-        return language + auxiliary, {"language_loss": language, "left_out": left_out, **metrics}
+        language = mean_loss(trunk.losses(made.hidden_BSD, batch.targets), batch.loss_mask)
+        return language + auxiliary, {"language_loss": language, "left_out": made.left_out, **metrics}

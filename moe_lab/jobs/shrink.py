@@ -36,7 +36,7 @@ def teachers_trunk(workspace: Workspace, teacher: LockedPart) -> LockedPart:
 def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate:
     """Makes the child, or returns what an identical run made before."""
     teacher = find_module(workspace.registry, pin(workspace.registry, spec.teacher, "module"))
-    trunk = workspace.trunk(teachers_trunk(workspace, teacher.part))
+    trunk = workspace.trunk(teachers_trunk(workspace, teacher.part), spec.precision)
     strategy = make_strategy(workspace.lab, spec.strategy)
     _require_smaller(spec, teacher)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)

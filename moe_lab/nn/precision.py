@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from moe_lab.errors import LabError, did_you_mean
-
-PrecisionName = Literal["auto", "float32", "bfloat16"]
+from moe_lab.errors import NotFound, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,12 +43,12 @@ def choose_precision(name: str = "auto", platform: str | None = None) -> Precisi
         platform: `cpu`, `gpu` or `tpu`; the default device's if left out.
 
     Raises:
-        LabError: there is no such policy.
+        NotFound: there is no such policy.
     """
     if name == "auto":
         return FLOAT32 if (platform or jax.default_backend()) == "cpu" else BFLOAT16
     if name not in PRECISIONS:
-        raise LabError(f'precision "{name}" does not exist.{did_you_mean(name, ["auto", *PRECISIONS])}')
+        raise NotFound(f'precision "{name}" does not exist.{did_you_mean(name, ["auto", *PRECISIONS])}')
     return PRECISIONS[name]
 
 

@@ -9,6 +9,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from moe_lab.config.spec import Spec
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_erf"]
+PrecisionName = Literal["auto", "float32", "bfloat16"]
+"""See `moe_lab.nn.precision`."""
+
 ROUTED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 PositiveFloat = Annotated[float, Field(gt=0)]
