@@ -9,7 +9,7 @@ Shape letters: B batch, S sequence, T = B * S tokens, D model width, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -26,6 +26,7 @@ from moe_lab.nn.norms import RMSNorm
 from moe_lab.nn.pool import Routing
 from moe_lab.nn.precision import FLOAT32, Precision
 from moe_lab.nn.spec import TrunkSpec
+from moe_lab.nn.stack import Stack, stack_modules, stack_trees, unroll_layers
 
 
 class RunLayer(Protocol):
@@ -35,7 +36,10 @@ class RunLayer(Protocol):
 
 
 class Experts(NamedTuple):
-    """What runs in the routed layers: one pool per routed layer and one routing for all of them."""
+    """What runs in the routed layers: one pool per routed layer and one routing for all of them.
+
+    A stacked trunk takes stacked pools, by the first of their layers: see `stack_pools`.
+    """
 
     pools: Mapping[int, Any]  # of the kind that `run` takes
     routing: Routing
@@ -47,7 +51,7 @@ class SideOutputs(NamedTuple):
     """What a pass says besides its result."""
 
     left_out: jax.Array  # int32, what limits of the layers had no room for, summed over them
-    inputs: Mapping[int, jax.Array]  # by routed layer what its experts read, [T, D]; empty unless it was asked for
+    inputs: Mapping[int, jax.Array]  # as `pools` what each layer's experts read, [T, D]; empty unless asked for
 
 
 class Output(NamedTuple):
@@ -123,6 +127,43 @@ class Layer(nnx.Module):
         return LayerPass(x_BSD, cache, left_out, h_TD)
 
 
+class StackPass(NamedTuple):
+    """What the layers of a stack leave, by place of its pattern."""
+
+    caches: list[LayerCache | None]
+    left_out: jax.Array
+    inputs: list[jax.Array | None]  # what experts read, where it is to be kept
+
+
+def run_stack(
+    stack: Stack,
+    layers: Sequence[Layer],
+    x_BSD: jax.Array,
+    rows: Rows,
+    experts: Experts | None,
+    pools: Sequence[Any],
+    caches: Sequence[LayerCache | None],
+) -> tuple[jax.Array, StackPass]:
+    """All turns of a pattern of layers, in a loop if there is more than one."""
+    split = [nnx.split(layer) for layer in layers]
+
+    def turn(x_BSD: jax.Array, stacked: Any) -> tuple[jax.Array, StackPass]:
+        made = StackPass([], jnp.zeros((), jnp.int32), [])
+        for (graph, _), state, pool, cache in zip(split, *stacked, strict=True):
+            passed = nnx.merge(graph, state)(x_BSD, rows, experts, pool, cache)
+            x_BSD = passed.hidden_BSD
+            made.caches.append(passed.cache)
+            made.inputs.append(passed.inputs_TD if experts is not None and experts.keep_inputs else None)
+            made = made._replace(left_out=made.left_out + passed.left_out)
+        return x_BSD, made
+
+    stacked = ([state for _, state in split], list(pools), list(caches))
+    if stack.repeats == 1:
+        return turn(x_BSD, stacked)
+    x_BSD, made = jax.lax.scan(turn, x_BSD, stacked, length=stack.repeats)
+    return x_BSD, made._replace(left_out=made.left_out.sum(dtype=jnp.int32))
+
+
 class Trunk(nnx.Module):
     """A decoder-only transformer that carries expert modules.
 
@@ -130,19 +171,33 @@ class Trunk(nnx.Module):
         spec: its shapes and switches.
         rngs: for fresh weights, float32.
         precision: in which dtype it computes.
+        stacks: which layers are stacked (`stack_trunk`); none if left out.
     """
 
-    def __init__(self, spec: TrunkSpec, *, rngs: nnx.Rngs, precision: Precision = FLOAT32):
+    def __init__(
+        self,
+        spec: TrunkSpec,
+        *,
+        rngs: nnx.Rngs,
+        precision: Precision = FLOAT32,
+        stacks: Sequence[Stack] | None = None,
+    ):
         init = jax.nn.initializers.normal(spec.d_model**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (spec.vocab_size, spec.d_model), jnp.float32))
-        self.layers = nnx.List(Layer(spec, index, rngs=rngs) for index in range(spec.num_layers))
+        self.stacks = unroll_layers(spec.num_layers) if stacks is None else tuple(stacks)
+        layers = [Layer(spec, index, rngs=rngs) for index in range(spec.num_layers)]
+        self.layers = nnx.List(stack_modules(layers, self.stacks))
         self.norm = RMSNorm(spec.d_model, spec)
         self.unembedding = None if spec.tie_embeddings else Linear(spec.d_model, spec.vocab_size, bias=False, rngs=rngs)
         self.spec, self.precision = spec, precision
 
     def make_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for so many rows of at most so many tokens."""
-        return make_cache(self.spec, rows, capacity, self.precision.compute)
+        cache = make_cache(self.spec, rows, capacity, self.precision.compute)
+        places = (
+            [cache.layers[index] for index in stack.layers(j)] for stack in self.stacks for j in range(stack.unit)
+        )
+        return cache._replace(layers=tuple(map(stack_trees, places)))
 
     def enter(
         self, tokens_BS: jax.Array, segment_ids_BS: jax.Array, positions_BS: jax.Array, cache: Cache | None = None
@@ -186,13 +241,16 @@ class Trunk(nnx.Module):
         rows = Rows(segment_ids_BS, positions_BS, None if cache is None else open_chunk(cache, segment_ids_BS))
         caches: list[Any] = [None] * len(self.layers) if cache is None else list(cache.layers)
         left_out, inputs = jnp.zeros((), jnp.int32), {}
-        for index in range(first, end):
-            pool = None if experts is None else experts.pools.get(index)
-            passed = self.layers[index](x_BSD, rows, experts, pool, caches[index])
-            x_BSD, caches[index] = passed.hidden_BSD, passed.cache
-            left_out = left_out + passed.left_out
-            if experts is not None and experts.keep_inputs and passed.inputs_TD is not None:
-                inputs[index] = passed.inputs_TD
+        places = slice(0, 0)
+        for stack in self.stacks:
+            places = slice(places.stop, places.stop + stack.unit)
+            if not first <= stack.first < end:
+                continue
+            pools = [None if experts is None else experts.pools.get(stack.first + j) for j in range(stack.unit)]
+            x_BSD, made = run_stack(stack, self.layers[places], x_BSD, rows, experts, pools, caches[places])
+            caches[places] = made.caches
+            left_out = left_out + made.left_out
+            inputs |= {stack.first + j: h_TD for j, h_TD in enumerate(made.inputs) if h_TD is not None}
         cache = None if cache is None else cache._replace(layers=tuple(caches))
         return Output(x_BSD, cache, SideOutputs(left_out, inputs))
 
