@@ -24,7 +24,7 @@ One paragraph: what text this module knows, who looks after it, what it is not g
 
 _TEST = """from pathlib import Path
 
-from moe_lab.jobs.contribution import check_module_folder
+from moe_lab.testing import check_module_folder
 
 
 def test_the_folder_is_a_contribution() -> None:
