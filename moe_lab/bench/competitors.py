@@ -18,8 +18,8 @@ import numpy as np
 from jax import lax
 
 from moe_lab.bench.cases import Case
-from moe_lab.nn.backends.capacity import CAPACITY_FACTOR
 from moe_lab.nn.expert_ffn import expert_ffn
+from moe_lab.nn.kernels.capacity import CAPACITY_FACTOR
 from moe_lab.nn.pool import Blocks, Pool, Routing
 
 

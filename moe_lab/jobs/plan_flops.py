@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moe_lab.nn.backends.block_rows import whole_rows
+from moe_lab.nn.kernels.block_rows import whole_rows
 from moe_lab.parallel.abstract_step import layer_kinds, stacks
 from moe_lab.parallel.compiled import Compiled
 

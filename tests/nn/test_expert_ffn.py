@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 
 from moe_lab.errors import LabError
-from moe_lab.nn.backends import sorting
-from moe_lab.nn.expert_ffn import BACKENDS, choose_backend, expert_ffn, routed_blocks
+from moe_lab.nn.backends import BACKENDS
+from moe_lab.nn.expert_ffn import choose_backend, expert_ffn, routed_blocks
+from moe_lab.nn.kernels import sorting
 from moe_lab.nn.pool import Pool, Routing, from_blocks, make_pool, to_blocks
 from tests.nn.drawing import (
     EXACT,
