@@ -45,7 +45,7 @@ def choose_backend(
         return Choice(_find_backend(backend).name, "named by the caller")
     platform, layer = platform or jax.default_backend(), LayerShape(d_model, block, dtype)
     obstacles: list[str] = []
-    for auto, candidate in _ranked(platform):
+    for auto, candidate in rank_backends(platform):
         obstacle = candidate.obstacle(layer)
         if obstacle is None:
             reason = obstacles[0] if obstacles else auto.reason.format(platform=platform)
@@ -54,7 +54,7 @@ def choose_backend(
     raise AssertionError(f"no backend runs anywhere: {obstacles}")
 
 
-def _ranked(platform: str) -> list[tuple[Auto, Backend]]:
+def rank_backends(platform: str) -> list[tuple[Auto, Backend]]:
     """What `auto` may take on a platform, the best first."""
     able = [(b.auto, b) for b in BACKENDS.values() if b.auto is not None and b.platform in (None, platform)]
     return sorted(able, key=lambda entry: -entry[0].rank)

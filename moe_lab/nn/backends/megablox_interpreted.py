@@ -25,7 +25,7 @@ BACKEND = dataclasses.replace(
     megablox.BACKEND,
     name="megablox-interpreted",
     where="tests",
-    how="the same, interpreted",
+    how="the kernel of megablox, interpreted",
     run=_run,
     platform=None,
     obstacle=no_obstacle,

@@ -29,7 +29,7 @@ def _run(h_TD: jax.Array, pool: Pool, routing: Routing, activation: str, budget:
 BACKEND = Backend(
     name="mosaic-gpu",
     where="Hopper GPUs",
-    how="the same, through jax's Mosaic kernels",
+    how="block rows through jax's Mosaic kernels",
     run=_run,
     platform="gpu",
     drops=Drops.BEYOND_BUDGET,
