@@ -37,7 +37,7 @@ def speed(
       moe-lab speed quickstart/composition rows=16 --domain python --out speed.json
     """
     path = current_lab(ctx).find_config(composition).absolute()
-    from moe_lab.jobs.spec import MeasuredText
+    from moe_lab.evaluation.spec import MeasuredText
     from moe_lab.jobs.speed import measure_speed
 
     settings = text_settings(MeasuredText, domain, overrides, "moe-lab speed", rows=8)
@@ -70,6 +70,6 @@ def _print(measured: Speed) -> None:
 def _write(measured: Speed, out: Path) -> None:
     import dataclasses
 
-    from moe_lab.training.durable import write_json
+    from moe_lab.files import write_json
 
     write_json(out, dataclasses.asdict(measured))

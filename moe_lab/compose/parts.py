@@ -18,7 +18,7 @@ from moe_lab.config import decode
 from moe_lab.data import Tokenizer
 from moe_lab.data.spec import ByteTokenizerSpec
 from moe_lab.data.tokenizers import ByteTokenizer, HFTokenizer
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.experts.interface import Interface, blocks_of, rung_cost
 from moe_lab.experts.weights import ExpertWeights, tensor_names
 from moe_lab.lab import Lab
@@ -81,7 +81,7 @@ class PublishedModule:
             arrays: Any = [self.registry.tensor(self.manifest, name, rows) for name in tensor_names(layer)]
             return Blocks(*arrays)
         except LabError as error:
-            raise LabError(f"{self.part.ref}: {error}") from error
+            raise type(error)(f"{self.part.ref}: {error}") from error
 
     @cached_property
     def weights(self) -> ExpertWeights:
@@ -109,10 +109,10 @@ def state_from_tensors(abstract: nnx.State, tensors: Mapping[str, np.ndarray], l
     paths = {".".join(map(str, path)): path for path in flat}
     if set(paths) != set(tensors):
         odd = ", ".join(sorted(set(paths) ^ set(tensors))[:5])
-        raise LabError(f"{label}: its tensors do not match its config (missing or unknown: {odd})")
+        raise Damaged(f"{label}: its tensors do not match its config (missing or unknown: {odd})")
     for name, path in paths.items():
         if tensors[name].shape != flat[path].shape:
-            raise LabError(f"{label}: {name} is {tensors[name].shape}, its config says {flat[path].shape}")
+            raise Damaged(f"{label}: {name} is {tensors[name].shape}, its config says {flat[path].shape}")
     filled = {path: flat[path].replace(jax.numpy.asarray(tensors[name])) for name, path in paths.items()}
     return nnx.from_flat_state(filled)
 
@@ -122,7 +122,7 @@ def _tensors(registry: Registry, manifest: Manifest, part: LockedPart) -> dict[s
     try:
         return dict(registry.tensors(manifest))
     except LabError as error:
-        raise LabError(f"{part.ref}: {error}") from error
+        raise type(error)(f"{part.ref}: {error}") from error
 
 
 def load_trunk(registry: Registry, part: LockedPart, sharded: bool = False) -> LoadedTrunk:
@@ -162,14 +162,14 @@ def _layer_blocks(manifest: Manifest, interface: Interface, label: str) -> dict[
     names = {layer: tensor_names(layer) for layer in interface.routed_layers}
     odd = set(manifest.records) ^ {name for layer in names.values() for name in layer}
     if odd:
-        raise LabError(f"{label}: its tensors do not match its routed layers (missing or unknown: {sorted(odd)[0]})")
+        raise Damaged(f"{label}: its tensors do not match its routed layers (missing or unknown: {sorted(odd)[0]})")
     wide, block = interface.d_model, interface.block
     counts = {}
     for layer, (gate, up, down) in names.items():
         shapes = [manifest.record(name).shape for name in (gate, up, down)]
         count = shapes[0][0] if shapes[0] else 0
         if shapes != [(count, wide, block), (count, wide, block), (count, block, wide)]:
-            raise LabError(
+            raise Damaged(
                 f"{label}: layer {layer} has tensors of shapes {shapes}; with d_model {wide} and block {block} they "
                 f"should be [N, {wide}, {block}] twice and [N, {block}, {wide}]"
             )
@@ -201,7 +201,7 @@ def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTru
             f"{part.ref} sends whole questions to models of an outcome table; a composition needs one of kind router"
         )
     if manifest["interface"]["trunk"] != trunk.part.digest:
-        raise LabError(f"{part.ref} was trained for another trunk than {trunk.part.ref}; train it for this one")
+        raise Refused(f"{part.ref} was trained for another trunk than {trunk.part.ref}; train it for this one")
     space = CandidateSpace.from_json(manifest["interface"]["space"])
     router = make_router(lab, json.loads(manifest["config"]["router"]), space, trunk.spec.d_model)
     graph, state = nnx.split(router)

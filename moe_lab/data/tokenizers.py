@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_lab.data.spec import ByteTokenizerSpec, HFTokenizerSpec
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, Unavailable, classify, did_you_mean
+from moe_lab.files import digest_of
 
 Int32 = NDArray[np.int32]
 
@@ -65,7 +65,7 @@ class ByteTokenizer:
     name = "byte"
     vocab_size = 257
     eos_id = 256
-    digest = "sha256-" + hashlib.sha256(b"moe-lab byte tokenizer: 0-255 bytes, 256 end of document").hexdigest()
+    digest = digest_of(b"moe-lab byte tokenizer: 0-255 bytes, 256 end of document")
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
         ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
@@ -103,7 +103,7 @@ class HFTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = _eos_id(vocabulary, eos)
         self._tokenizer = _end_apart(parsed, definition, self.eos_id)
-        self.digest = "sha256-" + hashlib.sha256(definition + b"\0eos %d" % self.eos_id).hexdigest()
+        self.digest = digest_of(definition + b"\0eos %d" % self.eos_id)
         self.encode(_PROBE)
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
@@ -149,7 +149,7 @@ def _parse(definition: bytes) -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise LabError('needs the package "tokenizers"; install moe-lab[data]') from error
+        raise Unavailable('needs the package "tokenizers"; install moe-lab[data]') from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(definition.decode())
     except Exception as error:  # the library raises bare Exception
@@ -180,7 +180,7 @@ def _eos_id(vocabulary: dict[str, int], eos: str | None) -> int:
     if eos is not None:
         if eos not in vocabulary:
             close = did_you_mean(eos, (token for token in vocabulary if not token.isalnum()))
-            raise LabError(f'has no token "{eos}" to end documents with.{close}')
+            raise NotFound(f'has no token "{eos}" to end documents with.{close}')
         return vocabulary[eos]
     for token in _USUAL_EOS:
         if token in vocabulary:
@@ -232,6 +232,6 @@ def load_tokenizer(spec: ByteTokenizerSpec | HFTokenizerSpec, base: Path) -> Tok
     try:
         return HFTokenizer(path.read_bytes(), spec.path, spec.eos)
     except OSError as error:
-        raise LabError(f"tokenizer {path}: {error.strerror}; the path is relative to the YAML file") from error
+        raise classify(error)(f"tokenizer {path}: {error.strerror}; the path is relative to the YAML file") from error
     except LabError as error:
-        raise LabError(f"tokenizer {path}: {error}") from error
+        raise type(error)(f"tokenizer {path}: {error}") from error

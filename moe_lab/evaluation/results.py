@@ -7,7 +7,6 @@ the routed layers, widths are hidden units.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from moe_lab.config.spec import Spec
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import Damaged, Refused, classify, did_you_mean
+from moe_lab.files import write_text
 from moe_lab.metrics.bootstrap import Interval
 
 FORMAT = 1
@@ -294,29 +294,23 @@ def load_results(path: str | Path) -> Results:
         text = Path(path).read_text(encoding="utf-8")
         data = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except OSError as error:
-        raise LabError(f"{path}: cannot read results: {error.strerror or error}.") from error
+        raise classify(error)(f"{path}: cannot read results: {error.strerror or error}.") from error
     except ValueError as error:
-        raise LabError(f"{path}: not a valid JSON text: {error}. Run the evaluation again.") from error
+        raise Damaged(f"{path}: not a valid JSON text: {error}. Run the evaluation again.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else None
-        raise LabError(f"{path}: results format {found!r}; this version reads format {FORMAT}.")
+        raise Refused(f"{path}: results format {found!r}; this version reads format {FORMAT}.")
     try:
         return Results.model_validate_json(text)
     except ValidationError as error:
-        raise LabError(f"{path}: {_first_line(error)}") from error
+        raise Damaged(f"{path}: {_first_line(error)}") from error
 
 
 def save_results(results: Results, path: str | Path) -> Path:
     """Writes results as JSON, whole or not at all."""
     path = Path(path)
     text = json.dumps(results.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text)
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from moe_lab.compose.parts import LoadedTrunk
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, layer_blocks, require_ladder
 from moe_lab.experts.weights import from_tensors
 from moe_lab.jobs.candidate import Candidate
@@ -60,7 +60,7 @@ def require_admission(findings: list[Finding], name: str) -> None:
     """Raises on the first check that failed."""
     for finding in findings:
         if not finding.passed:
-            raise LabError(f"{name} is not admitted: {finding.check}: {finding.detail}")
+            raise Refused(f"{name} is not admitted: {finding.check}: {finding.detail}")
 
 
 def _checks(workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path) -> Iterator[Check]:
@@ -103,17 +103,17 @@ def _shapes(manifest: Mapping[str, Any], interface: Interface) -> str:
     expected = {f"layers.{layer}.{name}" for layer in interface.routed_layers for name in PROJECTIONS}
     if set(tensors) != expected:
         odd = ", ".join(sorted(set(tensors) ^ expected)[:4])
-        raise LabError(f"tensors missing or unknown: {odd}; a module has gate, up and down for each routed layer")
+        raise Refused(f"tensors missing or unknown: {odd}; a module has gate, up and down for each routed layer")
     for name, record in tensors.items():
         if record["dtype"] != DTYPE or not record["shape"]:
-            raise LabError(f"{name} is {record['dtype']}{record['shape']}; a module's tensors are blocks of {DTYPE}")
+            raise Refused(f"{name} is {record['dtype']}{record['shape']}; a module's tensors are blocks of {DTYPE}")
     for layer, count in layer_blocks(tensors).items():
         for name in PROJECTIONS:
             inner = [interface.d_model, interface.block]
             want = [count, *(inner if name != "down" else inner[::-1])]
             if list(tensors[f"layers.{layer}.{name}"]["shape"]) != want:
                 got = tensors[f"layers.{layer}.{name}"]["shape"]
-                raise LabError(f"layers.{layer}.{name} has shape {got}, but {want} is the interface's")
+                raise Refused(f"layers.{layer}.{name} has shape {got}, but {want} is the interface's")
     blocks = list(layer_blocks(tensors).values())
     return f"{len(tensors)} tensors, {blocks} blocks of {interface.block} hidden units"
 
@@ -122,7 +122,7 @@ def _finite(tensors: Mapping[str, np.ndarray]) -> str:
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             bad = int((~np.isfinite(tensor)).sum())
-            raise LabError(f"{name} has {bad} values that are NaN or infinite; lower the learning rate and train again")
+            raise Refused(f"{name} has {bad} values that are NaN or infinite; lower the learning rate and train again")
     return f"{sum(tensor.size for tensor in tensors.values()):,} numbers"
 
 
@@ -133,9 +133,9 @@ def _cost(manifest: Mapping[str, Any], interface: Interface) -> str:
     counted = declared_cost(interface, blocks, ladder)
     most = max(blocks.values(), default=0)
     if most != -(-widest // interface.block):
-        raise LabError(f"the ladder ends at {widest}, but the widest layer has {most} blocks")
+        raise Refused(f"the ladder ends at {widest}, but the widest layer has {most} blocks")
     if manifest["cost"] != counted:
-        raise LabError(f"declared {dict(manifest['cost'])}, counted {counted} multiply-adds per token")
+        raise Refused(f"declared {dict(manifest['cost'])}, counted {counted} multiply-adds per token")
     return f"{counted[str(widest)]:,} multiply-adds per token at full width, as declared"
 
 
@@ -150,10 +150,10 @@ def _claims(
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
     claims = manifest["claims"]
     if not claims:
-        raise LabError("no claims; a module says what it does on held-out text")
+        raise Refused("no claims; a module says what it does on held-out text")
     first = claims[0]
     if first["data"] != corpus.digest:
-        raise LabError(
+        raise Refused(
             f'the text of "{corpus.name}" has changed since training (claimed on {first["data"][:19]}, '
             f"found {corpus.digest[:19]}); train the module again on the text you have"
         )
@@ -161,10 +161,10 @@ def _claims(
     again = module_claims(trunk, weights, manifest["ladder"], corpus, first["rows"], first["seq_len"])
     claimed, measured = values_by_width(claims), values_by_width(again)
     if set(claimed) != set(measured):
-        raise LabError(f"claims are made for widths {sorted(claimed)}, the ladder is {manifest['ladder']}")
+        raise Refused(f"claims are made for widths {sorted(claimed)}, the ladder is {manifest['ladder']}")
     for width, value in claimed.items():
         if abs(measured[width] - value) > spec.claim_tolerance * value:
-            raise LabError(
+            raise Refused(
                 f"width {width} claims {value:.4f} bits per byte, measured {measured[width]:.4f}; "
                 f"the difference may be {spec.claim_tolerance:.1%}"
             )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe_lab.compose.lockfile import LockedPart
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 from moe_lab.jobs.places import without_places
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
@@ -64,5 +64,5 @@ def publish(candidate: Candidate, registry: Registry) -> tuple[LockedPart, bool]
     owner, name = candidate.name.split("/")
     published = registry.publish(owner, name, None, fields, candidate.tensors(), blocks)
     if published.digest != candidate.digest:
-        raise LabError(f"{candidate.name}: the published digest differs from the checked one; publish it again")
+        raise Damaged(f"{candidate.name}: the published digest differs from the checked one; publish it again")
     return LockedPart(ref=str(published.ref), digest=published.digest), published.created

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from moe_lab.compose.lockfile import LockedPart
 from moe_lab.config import decode
 from moe_lab.config.spec import Spec
-from moe_lab.errors import LabError, printable
+from moe_lab.errors import LabError, NotFound, Refused, printable
 from moe_lab.jobs.admission import Check, Finding, check_of_claims, checks_of_weights, require_admission, run_checks
 from moe_lab.jobs.module import trunk_of
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
@@ -195,10 +195,10 @@ def _has_trunk(registry: Registry, manifest: Manifest) -> str:
     trunk = trunk_of(manifest)
     label = printable(trunk.ref)
     if not registry.store.exists(manifest_key(trunk.digest)):
-        raise LabError(
+        raise NotFound(
             f"it was made for trunk {label} ({trunk.digest}), which this registry does not have; copy it here"
         )
     kind = registry.manifest(trunk.digest)["kind"]
     if kind != "trunk":
-        raise LabError(f"its lineage names {label} as its trunk, which is a {kind}")
+        raise Refused(f"its lineage names {label} as its trunk, which is a {kind}")
     return f"{label} is here"

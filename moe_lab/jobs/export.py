@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_lab.errors import LabError, printable
+from moe_lab.errors import NotFound, printable
 from moe_lab.experts.interface import Interface, blocks_of, declared_cost, layer_blocks
 from moe_lab.registry import ArtifactRef, Manifest, Registry
 from moe_lab.registry.interchange import Card, write_folder
@@ -50,7 +50,7 @@ def _cut(
     assert width is not None
     if sections["kind"] != "module" or not isinstance(ladder, list) or width not in ladder:
         rungs = ", ".join(map(str, ladder)) if isinstance(ladder, list) else "none"
-        raise LabError(f"{manifest.label} has no rung of width {width}. Its ladder: {printable(rungs)}.")
+        raise NotFound(f"{manifest.label} has no rung of width {width}. Its ladder: {printable(rungs)}.")
     if width == ladder[-1]:
         return sections, manifest.records
     interface = Interface.from_json(sections["interface"])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Unavailable
 
 if TYPE_CHECKING:
     import jax
@@ -108,13 +108,13 @@ class Backend:
         """Refuses where the default device cannot run it. Compiling for another machine needs no such check.
 
         Raises:
-            LabError: it needs another platform, or has an obstacle here.
+            Unavailable: it needs another platform, or has an obstacle here.
         """
         import jax
 
         here = jax.default_backend()
         if self.platform not in (None, here):
-            raise LabError(f'backend "{self.name}" needs a {self.platform}, and this is a {here}; use backend: auto')
+            raise Unavailable(f'backend "{self.name}" needs a {self.platform}, and this is a {here}; use backend: auto')
         obstacle = self.obstacle(None)
         if obstacle is not None:
-            raise LabError(f'backend "{self.name}" cannot run here: {obstacle}; use backend: auto')
+            raise Unavailable(f'backend "{self.name}" cannot run here: {obstacle}; use backend: auto')

@@ -6,21 +6,20 @@ A manifest never changes under its digest, so what was read once stays true. The
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_lab.errors import LabError
-from moe_lab.folders import user_cache
+from moe_lab.errors import Damaged, LabError, Unavailable
+from moe_lab.files import digest_of, user_cache, write_bytes
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import canonical
 from moe_lab.registry.lineage import summary_of
 from moe_lab.registry.marks import Mark
 from moe_lab.registry.read import read_manifest
-from moe_lab.registry.references import ArtifactRef, digest_of, manifest_key
+from moe_lab.registry.references import ArtifactRef, manifest_key
 from moe_lab.registry.refs import MAX_REF_BYTES, digest_in, published_of, ref_key, retired_reason
 from moe_lab.registry.stores import LocalStore, Store
 from moe_lab.registry.stores.walk import read_tree
@@ -83,7 +82,7 @@ def _references(store: Store) -> Mapping[str, bytes | None]:
 def _small(store: Store, key: str) -> bytes | None:
     try:
         return store.get(key, MAX_REF_BYTES)
-    except (LabError, OSError):
+    except (Damaged, Unavailable, OSError):
         return None
 
 
@@ -91,14 +90,14 @@ def _digest(store: Store, ref: ArtifactRef, references: Mapping[str, bytes | Non
     """The digest a reference holds, or "" and why it has none."""
     try:
         return digest_in(store, ref, references[ref_key(ref)]), ""
-    except LabError as error:
+    except Damaged as error:
         return "", str(error)
 
 
 def _entry(store: Store, ref: ArtifactRef, last: Mark | None, digest: str, about: Mapping[str, Any] | str) -> Entry:
     try:
         retired = retired_reason(store, last) if last else None
-    except LabError as error:
+    except Damaged as error:
         return Entry(ref, digest, problem=str(error))
     if isinstance(about, str):
         return Entry(ref, digest, retired=retired, problem=about)
@@ -135,11 +134,5 @@ def _load(cache: Path) -> dict[str, dict[str, Any]]:
 def _save(cache: Path, shown: Mapping[str, Collection[Any]]) -> None:
     """Whole or not at all. A cache that cannot be written costs time and nothing else."""
     data = canonical(shown)
-    temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(8)}")
     with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(f"{digest_of(data)}\n".encode() + data)
-            temporary.replace(cache)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(cache, f"{digest_of(data)}\n".encode() + data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, replace
 
@@ -20,11 +19,6 @@ _VERSION_RULE = "text of one to four integers joined by dots, such as '1' or '1.
 _WIDTH = re.compile(r"[1-9][0-9]{0,8}")
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
 _CONTENT = re.compile(rf"(?:blobs/({_DIGEST.pattern})|manifests/({_DIGEST.pattern})\.json)")
-
-
-def digest_of(data: bytes | memoryview) -> str:
-    """Returns `sha256-<64 lowercase hex digits>`, the name under which these bytes are stored."""
-    return f"sha256-{hashlib.sha256(data).hexdigest()}"
 
 
 def is_digest(text: object) -> bool:
@@ -45,6 +39,11 @@ def content_digest(key: str) -> str | None:
     """The digest of the blob or manifest that has this key; None for any other key."""
     found = _CONTENT.fullmatch(key)
     return (found[1] or found[2]) if found else None
+
+
+def is_name(text: object) -> bool:
+    """Whether this may be an owner's or an artifact's name."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 def is_version(text: object) -> bool:
@@ -72,7 +71,7 @@ class ArtifactRef:
 
     def __post_init__(self) -> None:
         for role, value in (("owner", self.owner), ("name", self.name)):
-            if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+            if not is_name(value):
                 raise LabError(f"{_shown(value)} cannot be the {role} of an artifact: it must be {_NAME_RULE}.")
         if self.version is not None and not is_version(self.version):
             raise LabError(f"{_shown(self.version)} is not a version: it must be {_VERSION_RULE}.")
