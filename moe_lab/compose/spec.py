@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from moe_lab.config.spec import Spec
+from moe_lab.nn.backends import COMPOSABLE
+
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal[COMPOSABLE]
 
 
 class CompositionSpec(Spec):
@@ -17,6 +23,7 @@ class CompositionSpec(Spec):
         modules: `owner/name[@version]` each; their order is the order of the pool.
         router: a published router (`owner/name[@version]`), or an untrained one (`{type: fixed, candidate: ...}`).
         price: nats per token that running the dearest candidate must save; 0 buys all that helps.
+        backend: how the routed layers are computed: `auto`, or a backend that drops nothing (`moe_lab.nn.backends`).
     """
 
     kind: Literal["composition"]
@@ -25,4 +32,4 @@ class CompositionSpec(Spec):
     modules: tuple[str, ...] = Field(min_length=1)
     router: str | dict[str, Any]
     price: Annotated[float, Field(ge=0)] = 0.0
-    backend: Literal["auto", "reference", "native", "worklist", "megablox", "mosaic-gpu"] = "auto"
+    backend: BackendName = "auto"

@@ -7,3 +7,4 @@ from collections.abc import Callable
 import jax
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"silu": jax.nn.silu, "gelu": jax.nn.gelu}
+"""The compiled kernel knows them by their place, as `enum Activation` of `backends/native/activations.h` has them."""
