@@ -23,10 +23,11 @@ ARROWS: dict[str, set[str]] = {
     "nn": {"errors", "folders", "config"},
     "registry": {"errors", "folders", "config"},
     "experts": {"errors", "config", "nn", "registry"},
+    "artifacts": {"errors", "config", "data", "nn", "registry", "experts"},
     "parallel": {"errors", "config", "nn"},
     "routing": {"errors", "config", "data", "nn", "experts", "registry"},
     "training": {"errors", "config"},
-    "compose": {"errors", "config", "lab", "data", "nn", "parallel", "registry", "experts", "routing"},
+    "compose": {"errors", "config", "lab", "data", "nn", "parallel", "registry", "experts", "artifacts", "routing"},
     "metrics": {"errors", "config"},
     "questions": {"errors", "folders", "config", "data", "metrics"},
     "evaluation": {

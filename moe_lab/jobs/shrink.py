@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_lab.compose.lockfile import LockedPart, pin
+from moe_lab.artifacts.module import ModuleArtifact
+from moe_lab.compose.lockfile import LockedPart, pin, pin_parent
 from moe_lab.compose.parts import PublishedModule, find_module
 from moe_lab.data import TrainBatches, eval_batches
 from moe_lab.errors import LabError
@@ -14,7 +15,7 @@ from moe_lab.experts.weights import count_parameters, cut, permute
 from moe_lab.jobs.candidate import Candidate, staged
 from moe_lab.jobs.claims import module_claims
 from moe_lab.jobs.measure import layer_statistics
-from moe_lab.jobs.module import module_fields, parent, stage_module, trunk_of
+from moe_lab.jobs.module import module_artifact, parent, stage_module
 from moe_lab.jobs.objectives import DistilObjective, fetched
 from moe_lab.jobs.spec import Choice, DistillRun
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
@@ -30,7 +31,7 @@ def make_strategy(lab: Lab, choice: Choice) -> ShrinkStrategy:
 
 def teachers_trunk(workspace: Workspace, teacher: LockedPart) -> LockedPart:
     """The trunk that a module was made for, by its lineage."""
-    return trunk_of(workspace.registry.manifest(teacher.digest))
+    return pin_parent(ModuleArtifact.of(workspace.registry.manifest(teacher.digest), teacher.ref).trunk)
 
 
 def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate:
@@ -64,7 +65,7 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
         )
         weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
-        fields = module_fields(
+        module = module_artifact(
             spec,
             trunk,
             weights,
@@ -75,7 +76,7 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
             parents=[parent(trunk.part, "trunk"), parent(teacher.part, "teacher")],
             method={"strategy": resolved_choice(spec.strategy, strategy.config), "before_distillation": before},
         )
-        candidate = stage_module(run, fields, weights)
+        candidate = stage_module(run, module, weights)
         run.finish(
             {
                 "candidate": candidate.digest,

@@ -1,0 +1,4 @@
+"""What an artifact of each kind says in its manifest, and how its tensors are called: the one place that knows.
+
+May import: errors, config, data, nn, registry, experts.
+"""
