@@ -12,7 +12,6 @@ from pathlib import Path
 
 from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.score import ScoredText, score_text
-from moe_lab.jobs.evaluate import built, find_lock
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import find_lab
 
@@ -31,4 +30,4 @@ def load_composition(composition: str | Path, *, lab: str | Path | None = None) 
         LabError: there is no such composition, a part is not in the registry, or the parts do not fit together.
     """
     workspace = Workspace(find_lab(None if lab is None else str(lab)))
-    return built(workspace, find_lock(workspace, str(composition), Path.cwd()))
+    return workspace.load_model(workspace.find_lock(str(composition), Path.cwd()))

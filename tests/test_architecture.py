@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,41 +14,18 @@ from moe_lab.cli.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Package -> what it may import besides itself. docs/architecture.md draws the same table.
-ARROWS: dict[str, set[str]] = {
-    "errors": set(),
-    "folders": set(),
-    "config": {"errors"},
-    "lab": {"errors", "config"},
-    "data": {"errors", "config"},
-    "nn": {"errors", "folders", "config"},
-    "registry": {"errors", "folders", "config"},
-    "experts": {"errors", "config", "nn", "registry"},
-    "artifacts": {"errors", "config", "data", "nn", "registry", "experts"},
-    "parallel": {"errors", "config", "nn"},
-    "routing": {"errors", "config", "data", "nn", "experts", "registry"},
-    "training": {"errors", "config"},
-    "compose": {"errors", "config", "lab", "data", "nn", "parallel", "registry", "experts", "artifacts", "routing"},
-    "metrics": {"errors", "config"},
-    "questions": {"errors", "folders", "config", "data", "metrics"},
-    "evaluation": {
-        "errors",
-        "config",
-        "data",
-        "nn",
-        "parallel",
-        "experts",
-        "routing",
-        "compose",
-        "metrics",
-        "questions",
-    },
-}
-ARROWS["jobs"] = set(ARROWS)
-ARROWS["api"] = {"lab", "compose", "jobs"}
-ARROWS["bench"] = {"errors", "config", "nn"}
-ARROWS["cli"] = set(ARROWS) - {"api"}
+PAGE = REPOSITORY / "docs" / "architecture.md"
 
+
+def drawn_arrows() -> dict[str, set[str]]:
+    """Package -> what it may import besides itself: the table of the page, bottom first."""
+    blocks = re.findall(r"^```arrows\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    assert len(blocks) == 1, f"{PAGE} needs one ```arrows block, with lines `package: allowed, allowed`"
+    rows = (line.split(":", 1) for line in blocks[0].splitlines() if line.strip())
+    return {package.strip(): set(re.findall(r"\w+", allowed)) for package, allowed in rows}
+
+
+ARROWS = drawn_arrows()
 CONTRIBUTED = ("modules", "routers", "distill")
 HEAVY = {
     "jax",
@@ -89,13 +67,17 @@ def files(root: Path, package: str) -> Iterator[tuple[Path, str]]:
         yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def package_of(module: str) -> str:
+    """The package below `moe_lab` that a module belongs to; `moe_lab` for those that only start the command."""
+    own = module.split(".")[1] if "." in module else "moe_lab"
+    return "cli" if own == "__main__" else own
+
+
 def broken_arrows(root: Path) -> list[str]:
     """Returns one line for each import in root/moe_lab that no arrow allows."""
     broken = []
     for path, module in files(root, "moe_lab"):
-        own = module.split(".")[1] if "." in module else "moe_lab"
-        if own == "__main__":
-            own = "cli"
+        own = package_of(module)
         for name, line in imports(path, module):
             top, *below = name.split(".")
             where = f"{path.relative_to(root)}:{line}: imports {name}"
@@ -123,6 +105,35 @@ def private_imports(root: Path) -> list[str]:
     ]
 
 
+def used_arrows(root: Path) -> dict[str, set[str]]:
+    """Package -> the packages that its files import."""
+    used: dict[str, set[str]] = {}
+    for path, module in files(root, "moe_lab"):
+        own = package_of(module)
+        named = {name.split(".")[1] for name, _ in imports(path, module) if name.startswith("moe_lab.")}
+        used.setdefault(own, set()).update(named - {own, "__version__"})
+    return used
+
+
+def circle_of_files(root: Path) -> list[str]:
+    """Returns the modules of one circle of imports, those for type checkers and inside functions included."""
+    modules = {module: path for path, module in files(root, "moe_lab")}
+    graph = {
+        module: {
+            target
+            for name, _ in imports(path, module)
+            for target in (name if name in modules else name.rpartition(".")[0],)
+            if target in modules and target != module
+        }
+        for module, path in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def test_no_import_breaks_the_arrows() -> None:
     assert broken_arrows(REPOSITORY) == []
 
@@ -137,6 +148,27 @@ def test_the_arrows_have_no_circle() -> None:
     for package, allowed in ARROWS.items():
         later = {other for other in allowed if order.index(other) >= order.index(package)} - {package}
         assert later == set(), package
+
+
+def test_every_arrow_is_used() -> None:
+    used = used_arrows(REPOSITORY)
+    assert {package: sorted(allowed - used.get(package, set())) for package, allowed in ARROWS.items()} == {
+        package: [] for package in ARROWS
+    }
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circle_of_files(REPOSITORY) == []
+
+
+def test_a_circle_of_files_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "moe_lab" / "nn"
+    folder.mkdir(parents=True)
+    for init in (folder.parent, folder):
+        (init / "__init__.py").touch()
+    (folder / "first.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import second\n")
+    (folder / "second.py").write_text("def f():\n    from moe_lab.nn.first import x\n")
+    assert set(circle_of_files(tmp_path)) == {"moe_lab.nn.first", "moe_lab.nn.second"}
 
 
 @pytest.mark.parametrize(
@@ -174,17 +206,6 @@ def test_a_private_import_of_a_contribution_is_found(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "router.py").write_text("def f():\n    from moe_lab.nn._kernels import fast\nfrom moe_lab import nn\n")
     assert private_imports(tmp_path) == ["routers/mine/router.py:2: imports moe_lab.nn._kernels.fast, which is private"]
-
-
-def test_the_architecture_page_has_the_same_arrows() -> None:
-    page = REPOSITORY / "docs" / "architecture.md"
-    blocks = re.findall(r"^```arrows\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
-    assert len(blocks) == 1, "docs/architecture.md needs one ```arrows block, with lines `package: allowed, allowed`"
-    drawn = dict(line.split(":", 1) for line in blocks[0].splitlines() if line.strip())
-    assert {
-        package.strip(): {name.strip() for name in allowed.split(",") if name.strip()}
-        for package, allowed in drawn.items()
-    } == ARROWS
 
 
 def test_listing_help_and_specs_import_nothing_heavy() -> None:

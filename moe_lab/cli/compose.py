@@ -26,7 +26,7 @@ def compose(
     """
     path = current_lab(ctx).find_config(config)
     from moe_lab.compose.lockfile import artifact_name
-    from moe_lab.jobs.evaluate import compose as resolve
+    from moe_lab.jobs.compose import compose as resolve
 
     lock, written = resolve(open_workspace(ctx), path, overrides or (), accept_replaced)
     router = lock.router["type"] if isinstance(lock.router, dict) else lock.router.ref

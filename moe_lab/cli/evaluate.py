@@ -48,7 +48,7 @@ def evaluate(
 
 def _evaluation(path: Path, overrides: list[str], without: list[str], domains: list[str]) -> tuple[Any, Path]:
     from moe_lab.config import apply_overrides, decode, load_yaml
-    from moe_lab.jobs.spec import EvaluationSpec
+    from moe_lab.evaluation.spec import EvaluationSpec
 
     if path.suffix == ".json" or (data := load_yaml(path)).get("kind") == "composition":
         if not domains:

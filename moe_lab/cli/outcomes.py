@@ -42,8 +42,8 @@ def outcomes(
       moe-lab outcomes quickstart/composition rows=128 --per token --out tokens.parquet
     """
     path = current_lab(ctx).find_config(composition).absolute()
+    from moe_lab.evaluation.spec import OutcomeSettings
     from moe_lab.jobs.outcomes import measure_composition
-    from moe_lab.jobs.spec import OutcomeSettings
 
     settings = text_settings(OutcomeSettings, domain, overrides, "moe-lab outcomes")
     workspace = open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process)

@@ -38,12 +38,13 @@ def plan(
       moe-lab plan modules-64-train --topology v5p:4x4x4 --mesh data=4,expert=16
       moe-lab plan quickstart/composition.yaml --topology v5e:2x2 --train seq_len=256
     """
-    from moe_lab.parallel.topologies import parse_topology, prepare_compiler
+    from moe_lab.planning.topologies import parse_topology, prepare_compiler
 
     where = parse_topology(topology)
     prepare_compiler()
     from moe_lab.cli.plan_tables import print_plan
-    from moe_lab.jobs.plan import find_model, make_plan, save_plan
+    from moe_lab.jobs.plan import find_model, save_plan
+    from moe_lab.planning.make import make_plan
 
     changed = list(overrides or [])
     changed += ["train=true"] if train else []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moe_lab.cli.tables import print_table
-from moe_lab.jobs.plan_flops import forward_flops, step_flops
-from moe_lab.parallel.compiled import Compiled
 from moe_lab.parallel.placement import balance
-from moe_lab.parallel.topologies import GIB
+from moe_lab.planning.compiled import Compiled
+from moe_lab.planning.flops import forward_flops, step_flops
+from moe_lab.planning.topologies import GIB
 
 if TYPE_CHECKING:
-    from moe_lab.jobs.plan import Plan
+    from moe_lab.planning.plan import Plan
 
 
 def print_plan(plan: Plan) -> None:

@@ -64,8 +64,8 @@ def _folder(ctx: typer.Context, run: str, overrides: list[str]) -> Path:
 def print_figures(results: RouteResults) -> None:
     """The main metric of the router and of what needs no learning, and whether it abstains."""
     from moe_lab.cli.tables import print_table
-    from moe_lab.evaluation.route_claims import claimed_gains, describe_doubts
-    from moe_lab.evaluation.route_report import main_metric
+    from moe_lab.reports.route_claims import claimed_gains, describe_doubts
+    from moe_lab.reports.route_report import main_metric
 
     metric = main_metric(results)
     main = [figure for figure in results.figures if figure.metric == metric and figure.interval is not None]

@@ -14,7 +14,7 @@ from moe_lab.cli.app import current_lab
 from moe_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from moe_lab.jobs.spec import MeasuredText
+    from moe_lab.evaluation.spec import MeasuredText
     from moe_lab.jobs.workspace import Workspace
     from moe_lab.parallel.spec import MeshSpec
     from moe_lab.registry import Registry

@@ -37,7 +37,7 @@ def speed(
       moe-lab speed quickstart/composition rows=16 --domain python --out speed.json
     """
     path = current_lab(ctx).find_config(composition).absolute()
-    from moe_lab.jobs.spec import MeasuredText
+    from moe_lab.evaluation.spec import MeasuredText
     from moe_lab.jobs.speed import measure_speed
 
     settings = text_settings(MeasuredText, domain, overrides, "moe-lab speed", rows=8)

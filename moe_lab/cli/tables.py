@@ -93,7 +93,7 @@ def print_acceptance(results: Any) -> None:
         if curve.role != "fixed"
         for point in curve.points
     ]
-    from moe_lab.evaluation.findings import beside_group_table, budget_lines, kept_at_half
+    from moe_lab.reports.findings import beside_group_table, budget_lines, kept_at_half
 
     print_table(
         "quality and cost over all domains",

@@ -158,3 +158,14 @@ class HFTokenizerSpec(Spec):
 
 
 TokenizerSpec = Annotated[ByteTokenizerSpec | HFTokenizerSpec, Field(discriminator="type")]
+
+
+DataRef = str | DataSpec
+"""A domain: the name of a file in `configs/data/` (or a path to one), or the domain itself."""
+
+
+class DataShare(Spec):
+    """One domain of a mixture; weights are relative."""
+
+    domain: DataRef
+    weight: Annotated[float, Field(gt=0)] = 1.0

@@ -17,7 +17,16 @@ import numpy as np
 from moe_lab.compose.model import ComposedModel
 from moe_lab.evaluation.comparison import Comparison
 from moe_lab.evaluation.curves import TokenOutcomes
-from moe_lab.evaluation.passes import AnswerItems, HeldOut, Pass, enter_all, run_pass
+from moe_lab.evaluation.passes import (
+    AnswerItems,
+    HeldOut,
+    MadePasses,
+    Pass,
+    PassSystem,
+    PlannedPass,
+    enter_all,
+    run_pass,
+)
 from moe_lab.evaluation.results import (
     Acceptance,
     BestSingle,
@@ -58,16 +67,29 @@ class Evaluation:
     settings: Settings
     count_pass: Callable[[], None] = lambda: None
 
-    @property
-    def num_passes(self) -> int:
-        """How often the model runs over the text; `count_pass` is called after each."""
-        widths = len(self.uniform_blocks())
+    @cached_property
+    def planned(self) -> tuple[PlannedPass, ...]:
+        """Every run of a model over the text that is measured; `count_pass` is called after each."""
+        without, prices = self.settings.without, self.settings.prices
+
+        def sweep(system: PassSystem, label: str, model: ComposedModel, **options: Any) -> list[PlannedPass]:
+            return [PlannedPass(system, label, model, {"price": price, **options}) for price in prices]
+
         return (
-            2
-            + len(self.model.modules)
-            - len(self.settings.without)
-            + len(self.settings.prices) * (1 + self.can_be_told + len(self.others))
-            + widths
+            PlannedPass("composed", self.label, self.model),
+            *(
+                PlannedPass("left_out", module.name, self.model, {"without": (*without, module.name)})
+                for module in self.model.modules
+                if module.name not in without
+            ),
+            *sweep("routed", self.label, self.model),
+            *(sweep("told", self.label, self.model, told=True) if self.can_be_told else ()),
+            *(
+                PlannedPass("uniform_width", str(blocks), self.model, {"price": 0.0, "width_cap": blocks})
+                for blocks in self.uniform_blocks()
+            ),
+            *(planned for label, model in self.others.items() for planned in sweep("other", label, model)),
+            PlannedPass("random", "random", self.random),
         )
 
     @property
@@ -88,14 +110,22 @@ class Evaluation:
     def measure(self) -> dict[str, list]:
         """Everything that a `Results` holds about quality and cost, by field name."""
         outcomes = self.heldout.token_outcomes(self.available)
-        composed = self.run(self.model, without=self.settings.without)
-        left_out = {
-            module.name: self.run(self.model, without=(*self.settings.without, module.name))
-            for module in self.model.modules
-            if module.name not in self.settings.without
-        }
-        systems = self._systems(outcomes, composed, left_out)
-        compared = Comparison(self, outcomes)
+        made = MadePasses()
+        for planned in self.planned:
+            made.add(planned, self._run(planned))
+        (composed,) = made.of("composed")
+        systems = self._systems(outcomes, composed, made.by_label("left_out"))
+        compared = Comparison(
+            passes=made,
+            label=self.label,
+            prices=self.settings.prices,
+            outcomes=outcomes,
+            decision=self.decision,
+            names=tuple(self.available.space.names),
+            num_domains=len(self.heldout.domains),
+            dearest_cost=float(self.model.space.cost_C.max()),
+            draws={"resamples": self.settings.resamples, "seed": self.settings.seed},
+        )
         return {
             "domains": self._domains(),
             "candidates": self._candidates(),
@@ -114,10 +144,11 @@ class Evaluation:
         places = np.linspace(0, len(widths) - 1, min(4, len(widths)))
         return [widths[place] for place in places.round().astype(int).tolist()]
 
-    def run(self, model: ComposedModel, **options: Any) -> Pass:
-        result = run_pass(model, self.heldout, self.hidden, table=self.table, **options)
+    def _run(self, planned: PlannedPass) -> Pass:
+        options = {"without": self.settings.without, **planned.options}
+        made = run_pass(planned.model, self.heldout, self.hidden, table=self.table, **options)
         self.count_pass()
-        return result
+        return made
 
     def _domains(self) -> list[Domain]:
         heldout = self.heldout
@@ -146,7 +177,7 @@ class Evaluation:
             ),
         ]
 
-    def _systems(self, outcomes: TokenOutcomes, composed: Pass, left_out: Mapping[str, Pass]) -> list[_System]:
+    def _systems(self, outcomes: TokenOutcomes, composed: Pass, left_out: Mapping[str, list[Pass]]) -> list[_System]:
         kept = self.table.space.kept(self.settings.without)
         alone = [
             _System(
@@ -162,7 +193,7 @@ class Evaluation:
         return [
             *alone,
             _System.of_pass("composed", None, composed),
-            *(_System.of_pass("left_out", name, made) for name, made in left_out.items()),
+            *(_System.of_pass("left_out", name, made) for name, (made,) in left_out.items()),
         ]
 
     def _cells(self, system: _System) -> list[MatrixCell]:

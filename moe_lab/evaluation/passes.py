@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -73,6 +74,37 @@ class Pass:
     hit_NS: np.ndarray
     expert_NSK: np.ndarray  # index into the router's modules
     width_NSK: np.ndarray  # hidden units asked for
+
+
+PassSystem = Literal["composed", "left_out", "routed", "told", "uniform_width", "other", "random"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedPass:
+    """One run of a model over the text that is still to come: what it shows, and how it is run."""
+
+    system: PassSystem
+    label: str
+    model: ComposedModel
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class MadePasses:
+    """Passes by what they show, in the order in which they were planned."""
+
+    def __init__(self) -> None:
+        self._passes: dict[PassSystem, dict[str, list[Pass]]] = {}
+
+    def add(self, planned: PlannedPass, made: Pass) -> None:
+        self._passes.setdefault(planned.system, {}).setdefault(planned.label, []).append(made)
+
+    def of(self, system: PassSystem) -> list[Pass]:
+        """All passes of a system."""
+        return [made for passes in self.by_label(system).values() for made in passes]
+
+    def by_label(self, system: PassSystem) -> dict[str, list[Pass]]:
+        """The passes of a system by what they are called: by price in a sweep."""
+        return self._passes.get(system, {})
 
 
 def enter_all(model: ComposedModel, heldout: HeldOut) -> list[jax.Array]:

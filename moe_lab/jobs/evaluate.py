@@ -12,22 +12,21 @@ from typing import Any
 
 import jax
 
-from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, load_lock, pin, require_trusted, resolve
-from moe_lab.compose.model import ComposedModel, build_model, with_router
+from moe_lab.compose.build import with_router
+from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, pin
+from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import make_router, read_token_router
-from moe_lab.compose.spec import CompositionSpec
-from moe_lab.config import load_config
 from moe_lab.data import Corpus
 from moe_lab.errors import LabError
 from moe_lab.evaluation.evaluate import Evaluation, Settings, decision_outcomes
 from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
 from moe_lab.evaluation.passes import HeldOut
-from moe_lab.evaluation.pictures import write_picture
-from moe_lab.evaluation.report import write_report
 from moe_lab.evaluation.results import Learned, Module, Parent, Results, Router, Trunk, load_results, save_results
-from moe_lab.jobs.router import outcome_table
-from moe_lab.jobs.spec import EvaluationSpec
+from moe_lab.evaluation.spec import EvaluationSpec
+from moe_lab.jobs.outcome_table import outcome_table
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
+from moe_lab.reports.composed_report import write_report
+from moe_lab.reports.pictures import write_picture
 from moe_lab.training import Run, open_run
 from moe_lab.training.durable import write_json
 from moe_lab.training.processes import is_first
@@ -49,53 +48,10 @@ class Evaluated:
         return self.folder / "report.html"
 
 
-def compose(
-    workspace: Workspace, config: Path, overrides: Sequence[str] = (), accept_replaced: bool = False
-) -> tuple[Lock, Path]:
-    """Resolves a composition into a lockfile in the lab's runs and checks that its parts fit together.
-
-    With `accept_replaced` the router may have learned from other artifacts of the same names; the lockfile says so.
-    """
-    spec = load_config(config, overrides, kind="composition")
-    assert isinstance(spec, CompositionSpec)
-    lock = resolve(spec, workspace.registry, accept_replaced)
-    build_model(lock, workspace.registry, workspace.lab)
-    path = workspace.lab.runs / "compositions" / f"{lock.name}.lock.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, lock.model_dump(mode="json"))
-    return lock, path
-
-
-def built(workspace: Workspace, lock: Lock) -> ComposedModel:
-    """The model of a lockfile on the workspace's devices."""
-    return build_model(
-        lock,
-        workspace.registry,
-        workspace.lab,
-        workspace.mesh,
-        shard_trunk=workspace.shard_trunk,
-        transport=workspace.transport,
-    )
-
-
-def find_lock(workspace: Workspace, composition: str, base: Path) -> Lock:
-    """A lockfile by path, or the lock of a composition config as its names resolve now."""
-    for path in (base / composition, Path(composition)):
-        if path.is_file() and path.suffix == ".json":
-            lock = load_lock(path)
-            require_trusted(lock, workspace.registry)
-            return lock
-    beside = base / composition
-    path = beside if beside.is_file() else workspace.lab.find_config(composition)
-    spec = load_config(path, kind="composition")
-    assert isinstance(spec, CompositionSpec)
-    return resolve(spec, workspace.registry)
-
-
 def evaluate(workspace: Workspace, spec: EvaluationSpec, base: Path) -> Evaluated:
     """Measures everything, or points to where an identical evaluation lies."""
-    lock = find_lock(workspace, spec.composition, base)
-    model = built(workspace, lock)
+    lock = workspace.find_lock(spec.composition, base)
+    model = workspace.load_model(lock)
     # A name that is not composed ends here, before anything is written; so does having nothing left to route to.
     if not any(model.available(spec.without)):
         raise LabError(
@@ -177,7 +133,7 @@ def _measure(
             seed=spec.seed,
         ),
     )
-    with workspace.progress.stage("composed", evaluation.num_passes, "passes") as shown:
+    with workspace.progress.stage("composed", len(evaluation.planned), "passes") as shown:
         clock, done = time.perf_counter(), 0
 
         def count_pass() -> None:

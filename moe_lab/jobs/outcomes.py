@@ -12,12 +12,12 @@ import numpy as np
 
 from moe_lab.compose.model import ComposedModel
 from moe_lab.data import Corpus
+from moe_lab.data.spec import DataRef
 from moe_lab.errors import LabError
 from moe_lab.evaluation.passes import HeldOut
-from moe_lab.evaluation.sequences import domain_bits_per_byte, sequence_table
-from moe_lab.jobs.evaluate import built, find_lock
-from moe_lab.jobs.router import MEASURING_SPLIT, MeasuredOutcomes, measuring_batches, outcome_table
-from moe_lab.jobs.spec import DataRef, OutcomeSettings
+from moe_lab.evaluation.spec import OutcomeSettings
+from moe_lab.jobs.outcome_table import MEASURING_SPLIT, MeasuredOutcomes, measuring_batches, outcome_table
+from moe_lab.jobs.sequences import domain_bits_per_byte, sequence_table
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.questions.table import ItemTable, load_items, save_items
 from moe_lab.routing.space import CandidateSpace
@@ -55,8 +55,8 @@ def measure_composition(
     """
     if out is not None and out.suffix != ".parquet":
         raise LabError(f"{out}: the table is a Parquet file, and is read by that ending; call it {out.name}.parquet")
-    lock = find_lock(workspace, composition, base)
-    model = built(workspace, lock)
+    lock = workspace.find_lock(composition, base)
+    model = workspace.load_model(lock)
     corpora = composed_corpora(workspace, model, settings.domains, base)
     measured = outcome_table(workspace, model, corpora, settings.rows, settings.seq_len)
     path, size, fresh = measured.path, int(measured.table.mask_NS.sum()), measured.fresh

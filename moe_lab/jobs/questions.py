@@ -10,7 +10,6 @@ from pathlib import Path
 from moe_lab.artifacts.places import is_elsewhere
 from moe_lab.artifacts.router import QuestionRouterArtifact, read_router
 from moe_lab.errors import LabError
-from moe_lab.evaluation.route_report import write_route_report
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
@@ -25,6 +24,7 @@ from moe_lab.questions.router import QuestionRouter
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable
 from moe_lab.registry import Registry
+from moe_lab.reports.route_report import write_route_report
 from moe_lab.training import Run
 from moe_lab.training.durable import write_json
 

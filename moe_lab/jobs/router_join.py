@@ -25,7 +25,8 @@ from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.extended import ExtendedRouter, find_extended
 from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import JoinObjective, fetched
-from moe_lab.jobs.router import MeasuredOutcomes, find_outcomes, outcome_table, routed_model, router_artifact
+from moe_lab.jobs.outcome_table import MeasuredOutcomes, find_outcomes, outcome_table
+from moe_lab.jobs.router import routed_model, router_artifact
 from moe_lab.jobs.spec import RouterJoinRun, RouterSettings
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
 from moe_lab.routing.joining import joined_router

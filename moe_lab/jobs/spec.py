@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt
 
 from moe_lab.config.spec import Spec
-from moe_lab.data.spec import ByteTokenizerSpec, DataSpec, TokenizerSpec
+from moe_lab.data.spec import ByteTokenizerSpec, DataRef, DataShare, TokenizerSpec
 from moe_lab.errors import LabError
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.parallel.spec import MeshSpec
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.registry import ArtifactRef
 from moe_lab.training.spec import TrainSpec
@@ -29,9 +28,6 @@ def _owner_and_name(text: str) -> str:
 ArtifactName = Annotated[str, AfterValidator(_owner_and_name)]
 """`owner/name`: the version is given at publishing, the next free integer."""
 
-DataRef = str | DataSpec
-"""A domain: the name of a file in `configs/data/` (or a path to one), or the domain itself."""
-
 Choice = dict[str, Any]
 """`type:` names a contributed class; the other keys are that class's own config."""
 
@@ -42,13 +38,6 @@ class Published(Spec):
     name: ArtifactName
     summary: str = ""
     licence: str
-
-
-class DataShare(Spec):
-    """One domain of a mixture; weights are relative."""
-
-    domain: DataRef
-    weight: Annotated[float, Field(gt=0)] = 1.0
 
 
 class TrunkRun(Published):
@@ -198,55 +187,6 @@ class QuestionJoinRun(Published):
     measured_on: str | None = None
 
 
-class MeasuredText(Spec):
-    """Which text a composition is measured on; always its validation split.
-
-    Attributes:
-        domains: left out, the text that the composed modules were trained on.
-        rows: of `seq_len` tokens per domain.
-    """
-
-    domains: tuple[DataRef, ...] = ()
-    rows: PositiveInt = 64
-    seq_len: PositiveInt = 256
-
-
-class OutcomeSettings(MeasuredText):
-    """Text on which every candidate is measured; items with fewer than `shortest_bytes` are no items of a table."""
-
-    shortest_bytes: PositiveInt = 16
-
-
-class EvaluationSpec(Spec):
-    """Evaluates a composition: matrix, curve against baselines, report.
-
-    Attributes:
-        composition: a composition config or lockfile.
-        domains: text to evaluate on; its test split.
-        rows: test rows per domain.
-        decision_rows: validation rows per domain from which the group table is made.
-        prices: what the router is charged, in nats per token for the dearest candidate.
-        routers: other published routers for the same trunk and modules, drawn beside the composition's own.
-        without: modules to opt out.
-        resamples: bootstrap draws.
-    """
-
-    kind: Literal["evaluation"]
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-    composition: str
-    domains: tuple[DataRef, ...] = Field(min_length=1)
-    rows: PositiveInt = 48
-    decision_rows: PositiveInt = 32
-    seq_len: PositiveInt = 256
-    batch_size: PositiveInt = 16
-    prices: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.01, 0.03, 0.1, 0.3)
-    routers: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    sample_tokens: NonNegativeInt = 400
-    resamples: PositiveInt = 1000
-    seed: NonNegativeInt = 0
-
-
 class StudySpec(Spec):
     """Runs configs one after the other; what is already done for the same inputs is skipped."""
 
@@ -254,78 +194,3 @@ class StudySpec(Spec):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     summary: str = ""
     stages: tuple[str, ...] = Field(min_length=1)
-
-
-class PlannedModules(Spec):
-    """Modules of one size, for planning.
-
-    Attributes:
-        name: of the group; its modules are numbered.
-        width: hidden units, the same in all routed layers.
-        ladder_use: share of its tokens that run each width (`{512: 0.5, 2048: 0.5}`); left out, all run all of it.
-    """
-
-    name: str
-    count: PositiveInt = 1
-    width: PositiveInt
-    ladder_use: dict[int, Annotated[float, Field(gt=0, le=1)]] = {}
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.ladder_use and abs(sum(self.ladder_use.values()) - 1) > 1e-6:
-            raise ValueError(f"ladder_use of {self.name} must sum to 1, not {sum(self.ladder_use.values()):g}")
-        if max(self.ladder_use, default=self.width) > self.width or min(self.ladder_use, default=1) < 1:
-            raise ValueError(f"ladder_use of {self.name} must name widths from 1 to {self.width}")
-        return self
-
-
-class ZipfLoad(Spec):
-    """Tokens of the i-th most used module go like `1 / i ** zipf`; a seed says which module is which."""
-
-    zipf: Annotated[float, Field(ge=0)] = 0.8
-    seed: NonNegativeInt = 0
-
-
-class PlanSettings(Spec):
-    """How a model is to run over devices.
-
-    Attributes:
-        top_k: modules per token.
-        load: how unevenly modules are used: a Zipf law, or the share of each module in the order of the modules.
-        rows: sequences in the batch, over all devices; left out, one per device.
-        train: train the modules (float32 with Adam, the trunk frozen), instead of computing a loss.
-        budget_slack: room for block rows over what the load makes the fullest device expect.
-        replicate: blocks that may be stored more than once, as a share of all blocks.
-        trunk_sharding: the trunk whole on each device, or spread over all of them and gathered layer by layer.
-        mesh: left out, the smallest `expert` axis from 16 on at which the weights fit.
-    """
-
-    top_k: PositiveInt = 2
-    load: ZipfLoad | tuple[Annotated[float, Field(ge=0)], ...] = ZipfLoad()
-    rows: PositiveInt | None = None
-    seq_len: Annotated[int, Field(ge=2)] = 2048
-    train: bool = False
-    budget_slack: Annotated[float, Field(ge=1)] = 1.25
-    replicate: Annotated[float, Field(ge=0)] = 0.1
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    trunk_sharding: Literal["replicated", "sharded"] = "replicated"
-    mesh: MeshSpec | None = None
-
-
-class PlanSpec(PlanSettings):
-    """A model by its shapes alone, to be planned for a TPU topology before anything is trained."""
-
-    kind: Literal["plan"]
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-    summary: str = ""
-    trunk: TrunkSpec
-    modules: tuple[PlannedModules, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _routed(self) -> Self:
-        if not self.trunk.routed_layers:
-            raise ValueError("trunk.routed_layers is empty, so there is nothing to place")
-        modules = sum(group.count for group in self.modules)
-        if self.top_k > modules:
-            raise ValueError(f"top_k {self.top_k} is more than the {modules} modules there are")
-        return self

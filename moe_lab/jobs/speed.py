@@ -16,10 +16,9 @@ from moe_lab.compose.model import ComposedModel
 from moe_lab.data import Batch
 from moe_lab.errors import LabError
 from moe_lab.evaluation.passes import HeldOut
-from moe_lab.jobs.evaluate import built, find_lock
+from moe_lab.evaluation.spec import MeasuredText
+from moe_lab.jobs.outcome_table import measuring_batches
 from moe_lab.jobs.outcomes import composed_corpora
-from moe_lab.jobs.router import measuring_batches
-from moe_lab.jobs.spec import MeasuredText
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.nn.expert_ffn import OneDevice, choose_backend
 from moe_lab.nn.pool import Pool, Routing
@@ -62,7 +61,7 @@ def measure_speed(workspace: Workspace, composition: str, base: Path, settings: 
     """
     if workspace.mesh is not None:
         raise LabError("speed is measured on one device; leave --mesh out")
-    model = built(workspace, find_lock(workspace, composition, base))
+    model = workspace.load_model(workspace.find_lock(composition, base))
     if model.router.needs_outcomes:
         raise LabError(f"{composition}: its router looks at outcomes and cannot be timed; compose one that can be run")
     corpora = composed_corpora(workspace, model, settings.domains, base)

@@ -10,7 +10,8 @@ from typing import Any
 
 from moe_lab.config import load_config
 from moe_lab.errors import LabError
-from moe_lab.jobs.evaluate import Evaluated, compose, evaluate
+from moe_lab.jobs.compose import compose
+from moe_lab.jobs.evaluate import Evaluated, evaluate
 from moe_lab.jobs.publish import publish_checked
 from moe_lab.jobs.spec import StudySpec
 from moe_lab.jobs.train import TRAININGS, train_spec

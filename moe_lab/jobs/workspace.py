@@ -10,14 +10,17 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from moe_lab.compose.lockfile import LockedPart, pin
+from moe_lab.compose.build import build_model
+from moe_lab.compose.lockfile import Lock, LockedPart, load_lock, pin, require_trusted, resolve
+from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import LoadedTrunk, load_trunk
+from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import Spec, load_config
 from moe_lab.data import Corpus, Tokenizer, load_corpus
 from moe_lab.data.frozen import FrozenText
-from moe_lab.data.spec import DataSpec
+from moe_lab.data.spec import DataRef, DataSpec
 from moe_lab.errors import LabError
-from moe_lab.jobs.spec import Choice, DataRef, ModuleSpec, Published
+from moe_lab.jobs.spec import Choice, ModuleSpec, Published
 from moe_lab.lab import Lab
 from moe_lab.parallel.spec import Transport
 from moe_lab.registry import Registry
@@ -102,6 +105,25 @@ class Workspace:
     def pin_trunk(self, ref: str) -> LockedPart:
         """The trunk that a name means now."""
         return pin(self.registry, ref, "trunk")
+
+    def find_lock(self, composition: str, base: Path) -> Lock:
+        """A lockfile by path, or the lock of a composition config as its names resolve now."""
+        for path in (base / composition, Path(composition)):
+            if path.is_file() and path.suffix == ".json":
+                lock = load_lock(path)
+                require_trusted(lock, self.registry)
+                return lock
+        beside = base / composition
+        path = beside if beside.is_file() else self.lab.find_config(composition)
+        spec = load_config(path, kind="composition")
+        assert isinstance(spec, CompositionSpec)
+        return resolve(spec, self.registry)
+
+    def load_model(self, lock: Lock) -> ComposedModel:
+        """The model of a lockfile on the devices of this workspace."""
+        return build_model(
+            lock, self.registry, self.lab, self.mesh, shard_trunk=self.shard_trunk, transport=self.transport
+        )
 
     def open_run(self, spec: Published, inputs: dict[str, str]) -> Run:
         """The run of a training config: finished, begun before, or new."""

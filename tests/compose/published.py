@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 
 from moe_lab.artifacts.weights import to_tensors
+from moe_lab.compose.build import build_model
 from moe_lab.compose.lockfile import Lock, LockedPart, pin, resolve
-from moe_lab.compose.model import ComposedModel, build_model
+from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import candidate_space, find_module, make_router, state_tensors
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import canonical_json

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from moe_lab.compose import model as model_module
+from moe_lab.compose.build import with_router
 from moe_lab.compose.lockfile import LockedPart, pin
-from moe_lab.compose.model import ComposedModel, Decision, with_router
+from moe_lab.compose.model import ComposedModel, Decision
 from moe_lab.compose.parts import load_trunk
 from moe_lab.errors import LabError
 from moe_lab.nn.trunk import token_losses

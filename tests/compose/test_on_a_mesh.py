@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from moe_lab.compose import model as model_module
-from moe_lab.compose.model import ComposedModel, build_model, exchange_modules
+from moe_lab.compose.build import build_model, exchange_modules
+from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import find_module
 from moe_lab.compose.pools import place_modules
 from moe_lab.errors import LabError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moe_lab.evaluation.comparison import Comparison
 from moe_lab.evaluation.curves import TokenOutcomes, bits_at_cost, choice_point, price_curve, zero_curve
+from moe_lab.evaluation.passes import MadePasses
 from moe_lab.metrics.choices import best_fixed, fixed, group_table, oracle
 from moe_lab.metrics.hull import zero_router
 
@@ -229,14 +230,17 @@ def test_a_choice_beside_a_router_has_the_paired_difference_at_its_own_cost():
 def test_what_baselines_mix_is_chosen_on_the_decision_rows_alone(two_domains):
     """Turned around on the test rows, the candidates that a hull and a table would pick are others."""
     turned = dataclasses.replace(two_domains, loss_TC=two_domains.loss_TC[:, ::-1])
-    evaluation = SimpleNamespace(
-        settings=SimpleNamespace(resamples=10, seed=0, prices=(0.0,)),
-        available=SimpleNamespace(space=None),
-        decision=two_domains,
-        model=SimpleNamespace(space=SimpleNamespace(cost_C=two_domains.cost_C)),
-        heldout=SimpleNamespace(domains=("first", "second")),
-    )
-    made, same = (Comparison(evaluation, outcomes) for outcomes in (turned, two_domains))  # type: ignore[arg-type]
+    shared: dict[str, Any] = {
+        "passes": MadePasses(),
+        "label": "",
+        "prices": (0.0,),
+        "decision": two_domains,
+        "names": (),
+        "num_domains": 2,
+        "dearest_cost": float(two_domains.cost_C.max()),
+        "draws": {"resamples": 10, "seed": 0},
+    }
+    made, same = (Comparison(outcomes=outcomes, **shared) for outcomes in (turned, two_domains))
     chosen = zero_router(two_domains.fixed_points())
     for field in ("costs_V", "losses_V", "candidates_V"):
         np.testing.assert_array_equal(getattr(made.zero, field), getattr(chosen, field))

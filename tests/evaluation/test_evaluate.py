@@ -14,7 +14,7 @@ from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import make_router
 from moe_lab.evaluation.evaluate import Evaluation, Settings, decision_outcomes
 from moe_lab.evaluation.outcomes import measure_outcomes
-from moe_lab.evaluation.passes import AnswerItems
+from moe_lab.evaluation.passes import AnswerItems, PlannedPass
 from moe_lab.evaluation.results import Results, Trunk
 from tests.compose.published import LADDERS, MODULES, TRUNK, Published, publish_all
 from tests.evaluation.heldout import make_batches, make_corpora, make_heldout
@@ -272,7 +272,7 @@ def test_baselines_stand_beside_the_routers_and_the_oracle_below_them_all(run) -
 def test_routing_shares_count_each_token_once_in_equal_parts_for_what_it_runs(run, published: Published) -> None:
     evaluation, model, counts = run[0], published.model(published.lock("lab/topk")), Counter()
     several = dataclasses.replace(evaluation, model=model)
-    measured = {"routing": several._routing(several.run(model, without=evaluation.settings.without))}
+    measured = {"routing": several._routing(several._run(PlannedPass("composed", "", model)))}
     arrays, tokens = model.arrays(), Counter()
     for batch in evaluation.heldout.batches:
         available = model.available(evaluation.settings.without)
@@ -327,7 +327,7 @@ def test_samples_are_the_beginning_of_a_row_of_each_domain(run) -> None:
 
 def test_every_pass_is_announced(run) -> None:
     evaluation, _, passes = run
-    assert passes == evaluation.num_passes
+    assert passes == len(evaluation.planned)
 
 
 def test_decision_outcomes_are_the_counted_tokens_in_bits(evaluation: Evaluation) -> None:

@@ -14,10 +14,10 @@ from moe_lab.compose.lockfile import pin
 from moe_lab.compose.parts import LoadedTrunk, find_module, load_trunk
 from moe_lab.data import ByteTokenizer, Document, build_corpus, eval_batches
 from moe_lab.evaluation.outcomes import measure_outcomes
-from moe_lab.evaluation.sequences import domain_bits_per_byte
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.jobs.measure import bits_per_byte, layer_statistics, trunk_losses
 from moe_lab.jobs.objectives import nested_widths
+from moe_lab.jobs.sequences import domain_bits_per_byte
 from tests.compose.published import FIXED, Published, publish_all
 
 TEXTS = ("ab", "c", "3+4 = 7\n", "naïve", "x", "the fox\n", "a document longer than the others are")

@@ -13,9 +13,9 @@ from moe_lab.compose.lockfile import pin
 from moe_lab.compose.parts import find_module, load_trunk
 from moe_lab.data import eval_batches
 from moe_lab.errors import LabError
+from moe_lab.evaluation.spec import OutcomeSettings
 from moe_lab.jobs.measure import bits_per_byte, module_losses, trunk_losses
 from moe_lab.jobs.outcomes import measure_composition
-from moe_lab.jobs.spec import OutcomeSettings
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.questions.table import load_items
 from moe_lab.routing.outcomes import load_outcomes

@@ -20,9 +20,8 @@ from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import load_router
 from moe_lab.evaluation.outcomes import measure_outcomes
 from moe_lab.evaluation.results import load_results
-from moe_lab.jobs.evaluate import built, find_lock
 from moe_lab.jobs.objectives import JoinObjective
-from moe_lab.jobs.router import find_outcomes, measuring_batches
+from moe_lab.jobs.outcome_table import find_outcomes, measuring_batches
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import find_lab, init_lab
 from moe_lab.registry import Registry
@@ -104,7 +103,7 @@ def test_only_the_newcomer_is_measured_on_the_old_rows(lab: Path, joined: tuple[
 
 def test_the_table_is_the_one_that_a_full_training_measures(lab: Path, joined: object) -> None:
     workspace = Workspace(find_lab(str(lab)))
-    model = built(workspace, find_lock(workspace, "all.yaml", lab / "configs"))
+    model = workspace.load_model(workspace.find_lock("all.yaml", lab / "configs"))
     corpora = workspace.corpora(["code", "prose"], lab / "configs", model.trunk.tokenizer)
     table = find_outcomes(workspace, model.trunk, model.modules, corpora, 4, 64)
     assert table is not None

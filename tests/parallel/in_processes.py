@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe_lab.compose.model import build_model
+from moe_lab.compose.build import build_model
 from moe_lab.nn.pool import Blocks
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, make_mesh, to_host, to_mesh

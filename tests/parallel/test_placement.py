@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
-from moe_lab.parallel.baselines import place_by_load, place_equal_count
 from moe_lab.parallel.placement import (
     Balance,
     Bound,
@@ -29,6 +28,7 @@ from moe_lab.parallel.placement import (
     moved_blocks,
     place,
 )
+from tests.parallel.baselines import place_by_load, place_equal_count
 
 CELLS = list(itertools.product((32, 64), (8, 16), (0.5, 0.8, 1.1)))  # modules, devices, exponent of Zipf's law
 DRAWS = 17

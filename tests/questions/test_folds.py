@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from moe_lab.errors import LabError
-from moe_lab.evaluation.route_report import render_route_report
 from moe_lab.metrics.areas import CostRange, aiq, policy_points
 from moe_lab.questions import evaluate
 from moe_lab.questions.evaluate import OutOfFold
@@ -14,6 +13,7 @@ from moe_lab.questions.folds import deal_folds, evaluation_folds, number_keys, o
 from moe_lab.questions.results import RouterCost
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable, make_table
+from moe_lab.reports.route_report import render_route_report
 from tests.questions.synthetic import LARGE, QUICK, SMALL, scored_by, word_table
 
 BY_GROUP = QUICK.model_copy(update={"folds": "groups"})

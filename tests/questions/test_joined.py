@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from moe_lab.errors import LabError
-from moe_lab.evaluation.route_report import render_route_report
 from moe_lab.metrics.areas import CostRange, aiq, deferral_area, policy_points
 from moe_lab.metrics.choices import choose
 from moe_lab.questions.join import join
 from moe_lab.questions.joined import JoinedOn, measure_joined, score_joined
 from moe_lab.questions.results import AREA, RouteResults
 from moe_lab.questions.table import ItemTable
+from moe_lab.reports.route_report import render_route_report
 from tests.questions.synthetic import QUICK, ladder_table, router_of
 
 OLD = ["m0", "m1", "m3"]

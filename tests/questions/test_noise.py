@@ -11,14 +11,14 @@ import os
 import numpy as np
 import pytest
 
-from moe_lab.evaluation.route_claims import claimed_gains
-from moe_lab.evaluation.route_report import render_route_report
 from moe_lab.questions.evaluate import score_out_of_fold
 from moe_lab.questions.features import raw_features
 from moe_lab.questions.results import AREA, RouteCurve, RouterCost, RouteResults
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemCandidate, ItemTable, make_table
+from moe_lab.reports.route_claims import claimed_gains
+from moe_lab.reports.route_report import render_route_report
 
 ROUNDS = int(os.environ.get("MOE_LAB_ROUNDS", "6"))
 MOST = max(1, ROUNDS // 20)  # 5 in 100

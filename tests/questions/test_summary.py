@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moe_lab.evaluation.route_report import render_route_report
 from moe_lab.questions.results import RouterCost, RouteResults
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable
+from moe_lab.reports.route_report import render_route_report
 from tests.questions.synthetic import QUICK, ladder_table, scored_by, word_table
 
 COST = RouterCost(parameters=1, microseconds_per_question=1.0, questions_per_batch=1)
