@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -161,6 +162,9 @@ WRITTEN: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "registry-format.md"
+
+
 def publish(fields: dict[str, Any]) -> Manifest:
     return build(fields, {})[0]
 
@@ -175,6 +179,15 @@ def read(manifest: Manifest) -> Artifact:
 @pytest.mark.parametrize(("artifact", "sections"), WRITTEN, ids=["trunk", "module", "router", "question router"])
 def test_a_manifest_has_exactly_these_sections(artifact: Any, sections: dict[str, Any]) -> None:
     assert artifact.fields() == sections
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_page_of_the_format_names_what_is_written(index: int) -> None:
+    (_, sections), title = WRITTEN[index], ("trunk", "module", "router of tokens", "router of questions")[index]
+    [row] = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {title} |")]
+    for section, cell in zip(("interface", "config", "data"), row.split("|")[2:5], strict=True):
+        missing = {key for key in sections[section] if f"`{key}`" not in cell} - {"ModuleSpec"}
+        assert not missing, f"{title}: {section}"
 
 
 @pytest.mark.parametrize("artifact", [TRUNK, MODULE, ROUTER, ASKER])
