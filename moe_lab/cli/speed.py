@@ -70,6 +70,6 @@ def _print(measured: Speed) -> None:
 def _write(measured: Speed, out: Path) -> None:
     import dataclasses
 
-    from moe_lab.training.durable import write_json
+    from moe_lab.files import write_json
 
     write_json(out, dataclasses.asdict(measured))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from moe_lab.data.sources import read_documents
 from moe_lab.data.spec import DataSpec
 from moe_lab.data.tokenizers import ByteTokenizer, Int32, Tokenizer
 from moe_lab.errors import LabError
+from moe_lab.files import open_replacement
 
 # Part of every digest, and so of every cache key and run: raise it when encoding, the arrays below or what is counted
 # of a packed row change.
@@ -195,15 +194,9 @@ def _read_cache(path: Path) -> dict[Split, TokenSplit] | None:
 
 def _write_cache(path: Path, splits: Mapping[Split, TokenSplit]) -> None:
     arrays = {f"{split}.{a}": getattr(part, a) for split, part in splits.items() for a in _ARRAYS}
-    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("xb") as file:
-                np.savez(file, **arrays)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with open_replacement(path) as file:
+            np.savez(file, **arrays)
     except OSError as error:
         raise LabError(
             f"cannot write the token cache {path}: {error.strerror}; free some space or name another folder"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 from moe_lab.data.documents import Document
 from moe_lab.data.spec import AnySource, PackageSource, PydocSource, ReadmesSource, StdlibSource
 from moe_lab.errors import LabError
+from moe_lab.files import write_bytes
 
 ENVIRONMENT = (StdlibSource, PydocSource, PackageSource, ReadmesSource)
 """Sources whose text is that of the interpreter and of what is installed."""
@@ -66,13 +65,7 @@ def _read(path: Path) -> list[Document]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_bytes(path, data)
     except OSError as error:
         raise LabError(f"cannot keep text in {path}: {error.strerror}; free some space or make it writable") from error

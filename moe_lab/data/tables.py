@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_lab.errors import LabError
+from moe_lab.files import open_replacement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,8 @@ class TableFormat:
 
         text = json.dumps({**header, "format": self.version}, sort_keys=True)
         written = pa.table(dict(columns)).replace_schema_metadata({self.key: text})
-        partial = path.with_suffix(".partial")
-        pq.write_table(written, partial, write_page_checksum=True)
-        partial.replace(path)
+        with open_replacement(path) as file:
+            pq.write_table(written, file, write_page_checksum=True)
 
     def read(self, path: Path, needed: Callable[[dict[str, Any]], Iterable[str]]) -> ReadTable:
         """Reads a file back; `needed` says from its header which columns it must have.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from moe_lab.data.spec import ByteTokenizerSpec, HFTokenizerSpec
 from moe_lab.errors import LabError, did_you_mean
+from moe_lab.files import digest_of
 
 Int32 = NDArray[np.int32]
 
@@ -65,7 +65,7 @@ class ByteTokenizer:
     name = "byte"
     vocab_size = 257
     eos_id = 256
-    digest = "sha256-" + hashlib.sha256(b"moe-lab byte tokenizer: 0-255 bytes, 256 end of document").hexdigest()
+    digest = digest_of(b"moe-lab byte tokenizer: 0-255 bytes, 256 end of document")
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
         ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
@@ -103,7 +103,7 @@ class HFTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = _eos_id(vocabulary, eos)
         self._tokenizer = _end_apart(parsed, definition, self.eos_id)
-        self.digest = "sha256-" + hashlib.sha256(definition + b"\0eos %d" % self.eos_id).hexdigest()
+        self.digest = digest_of(definition + b"\0eos %d" % self.eos_id)
         self.encode(_PROBE)
 
     def encode(self, text: str) -> tuple[Int32, Int32]:

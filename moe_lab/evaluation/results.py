@@ -7,7 +7,6 @@ the routed layers, widths are hidden units.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_valida
 
 from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError, did_you_mean
+from moe_lab.files import write_text
 from moe_lab.metrics.bootstrap import Interval
 
 FORMAT = 1
@@ -310,13 +310,7 @@ def save_results(results: Results, path: str | Path) -> Path:
     """Writes results as JSON, whole or not at all."""
     path = Path(path)
     text = json.dumps(results.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text)
     return path
 
 

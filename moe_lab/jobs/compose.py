@@ -9,8 +9,8 @@ from moe_lab.compose.build import build_model
 from moe_lab.compose.lockfile import Lock, resolve
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import load_config
+from moe_lab.files import write_json
 from moe_lab.jobs.workspace import Workspace
-from moe_lab.training.durable import write_json
 
 
 def compose(

@@ -23,12 +23,12 @@ from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
 from moe_lab.evaluation.passes import HeldOut
 from moe_lab.evaluation.results import Learned, Module, Parent, Results, Router, Trunk, load_results, save_results
 from moe_lab.evaluation.spec import EvaluationSpec
+from moe_lab.files import write_json
 from moe_lab.jobs.outcome_table import outcome_table
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
 from moe_lab.reports.composed_report import write_report
 from moe_lab.reports.pictures import write_picture
 from moe_lab.training import Run, open_run
-from moe_lab.training.durable import write_json
 from moe_lab.training.processes import is_first
 
 

@@ -16,6 +16,7 @@ from moe_lab.data.spec import DataRef
 from moe_lab.errors import LabError
 from moe_lab.evaluation.passes import HeldOut
 from moe_lab.evaluation.spec import OutcomeSettings
+from moe_lab.files import open_replacement
 from moe_lab.jobs.outcome_table import MEASURING_SPLIT, MeasuredOutcomes, measuring_batches, outcome_table
 from moe_lab.jobs.sequences import domain_bits_per_byte, sequence_table
 from moe_lab.jobs.workspace import Workspace
@@ -135,7 +136,6 @@ def _items(
 
 
 def _copied(path: Path, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    shutil.copyfile(path, partial)
-    return partial.replace(out)
+    with path.open("rb") as data, open_replacement(out) as file:
+        shutil.copyfileobj(data, file)
+    return out

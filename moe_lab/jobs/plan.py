@@ -9,12 +9,12 @@ from moe_lab.config import decode, load_config
 from moe_lab.config.overrides import apply_overrides
 from moe_lab.config.strict_yaml import load_yaml
 from moe_lab.errors import LabError
+from moe_lab.files import write_json
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.planning.make import document
 from moe_lab.planning.model import PlannedModel, model_of_lock, model_of_spec
 from moe_lab.planning.plan import Plan
 from moe_lab.planning.spec import PlanSettings, PlanSpec
-from moe_lab.training.durable import write_json
 
 
 def find_model(workspace: Workspace, text: str, overrides: Sequence[str]) -> PlannedModel:

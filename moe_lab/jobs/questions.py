@@ -10,6 +10,7 @@ from pathlib import Path
 from moe_lab.artifacts.places import is_elsewhere
 from moe_lab.artifacts.router import QuestionRouterArtifact, read_router
 from moe_lab.errors import LabError
+from moe_lab.files import write_json
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
@@ -26,7 +27,6 @@ from moe_lab.questions.table import ItemTable
 from moe_lab.registry import Registry
 from moe_lab.reports.route_report import write_route_report
 from moe_lab.training import Run
-from moe_lab.training.durable import write_json
 
 RESULTS_FILE = "route-results.json"
 REPORT_FILE = "route-report.html"

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from moe_lab.folders import user_cache
+from moe_lab.files import open_replacement, user_cache
 from moe_lab.questions.encoder_folder import read_encoder_folder
 
 _STEP = 32
@@ -101,11 +100,8 @@ def encode_texts(where: str, texts: Sequence[str], told: Told = lambda done: Non
             return found["vectors"], encoder.digest
     except _DAMAGED:
         vectors = encoder(texts, told)
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_name(f"{kept.stem}.{os.getpid()}.npz")
-        np.savez(beside, vectors=vectors)
-        beside.replace(kept)
+    with suppress(OSError), open_replacement(kept) as file:
+        np.savez(file, vectors=vectors)
     return vectors, encoder.digest
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from moe_lab.data.json_lines import parse_json
 from moe_lab.errors import LabError, did_you_mean
+from moe_lab.files import digest_of
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ def read_encoder_folder(where: str) -> EncoderFolder:
     if pooling != "mean":
         parts.append(pooling.encode())
     return EncoderFolder(
-        digest="sha256-" + hashlib.sha256(b"".join(parts)).hexdigest(),
+        digest=digest_of(b"".join(parts)),
         width=int(config["hidden_size"]),
         heads=int(config["num_attention_heads"]),
         layers=int(config["num_hidden_layers"]),

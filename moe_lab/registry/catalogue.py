@@ -6,7 +6,6 @@ A manifest never changes under its digest, so what was read once stays true. The
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from moe_lab.errors import LabError
-from moe_lab.folders import user_cache
+from moe_lab.files import digest_of, user_cache, write_bytes
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import canonical
 from moe_lab.registry.marks import Mark
 from moe_lab.registry.read import read_manifest
-from moe_lab.registry.references import ArtifactRef, digest_of, manifest_key
+from moe_lab.registry.references import ArtifactRef, manifest_key
 from moe_lab.registry.refs import MAX_REF_BYTES, digest_in, published_of, ref_key, retired_reason
 from moe_lab.registry.stores import LocalStore, Store
 from moe_lab.registry.stores.walk import read_tree
@@ -132,11 +131,5 @@ def _load(cache: Path) -> dict[str, dict[str, Any]]:
 def _save(cache: Path, shown: Mapping[str, Collection[Any]]) -> None:
     """Whole or not at all. A cache that cannot be written costs time and nothing else."""
     data = canonical(shown)
-    temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(8)}")
     with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(f"{digest_of(data)}\n".encode() + data)
-            temporary.replace(cache)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(cache, f"{digest_of(data)}\n".encode() + data)

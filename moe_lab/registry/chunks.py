@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moe_lab.errors import LabError, did_you_mean
+from moe_lab.files import digest_of
 from moe_lab.registry.manifest import ITEM_BYTES, TensorRecord
-from moe_lab.registry.references import digest_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from moe_lab.errors import LabError, did_you_mean
+from moe_lab.files import digest_of
 from moe_lab.registry.exact_json import MAX_INTEGER, ManifestProblem, canonical, check_depth, exact, exact_json, shown
-from moe_lab.registry.references import digest_of, is_digest
+from moe_lab.registry.references import is_digest
 
 FORMAT = 1
 KINDS = ("module", "trunk", "router")

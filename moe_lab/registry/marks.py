@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 
 from moe_lab.errors import LabError
-from moe_lab.registry.references import ArtifactRef, digest_of
+from moe_lab.files import digest_of
+from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.stores import Store
 
 RETIRED, RESTORED = "retired", "restored"

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_lab.errors import LabError
+from moe_lab.files import digest_of
 from moe_lab.registry.chunks import describe, spread
 from moe_lab.registry.exact_json import ManifestProblem
 from moe_lab.registry.failures import write_error
 from moe_lab.registry.manifest import build
-from moe_lab.registry.references import ArtifactRef, blob_key, digest_of, manifest_key, version_order
+from moe_lab.registry.references import ArtifactRef, blob_key, manifest_key, version_order
 from moe_lab.registry.refs import Versions, read_ref, ref_key, versions
 from moe_lab.registry.stores import LocalStore, Store, origin
 

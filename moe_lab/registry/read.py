@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
+from moe_lab.files import digest_of
 from moe_lab.registry.chunks import numpy_dtype, spread
 from moe_lab.registry.exact_json import MAX_BYTES, ManifestProblem
 from moe_lab.registry.manifest import Chunk, Manifest, TensorRecord, parse
-from moe_lab.registry.references import blob_key, digest_of, manifest_key
+from moe_lab.registry.references import blob_key, manifest_key
 from moe_lab.registry.stores import Store
 
 if TYPE_CHECKING:

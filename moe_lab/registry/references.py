@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, replace
 
@@ -20,11 +19,6 @@ _VERSION_RULE = "text of one to four integers joined by dots, such as '1' or '1.
 _WIDTH = re.compile(r"[1-9][0-9]{0,8}")
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
 _CONTENT = re.compile(rf"(?:blobs/({_DIGEST.pattern})|manifests/({_DIGEST.pattern})\.json)")
-
-
-def digest_of(data: bytes | memoryview) -> str:
-    """Returns `sha256-<64 lowercase hex digits>`, the name under which these bytes are stored."""
-    return f"sha256-{hashlib.sha256(data).hexdigest()}"
 
 
 def is_digest(text: object) -> bool:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moe_lab.errors import LabError
+from moe_lab.files import digest_of
 from moe_lab.registry.catalogue import Entry, cache_file, catalogue
 from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
 from moe_lab.registry.diff import ArtifactDiff, diff
@@ -23,7 +24,7 @@ from moe_lab.registry.mirror import Mirrored, mirror
 from moe_lab.registry.mirror import Progress as MirrorProgress
 from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
-from moe_lab.registry.references import ArtifactRef, digest_of, is_digest, manifest_key
+from moe_lab.registry.references import ArtifactRef, is_digest, manifest_key
 from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, versions, warn_if_retired
 from moe_lab.registry.retire import Retirement, retire, unretire
 from moe_lab.registry.signatures import Signature, problem_with, sign, signatures, signatures_of_digest

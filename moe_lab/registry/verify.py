@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from moe_lab.errors import LabError
+from moe_lab.files import digest_of
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import MAX_BYTES
 from moe_lab.registry.manifest import MAX_CHUNK_BYTES, Chunk
 from moe_lab.registry.marks import read_mark
 from moe_lab.registry.read import read_chunk, read_manifest
-from moe_lab.registry.references import blob_key, content_digest, digest_of, manifest_key
+from moe_lab.registry.references import blob_key, content_digest, manifest_key
 from moe_lab.registry.refs import Resolved, read_ref, split_key
 from moe_lab.registry.signatures import FOLDER, check_file, signatures_of_digest
 from moe_lab.registry.stores import Store

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from moe_lab.errors import LabError, PeerLostError
-from moe_lab.training.durable import sync, write_json
+from moe_lab.files import sync, write_json
 from moe_lab.training.processes import (
     explain_lost_peer,
     first_goes_first,

@@ -8,7 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_lab.training.durable import append_line, read_lines, utc_now
+from moe_lab.files import append_line, read_lines
+from moe_lab.training.clock import utc_now
 from moe_lab.training.lock import ProcessIdentity, is_held
 
 LEDGER = "ledger.jsonl"

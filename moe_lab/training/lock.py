@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from moe_lab.errors import LabError
-from moe_lab.training.durable import UNSUPPORTED, exclusive
+from moe_lab.files import UNSUPPORTED, exclusive
 
 # psutil derives a start time from the boot time, which moves a little when the clock is corrected. No process
 # id comes round again within seconds of its former owner's start.

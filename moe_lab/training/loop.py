@@ -9,8 +9,9 @@ from typing import Any
 import jax
 
 from moe_lab.errors import Interrupted, LabError
+from moe_lab.files import explain_full_disk
 from moe_lab.training.checkpoint import Checkpoints
-from moe_lab.training.durable import explain_full_disk, utc_now
+from moe_lab.training.clock import utc_now
 from moe_lab.training.metrics import TIMING_FIELDS, MetricsLog
 from moe_lab.training.objective import Objective
 from moe_lab.training.processes import explain_lost_peer, largest, several

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from moe_lab.training.durable import append_line, read_lines, sync, write_atomic
+from moe_lab.files import append_line, read_lines, sync, write_text
 from moe_lab.training.processes import is_first
 
 TIMING_FIELDS = ("units_per_second", "seconds", "time")
@@ -25,7 +25,7 @@ class MetricsLog:
         lines = read_lines(self._path)
         kept = [line for line in lines if line is not None and line.get("step", math.inf) <= step]
         if len(kept) < len(lines) and is_first():
-            write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept[-1] if kept else {}
 
     def append(self, line: dict[str, Any]) -> dict[str, Any]:

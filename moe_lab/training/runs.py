@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from moe_lab.config import fingerprint, to_yaml
 from moe_lab.errors import Interrupted, LabError
-from moe_lab.training.durable import explain_full_disk, is_full_disk, utc_now, write_atomic, write_json
+from moe_lab.files import explain_full_disk, is_full_disk, write_json, write_text
+from moe_lab.training.clock import utc_now
 from moe_lab.training.ledger import LOCK, RESULT, Event, read_result, record_event
 from moe_lab.training.lock import RunLock
 from moe_lab.training.processes import first_goes_first, is_first, together
@@ -114,7 +115,7 @@ class Run:
                 self._say(f"{self.path / RESULT} is empty or broken: this run is not finished; it {self._goes_on()}")
             resumed = (self.path / "run.json").exists()
             if not resumed:
-                write_atomic(self.path / "config.yaml", to_yaml(resolved))
+                write_text(self.path / "config.yaml", to_yaml(resolved))
             self._describe_machine()
             if not resumed:
                 write_json(self.path / "run.json", self._identity() | {"inputs": inputs, "created": utc_now()})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moe_lab.cli import main
-from moe_lab.training.durable import write_json
+from moe_lab.files import write_json
 from moe_lab.training.ledger import record_event
 
 

@@ -11,9 +11,9 @@ from moe_lab.compose.build import with_router
 from moe_lab.compose.lockfile import LockedPart, artifact_name, load_lock, pin, resolve
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.errors import LabError
+from moe_lab.files import write_json
 from moe_lab.planning.model import model_of_lock
 from moe_lab.planning.spec import PlanSettings
-from moe_lab.training.durable import write_json
 from tests.compose.published import FIXED, LADDERS, MODULES, ROUTERS, WIDTHS, Published
 
 

@@ -20,9 +20,9 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["moe_lab", "json"]):
     from moe_lab.errors import LabError
+    from moe_lab.files import digest_of
     from moe_lab.registry.exact_json import ManifestProblem, canonical
     from moe_lab.registry.manifest import parse
-    from moe_lab.registry.references import digest_of
     from moe_lab.registry.safetensors_file import read_safetensors
 
 CHUNK = "sha256-" + "0" * 64

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
+from moe_lab.files import digest_of
 from moe_lab.registry import ArtifactRef, LocalStore
 from moe_lab.registry.exact_json import ManifestProblem, canonical
 from moe_lab.registry.interchange import CARD, TENSORS, read_folder
 from moe_lab.registry.manifest import ITEM_BYTES, parse
-from moe_lab.registry.references import digest_of, is_digest
+from moe_lab.registry.references import is_digest
 from moe_lab.registry.refs import read_ref, ref_key, split_key
 from moe_lab.registry.safetensors_file import DTYPES, read_safetensors
 

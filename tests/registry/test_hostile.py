@@ -21,10 +21,10 @@ import pytest
 
 from moe_lab.cli.lineage_tree import tree_lines
 from moe_lab.errors import LabError, printable
+from moe_lab.files import digest_of
 from moe_lab.registry import LineageNode, Registry
 from moe_lab.registry.exact_json import MAX_BYTES, ManifestProblem, canonical
 from moe_lab.registry.manifest import TensorRecord, build, parse
-from moe_lab.registry.references import digest_of
 from tests.registry.scenario import BLOCKS, fields, files, tensors
 
 REPOSITORY = str(Path(__file__).parents[2])

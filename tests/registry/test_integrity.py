@@ -137,8 +137,8 @@ def test_files_of_equal_size_that_change_places_are_detected(root, published):
 
 def test_a_chunk_of_another_length_than_the_manifest_says_is_refused(registry, root):
     """Right digest, wrong place: a manifest that nobody here would write, made by hand."""
+    from moe_lab.files import digest_of
     from moe_lab.registry.manifest import TensorRecord, build
-    from moe_lab.registry.references import digest_of
 
     chunk = digest_of(b"12345678")
     registry.store.put_if_absent(f"blobs/{chunk}", b"12345678")
@@ -150,7 +150,7 @@ def test_a_chunk_of_another_length_than_the_manifest_says_is_refused(registry, r
 
 
 def test_a_manifest_with_the_right_digest_must_still_be_sound(registry, root):
-    from moe_lab.registry.references import digest_of
+    from moe_lab.files import digest_of
 
     for text, reason in (
         (b"{}", "format is None"),

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
+from moe_lab.files import digest_of
 from moe_lab.registry.exact_json import MAX_BYTES, MAX_DEPTH, ManifestProblem, canonical
 from moe_lab.registry.manifest import TensorRecord, build, parse
-from moe_lab.registry.references import digest_of
 
 CHUNK = digest_of(b"")
 RECORD = {"dtype": "float32", "shape": [2, 3], "chunk_bytes": 12, "chunks": [CHUNK, CHUNK], "blocks": True}

@@ -7,8 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
+from moe_lab.files import digest_of
 from moe_lab.registry import ArtifactRef, Registry
-from moe_lab.registry.references import blob_key, content_digest, digest_of, manifest_key, version_order
+from moe_lab.registry.references import blob_key, content_digest, manifest_key, version_order
 
 HOSTILE = [
     *("..", ".", "", "../x", "/etc/passwd", "a/../../b", "%2e%2e", "%252e%252e", "a\\b", "C:", "\\\\host\\x"),

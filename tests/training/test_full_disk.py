@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 
 @pytest.mark.parametrize(
     ("module", "name", "call"),
-    [(ledger, "append_line", 1), (runs, "write_json", 1), (runs, "write_json", 3), (runs, "write_atomic", 1)],
+    [(ledger, "append_line", 1), (runs, "write_json", 1), (runs, "write_json", 3), (runs, "write_text", 1)],
 )
 def test_a_run_that_finds_no_space_to_begin_can_begin_later(tmp_path: Path, module: Any, name: str, call: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from moe_lab.errors import LabError
-from moe_lab.folders import user_cache
-from moe_lab.registry.references import content_digest, digest_of, is_version
+from moe_lab.files import digest_of, user_cache
+from moe_lab.registry.references import content_digest, is_version
 from moe_lab.registry.stores.local import LocalStore
 from moe_lab.registry.stores.protocol import Keys, Store
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from moe_lab.folders import user_cache
+from moe_lab.files import sync, user_cache
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
@@ -77,11 +77,7 @@ def _digest(path: Path) -> str:
 def _keep(unchecked: Path, finished: Path) -> None:
     """Gives a kernel its place in the cache once its bytes are on the disk; without room it serves this once."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(unchecked, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(unchecked)
         unchecked.replace(finished)
 
 

@@ -1,17 +1,18 @@
-"""Files that survive a kill: whole or absent, and a full disk said in one line."""
+"""Files that survive a kill or a power cut: whole or absent, named by their digests; a full disk said in one line."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from moe_lab.errors import LabError
 
@@ -20,25 +21,50 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
-def utc_now() -> str:
-    """Returns the time as ISO 8601 in UTC, to the millisecond."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME/moe-lab`, else `~/.cache/moe-lab`; `RuntimeError` on an account without a home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-lab"
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a file that a reader, or the next process after a kill, finds whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def digest_of(data: bytes | memoryview) -> str:
+    """Returns `sha256-<64 lowercase hex digits>`, the name under which these bytes are stored."""
+    return f"sha256-{hashlib.sha256(data).hexdigest()}"
+
+
+@contextlib.contextmanager
+def open_replacement(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file beside `path` that takes its place at the end: whole and on the disk, or not at all.
+
+    Readers, and the next process after a kill, find the old file or the whole new one. The folder is made if it is
+    not there. Several processes may write the same file at once; the last one to finish wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    with open_replacement(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file, whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, whole or not at all."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def exclusive(descriptor: int) -> None:
