@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import signal
 from collections.abc import Iterable
 
 
 class LabError(Exception):
-    """A mistake of the user's, not of ours. The command line prints it as one line and exits with 2."""
+    """What cannot be done, by no fault of ours. The command line prints it as one line and exits with 2.
+
+    Raised as itself it is a mistake in what somebody wrote or asked for, which a server answers with 400 (Bad Request).
+    The classes below are the other cases. They say who can mend it; the text says how.
+    """
 
 
-class PeerLostError(LabError):
+class NotFound(LabError):
+    """What was named is not there: an artifact, version or tensor, a file, a config, a contribution. HTTP: 404."""
+
+
+class Refused(LabError):
+    """A rule says no to what is well formed: trust, admission, rights, a taken name, a misfit of parts. HTTP: 409."""
+
+
+class Damaged(LabError):
+    """What the lab stored is not what it wrote: other bytes, cut short, malformed, or a part is missing. HTTP: 500."""
+
+
+class Unavailable(LabError):
+    """What is needed cannot be had now: a store, server, device, compiler, package, lock, room on disk. HTTP: 503."""
+
+
+class PeerLostError(Unavailable):
     """Another process of this run is gone. Threads that wait for it never end, so the process must leave at once."""
 
 
@@ -30,6 +51,26 @@ class Interrupted(BaseException):
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name
         return f"{name} after {self.kept}" if self.kept else name
+
+
+_NOT_THERE = (errno.ENOENT, errno.ENXIO)
+_NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL)
+
+
+def classify(error: Exception) -> type[LabError]:
+    """Returns the class to raise in place of an error: a `LabError`'s own, the system's by its number, else `LabError`.
+
+    A file that a library cannot understand is an `OSError` without a number: a plain mistake, as any malformed input.
+    """
+    if isinstance(error, LabError):
+        return type(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _NOT_THERE:
+        return NotFound
+    if number in _NO_RIGHTS:
+        return Refused
+    return LabError if number is None or number in _BAD_PATH else Unavailable
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Unavailable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What file systems answer that cannot lock a file, or cannot sync a folder.
@@ -130,7 +130,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_full_disk(folder: Path, resumes: Callable[[], str]) -> Iterator[None]:
-    """Turns a full disk under `folder` into a `LabError` that ends with where the same command goes on."""
+    """Turns a full disk under `folder` into an `Unavailable` that ends with where the same command goes on."""
     try:
         yield
     except Exception as error:
@@ -138,7 +138,7 @@ def explain_full_disk(folder: Path, resumes: Callable[[], str]) -> Iterator[None
             raise
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free / 1e6
-        raise LabError(
+        raise Unavailable(
             f"disk full while writing {folder} ({free:.1f} MB free): "
             f"free space and run the same command again; it {resumes()}"
         ) from error

@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from moe_lab.config import canonical_json
 from moe_lab.config.spec import Spec
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 from moe_lab.registry.manifest import Manifest, Parent
 
 
@@ -88,7 +88,7 @@ def read_domains(manifest: Manifest) -> tuple[Mapping[str, Any], ...]:
 def require_entry(section: Mapping[str, Any], key: str, label: str) -> Any:
     """An entry that an artifact of this kind must have."""
     if key not in section:
-        raise LabError(f"{label}: its manifest has no {key}, which an artifact of this kind has; publish it again")
+        raise Damaged(f"{label}: its manifest has no {key}, which an artifact of this kind has; publish it again")
     return section[key]
 
 
@@ -103,7 +103,7 @@ def from_text(section: Mapping[str, Any], key: str, label: str) -> dict[str, Any
     try:
         settings: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError) as error:
-        raise LabError(f"{label}: {key} in its manifest is no JSON text ({error}); publish it again") from error
+        raise Damaged(f"{label}: {key} in its manifest is no JSON text ({error}); publish it again") from error
     return settings
 
 

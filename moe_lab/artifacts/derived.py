@@ -11,7 +11,7 @@ from typing import Any
 
 from moe_lab.artifacts.artifact import read_object
 from moe_lab.artifacts.module import KIND, layer_blocks
-from moe_lab.errors import LabError, printable
+from moe_lab.errors import NotFound, printable
 from moe_lab.experts.interface import Interface, blocks_of, declared_cost
 from moe_lab.registry.manifest import Manifest, Parent, TensorRecord
 
@@ -29,7 +29,7 @@ def cut_to_rung(manifest: Manifest, ref: str, width: int) -> tuple[dict[str, Any
     sections, ladder = manifest.sections, manifest.get("ladder")
     if manifest.kind != KIND or not isinstance(ladder, list) or width not in ladder:
         rungs = ", ".join(map(str, ladder)) if isinstance(ladder, list) else "none"
-        raise LabError(f"{manifest.label} has no rung of width {width}. Its ladder: {printable(rungs)}.")
+        raise NotFound(f"{manifest.label} has no rung of width {width}. Its ladder: {printable(rungs)}.")
     if width == ladder[-1]:
         return sections, manifest.records
     interface = Interface.from_json(sections["interface"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_lab.artifacts.artifact import Artifact, read_domains, read_object, read_sections, require_entry, to_text
 from moe_lab.artifacts.tensor_names import by_layer
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 from moe_lab.experts.interface import Interface
 from moe_lab.registry.manifest import Manifest, Parent, TensorRecord
 
@@ -41,7 +41,7 @@ class ModuleArtifact(Artifact):
         """The trunk that it was trained beside, by its lineage."""
         trunk = self.parent("trunk")
         if trunk is None:
-            raise LabError("the manifest's lineage names no trunk; train the module again")
+            raise Damaged("the manifest's lineage names no trunk; train the module again")
         return trunk
 
     def fields(self) -> dict[str, Any]:

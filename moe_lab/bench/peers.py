@@ -17,7 +17,7 @@ import numpy as np
 from moe_lab.bench.cases import Case
 from moe_lab.bench.competitors import draw_blocks, draw_tokens, stacked
 from moe_lab.bench.measure import Prepare
-from moe_lab.errors import LabError
+from moe_lab.errors import Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def require_torch() -> Any:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        raise LabError(f"--peers needs torch and transformers ({error}); pip install 'moe-lab[peers]'") from error
+        raise Unavailable(f"--peers needs torch and transformers ({error}); pip install 'moe-lab[peers]'") from error
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     return torch
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_lab.cli.app import CommandGroup, current_lab
-from moe_lab.errors import LabError, printable
+from moe_lab.errors import LabError, Refused, printable
 
 if TYPE_CHECKING:
     from moe_lab.lab import Lab
@@ -120,7 +120,7 @@ def _report(
             print(f"ok    {rule}", flush=True)
     if broken:
         again = shlex.join(["moe-lab", group, "check", name, *(settings or ())])
-        raise LabError(f"{name} breaks {broken} of {len(checks)} rules; mend them, then: {again}")
+        raise Refused(f"{name} breaks {broken} of {len(checks)} rules; mend them, then: {again}")
     print(f"{name} keeps all {len(checks)} rules")
 
 

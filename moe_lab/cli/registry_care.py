@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_lab.cli.session import open_registry
-from moe_lab.errors import LabError, counted
+from moe_lab.errors import LabError, classify, counted
 
 if TYPE_CHECKING:
     from moe_lab.registry import LineageNode
@@ -91,7 +91,7 @@ def draw_lineage(node: LineageNode, picture: str) -> None:
     try:
         path.write_text(lineage_svg(node), encoding="utf-8")
     except OSError as error:
-        raise LabError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
+        raise classify(error)(f"{path} cannot be written: {error.strerror}; choose another place.") from None
     print(f"drew {path}")
 
 

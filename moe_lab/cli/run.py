@@ -49,7 +49,7 @@ def run(
             announce,
         )
     except LabError as error:
-        raise LabError(f"{error} (study {spec.name}; what is done is kept, the same command goes on)") from error
+        raise type(error)(f"{error} (study {spec.name}; what is done is kept, the same command goes on)") from error
     _print_closing(records, time.perf_counter() - started)
 
 

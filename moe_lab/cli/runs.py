@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import NotFound, did_you_mean
 
 if TYPE_CHECKING:
     from moe_lab.training import RunRecord
@@ -57,7 +57,7 @@ def runs(
 
 def _known(option: str, value: str | None, values: Iterable[str]) -> None:
     if value is not None and value not in values:
-        raise LabError(f'--{option} "{value}" does not exist here.{did_you_mean(value, values)}')
+        raise NotFound(f'--{option} "{value}" does not exist here.{did_you_mean(value, values)}')
 
 
 def _row(record: RunRecord) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from moe_lab.compose.parts import (
     router_homes,
 )
 from moe_lab.compose.pools import exchange_in_place, gather_modules, place_modules
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Refused
 from moe_lab.lab import Lab
 from moe_lab.nn.expert_ffn import OneDevice, require_backend
 from moe_lab.parallel.layer import ShardedLayer
@@ -170,9 +170,9 @@ def exchange_modules(
         load: what placement should balance, from `ComposedModel.load`; even if left out.
     """
     if model.mesh is None:
-        raise LabError("modules are exchanged in a model on a mesh; on one device build the model anew")
+        raise Refused("modules are exchanged in a model on a mesh; on one device build the model anew")
     if lock.trunk.digest != model.trunk.part.digest:
-        raise LabError(f"{lock.trunk.ref} is another trunk than {model.trunk.part.ref}; build the model anew")
+        raise Refused(f"{lock.trunk.ref} is another trunk than {model.trunk.part.ref}; build the model anew")
     modules, router = _parts(lock, registry, lab, model.trunk)
     pools = exchange_in_place(model.pools, model.modules, modules, model.mesh, load)
     homes = _homes(lock.router, registry)
@@ -185,12 +185,12 @@ def _require_same_ladders(space: CandidateSpace, modules: Sequence[PublishedModu
     composed = candidate_space(modules)
     for module, cost in zip(modules, composed.costs, strict=True):
         if module.name not in known:
-            raise LabError(
+            raise Refused(
                 f"router {label} does not know module {module.name} (it knows {', '.join(known)}); "
                 "train the router again with it"
             )
         if known[module.name] != module.ladder or costs[module.name] != cost:
-            raise LabError(
+            raise Refused(
                 f"router {label} learned {module.name} with ladder {list(known[module.name])} at costs "
                 f"{list(costs[module.name])}, but {module.part.ref} has {list(module.ladder)} at {list(cost)}; "
                 "train the router again"

@@ -13,7 +13,7 @@ from moe_lab.artifacts.router import RouterArtifact, read_router
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import decode
 from moe_lab.config.spec import Spec
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Refused, classify
 from moe_lab.registry import ArtifactRef, Registry
 from moe_lab.registry.manifest import Parent
 
@@ -112,7 +112,7 @@ def require_learned(
         if name in accepted and accepted[name].digest == learned.digest:
             continue
         found = composed[name]
-        raise LabError(
+        raise Refused(
             f"router {router.ref} learned from {learned.ref} ({learned.digest[:19]}), but {found.ref} "
             f"({found.digest[:19]}) is composed, and what the router knows may not hold for it: train the router "
             f"again, or name {learned.ref} in the composition, or {way_on}"
@@ -140,7 +140,8 @@ def load_lock(path: Path) -> Lock:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LabError(f"{path}: cannot be read as a lockfile: {error}; compose it again") from error
+        kind = classify(error) if isinstance(error, OSError) else Damaged
+        raise kind(f"{path}: cannot be read as a lockfile: {error}; compose it again") from error
     return decode(Lock, data, str(path))
 
 

@@ -25,7 +25,7 @@ from moe_lab.compose.parts import (
     candidate_space,
 )
 from moe_lab.compose.pools import Pools, measured_load
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import NotFound, did_you_mean
 from moe_lab.experts.interface import block_multiply_adds
 from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.pool import Routing
@@ -128,7 +128,7 @@ class ComposedModel:
         names = [module.name for module in self.modules]
         for name in without:
             if name not in names:
-                raise LabError(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, names)}')
+                raise NotFound(f'cannot leave out "{name}": it is not in the composition.{did_you_mean(name, names)}')
         return np.array([name not in without for name in self.space.modules])
 
     def hint(self, domains: Sequence[str]) -> np.ndarray:

@@ -20,7 +20,7 @@ from moe_lab.compose.lockfile import LockedPart, artifact_name
 from moe_lab.data import Tokenizer
 from moe_lab.data.spec import ByteTokenizerSpec, TokenizerSpec
 from moe_lab.data.tokenizers import ByteTokenizer, HFTokenizer
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.experts.interface import Interface, blocks_of, rung_cost
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.lab import Lab
@@ -86,7 +86,7 @@ class PublishedModule:
             arrays: Any = [self.registry.tensor(self.manifest, name, rows) for name in layer_names(layer, PROJECTIONS)]
             return Blocks(*arrays)
         except LabError as error:
-            raise LabError(f"{self.part.ref}: {error}") from error
+            raise type(error)(f"{self.part.ref}: {error}") from error
 
     @cached_property
     def weights(self) -> ExpertWeights:
@@ -114,10 +114,10 @@ def state_from_tensors(abstract: nnx.State, tensors: Mapping[str, np.ndarray], l
     paths = {parameter_name(path): path for path in flat}
     if set(paths) != set(tensors):
         odd = ", ".join(sorted(set(paths) ^ set(tensors))[:5])
-        raise LabError(f"{label}: its tensors do not match its config (missing or unknown: {odd})")
+        raise Damaged(f"{label}: its tensors do not match its config (missing or unknown: {odd})")
     for name, path in paths.items():
         if tensors[name].shape != flat[path].shape:
-            raise LabError(f"{label}: {name} is {tensors[name].shape}, its config says {flat[path].shape}")
+            raise Damaged(f"{label}: {name} is {tensors[name].shape}, its config says {flat[path].shape}")
     filled = {path: flat[path].replace(jax.numpy.asarray(tensors[name])) for name, path in paths.items()}
     return nnx.from_flat_state(filled)
 
@@ -127,7 +127,7 @@ def _tensors(registry: Registry, manifest: Manifest, part: LockedPart) -> dict[s
     try:
         return dict(registry.tensors(manifest))
     except LabError as error:
-        raise LabError(f"{part.ref}: {error}") from error
+        raise type(error)(f"{part.ref}: {error}") from error
 
 
 def load_trunk(registry: Registry, part: LockedPart, sharded: bool = False) -> LoadedTrunk:
@@ -167,14 +167,14 @@ def _layer_blocks(manifest: Manifest, interface: Interface, label: str) -> dict[
     names = {layer: layer_names(layer, PROJECTIONS) for layer in interface.routed_layers}
     odd = set(manifest.records) ^ {name for layer in names.values() for name in layer}
     if odd:
-        raise LabError(f"{label}: its tensors do not match its routed layers (missing or unknown: {sorted(odd)[0]})")
+        raise Damaged(f"{label}: its tensors do not match its routed layers (missing or unknown: {sorted(odd)[0]})")
     wide, block = interface.d_model, interface.block
     counts = {}
     for layer, (gate, up, down) in names.items():
         shapes = [manifest.record(name).shape for name in (gate, up, down)]
         count = shapes[0][0] if shapes[0] else 0
         if shapes != [(count, wide, block), (count, wide, block), (count, block, wide)]:
-            raise LabError(
+            raise Damaged(
                 f"{label}: layer {layer} has tensors of shapes {shapes}; with d_model {wide} and block {block} they "
                 f"should be [N, {wide}, {block}] twice and [N, {block}, {wide}]"
             )
@@ -212,7 +212,7 @@ def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTru
     """Builds a published router: its class from the lab, its numbers from the registry."""
     published = read_token_router(registry, part)
     if published.trunk != trunk.part.digest:
-        raise LabError(f"{part.ref} was trained for another trunk than {trunk.part.ref}; train it for this one")
+        raise Refused(f"{part.ref} was trained for another trunk than {trunk.part.ref}; train it for this one")
     space = CandidateSpace.from_json(published.space)
     router = make_router(lab, published.choice, space, trunk.spec.d_model)
     graph, state = nnx.split(router)

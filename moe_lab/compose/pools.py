@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe_lab.compose.parts import PublishedModule
-from moe_lab.errors import LabError
+from moe_lab.errors import Refused
 from moe_lab.nn.pool import Blocks, make_pool
 from moe_lab.parallel.mesh import EXPERT
 from moe_lab.parallel.placement import Placement, even_load, place
@@ -125,7 +125,7 @@ def exchange_in_place(
             free = numbered.index(None) if None in numbered else len(numbered)
             numbered[free : free + 1] = [name]
     if len(numbered) > room:
-        raise LabError(
+        raise Refused(
             f"{len(numbered)} modules do not fit into a composition with room for {room}; build the model anew"
         )
     modules = [None if name is None else after[name] for name in numbered]
@@ -139,7 +139,7 @@ def exchange_in_place(
     for layer, was in pools.layouts.items():
         slots, needed = was.room.slots, sum(0 if module is None else module.layer_blocks[layer] for module in modules)
         if needed > slots * was.placement.devices:
-            raise LabError(
+            raise Refused(
                 f"the modules have {needed} blocks in layer {layer} and the composition has room for "
                 f"{slots * was.placement.devices}; build it anew, with spare_blocks for modules to come"
             )

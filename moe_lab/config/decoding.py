@@ -55,7 +55,7 @@ def decode(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         raise LabError(f"{where}: {_explain(cls.model_json_schema(), data, error)}") from None
     except LabError as error:
-        raise LabError(f"{where}: {error}") from None
+        raise type(error)(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)

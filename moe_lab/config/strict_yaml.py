@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from moe_lab.config.spec import Spec
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, NotFound, classify
 
 _CORE = "tag:yaml.org,2002:"
 _SCALARS = (
@@ -152,11 +152,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise LabError(f"{path}: no such file. Check the path, or run from the folder it is in.") from None
+        raise NotFound(f"{path}: no such file. Check the path, or run from the folder it is in.") from None
     except UnicodeDecodeError as error:
         raise LabError(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from None
     except OSError as error:
-        raise LabError(f"{path}: cannot be read: {error.strerror}.") from None
+        raise classify(error)(f"{path}: cannot be read: {error.strerror}.") from None
     data = parse_yaml(text, str(path))
     if data is None:
         raise LabError(f"{path}: the file is empty. Write `key: value` lines.")

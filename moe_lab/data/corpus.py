@@ -17,7 +17,7 @@ from moe_lab.data.frozen import FrozenText
 from moe_lab.data.sources import read_documents
 from moe_lab.data.spec import DataSpec
 from moe_lab.data.tokenizers import ByteTokenizer, Int32, Tokenizer
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, classify
 from moe_lab.files import open_replacement
 
 # Part of every digest, and so of every cache key and run: raise it when encoding, the arrays below or what is counted
@@ -132,7 +132,7 @@ def build_corpus(name: str, documents: Sequence[Document], tokenizer: Tokenizer,
         try:
             splits = {split: _tokenize([d for d in documents if d.split == split], tokenizer) for split in SPLITS}
         except LabError as error:
-            raise LabError(f'data "{name}", {error}') from error
+            raise type(error)(f'data "{name}", {error}') from error
         if path:
             _write_cache(path, splits)
     return Corpus(name, tokenizer, splits, digest)
@@ -155,7 +155,7 @@ def _tokenize(documents: Sequence[Document], tokenizer: Tokenizer) -> TokenSplit
         try:
             document_ids, document_bytes = tokenizer.encode(document.text)
         except LabError as error:
-            raise LabError(f"document {document.source}: the tokenizer {error}") from error
+            raise type(error)(f"document {document.source}: the tokenizer {error}") from error
         ids += [document_ids, eos]
         nbytes += [document_bytes, none]
         answer += [_answer_tokens(document, document_bytes), none.astype(bool)]
@@ -198,6 +198,6 @@ def _write_cache(path: Path, splits: Mapping[Split, TokenSplit]) -> None:
         with open_replacement(path) as file:
             np.savez(file, **arrays)
     except OSError as error:
-        raise LabError(
+        raise classify(error)(
             f"cannot write the token cache {path}: {error.strerror}; free some space or name another folder"
         ) from error

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, NotFound, classify
 
 
 def find_files(root: Path, patterns: Iterable[str], exclude: Iterable[str] = ()) -> list[Path]:
@@ -37,7 +37,7 @@ def _expand(root: Path, pattern: str, *, strict: bool) -> list[Path]:
     first = next((i for i, part in enumerate(parts) if i >= fixed and any(c in part for c in "*?[")), None)
     if first is None:
         if strict:
-            raise LabError(_missing(path))
+            raise NotFound(_missing(path))
         return []
     wild = parts[first:]
     if any("**" in part and part != "**" for part in wild):
@@ -71,7 +71,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise LabError(f"cannot read {path}: {error.strerror}; fix it or leave the file out") from error
+        raise classify(error)(f"cannot read {path}: {error.strerror}; fix it or leave the file out") from error
     if b"\0" in data:
         raise LabError(f"{path} holds NUL bytes, so it is not UTF-8 text; convert it or leave it out")
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moe_lab.data.documents import Document
 from moe_lab.data.spec import AnySource, PackageSource, PydocSource, ReadmesSource, StdlibSource
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, classify
 from moe_lab.files import write_bytes
 
 ENVIRONMENT = (StdlibSource, PydocSource, PackageSource, ReadmesSource)
@@ -61,11 +61,13 @@ def _read(path: Path) -> list[Document]:
         pairs = json.loads(gzip.decompress(path.read_bytes()))["documents"]
         return [Document(text, label) for label, text in pairs]
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-        raise LabError(f"{path}: not whole ({error}); delete it to read the text anew") from error
+        raise Damaged(f"{path}: not whole ({error}); delete it to read the text anew") from error
 
 
 def _write(path: Path, data: bytes) -> None:
     try:
         write_bytes(path, data)
     except OSError as error:
-        raise LabError(f"cannot keep text in {path}: {error.strerror}; free some space or make it writable") from error
+        raise classify(error)(
+            f"cannot keep text in {path}: {error.strerror}; free some space or make it writable"
+        ) from error

@@ -37,7 +37,7 @@ from moe_lab.data.spec import (
     SourceSpec,
     StdlibSource,
 )
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, classify, did_you_mean
 
 # `pydoc_data` is another source's English; the build flags in `_sysconfigdata*` are no one's code.
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "pydoc_data"}
@@ -64,7 +64,7 @@ def read_documents(spec: DataSpec, base: Path, frozen: FrozenText | None = None)
         try:
             documents += _read_source(source, base, spec, frozen)
         except (LabError, OSError) as error:
-            raise LabError(f"{label}: {error}") from error
+            raise classify(error)(f"{label}: {error}") from error
     return drop_repeated_lines(assign_splits(hash_order(documents), spec.heldout))
 
 
@@ -104,7 +104,7 @@ def _read_jsonl(source: JsonlSource, base: Path, _: DataSpec) -> Iterator[Docume
 
 def _json_column(row: dict[str, Any], column: str, where: str) -> str:
     if column not in row:
-        raise LabError(f'{where}: no column "{column}".{did_you_mean(column, row)}')
+        raise NotFound(f'{where}: no column "{column}".{did_you_mean(column, row)}')
     text = row[column]
     if text is None:
         return ""
@@ -131,7 +131,7 @@ def _read_parquet(source: ParquetSource, base: Path, _: DataSpec) -> Iterator[Do
                         row += 1
                         yield Document(text or "", f"parquet:{_shown(path, base)}:{row}")
         except (pyarrow.ArrowException, OSError) as error:
-            raise LabError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from error
+            raise classify(error)(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from error
 
 
 def _parquet_texts(column: Any, where: str, before: int) -> list[str | None]:
@@ -153,7 +153,7 @@ def _parquet_texts(column: Any, where: str, before: int) -> list[str | None]:
 
 def _check_parquet_column(schema: Any, column: str, path: Path) -> None:
     if column not in schema.names:
-        raise LabError(f'{path}: no column "{column}".{did_you_mean(column, schema.names)}')
+        raise NotFound(f'{path}: no column "{column}".{did_you_mean(column, schema.names)}')
     if schema.names.count(column) > 1:
         raise LabError(f'{path}: {schema.names.count(column)} columns are named "{column}"; rename all but one')
     from pyarrow import types
@@ -194,7 +194,7 @@ def _read_package(source: PackageSource, _base: Path, _: DataSpec) -> Iterator[D
     paths = [(folder, path) for folder in folders for path in find_files(folder, source.globs, source.exclude)]
     if not paths:
         where = ", ".join(map(str, folders))
-        raise LabError(f"no file of package {source.name} matches {list(source.globs)} in {where}; check the globs")
+        raise NotFound(f"no file of package {source.name} matches {list(source.globs)} in {where}; check the globs")
     for folder, path in paths:
         yield Document(read_text(path), f"package:{source.name}/{_shown(path, folder)}")
 
@@ -208,7 +208,7 @@ def _package_folders(name: str) -> list[Path]:
         found = None
     if found is None:
         installed = importlib.metadata.packages_distributions()
-        raise LabError(f'package "{name}" is not installed; install it.{did_you_mean(name, installed)}')
+        raise NotFound(f'package "{name}" is not installed; install it.{did_you_mean(name, installed)}')
     if not found.submodule_search_locations:
         raise LabError(f'"{name}" is a single module, not a package with files in it; use a files source')
     return [Path(folder) for folder in found.submodule_search_locations]
@@ -230,7 +230,7 @@ def _read_readmes(source: ReadmesSource, _base: Path, _: DataSpec) -> Iterator[D
             text = metadata.get("Description") or ""
             yield Document("" if text.strip() == "UNKNOWN" else text, f"readmes:{name}")
     if missing := sorted(wanted - seen):
-        raise LabError(
+        raise NotFound(
             f"not installed: {', '.join(missing)}; install it or leave it out of `distributions`."
             + did_you_mean(missing[0], seen)
         )
@@ -247,7 +247,7 @@ def _read_exercises(source: ExercisesSource, _base: Path, spec: DataSpec) -> Ite
 def _matches(base: Path, patterns: tuple[str, ...], exclude: tuple[str, ...] = ()) -> list[Path]:
     paths = find_files(base, patterns, exclude)
     if not paths:
-        raise LabError(
+        raise NotFound(
             f"no file matches {', '.join(patterns)} in {base}; paths are relative to the folder of the YAML file"
         )
     return paths

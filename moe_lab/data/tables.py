@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, NotFound, Refused
 from moe_lab.files import open_replacement
 
 
@@ -53,7 +53,8 @@ class TableFormat:
 
         def refused(why: object) -> LabError:
             reason = str(why).strip().partition("\n")[0] or type(why).__name__
-            return LabError(f"{path}: not {article} {self.name} ({reason}); {self.remedy}")
+            kind = NotFound if isinstance(why, FileNotFoundError) else Damaged
+            return kind(f"{path}: not {article} {self.name} ({reason}); {self.remedy}")
 
         try:
             # Without the checksums a damaged page of numbers reads as other numbers.
@@ -68,7 +69,7 @@ class TableFormat:
         except (OSError, KeyError, TypeError, ValueError, MemoryError, pa.ArrowException) as error:
             raise refused(error) from error
         if version != self.version:
-            raise LabError(f"{path}: {self.name} format {version}, this version reads {self.version}")
+            raise Refused(f"{path}: {self.name} format {version}, this version reads {self.version}")
         try:
             wanted = list(needed(header))
         except (KeyError, TypeError, ValueError) as error:

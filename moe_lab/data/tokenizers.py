@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_lab.data.spec import ByteTokenizerSpec, HFTokenizerSpec
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, Unavailable, classify, did_you_mean
 from moe_lab.files import digest_of
 
 Int32 = NDArray[np.int32]
@@ -149,7 +149,7 @@ def _parse(definition: bytes) -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise LabError('needs the package "tokenizers"; install moe-lab[data]') from error
+        raise Unavailable('needs the package "tokenizers"; install moe-lab[data]') from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(definition.decode())
     except Exception as error:  # the library raises bare Exception
@@ -180,7 +180,7 @@ def _eos_id(vocabulary: dict[str, int], eos: str | None) -> int:
     if eos is not None:
         if eos not in vocabulary:
             close = did_you_mean(eos, (token for token in vocabulary if not token.isalnum()))
-            raise LabError(f'has no token "{eos}" to end documents with.{close}')
+            raise NotFound(f'has no token "{eos}" to end documents with.{close}')
         return vocabulary[eos]
     for token in _USUAL_EOS:
         if token in vocabulary:
@@ -232,6 +232,6 @@ def load_tokenizer(spec: ByteTokenizerSpec | HFTokenizerSpec, base: Path) -> Tok
     try:
         return HFTokenizer(path.read_bytes(), spec.path, spec.eos)
     except OSError as error:
-        raise LabError(f"tokenizer {path}: {error.strerror}; the path is relative to the YAML file") from error
+        raise classify(error)(f"tokenizer {path}: {error.strerror}; the path is relative to the YAML file") from error
     except LabError as error:
-        raise LabError(f"tokenizer {path}: {error}") from error
+        raise type(error)(f"tokenizer {path}: {error}") from error

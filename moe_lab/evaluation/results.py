@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from moe_lab.config.spec import Spec
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import Damaged, Refused, classify, did_you_mean
 from moe_lab.files import write_text
 from moe_lab.metrics.bootstrap import Interval
 
@@ -294,16 +294,16 @@ def load_results(path: str | Path) -> Results:
         text = Path(path).read_text(encoding="utf-8")
         data = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except OSError as error:
-        raise LabError(f"{path}: cannot read results: {error.strerror or error}.") from error
+        raise classify(error)(f"{path}: cannot read results: {error.strerror or error}.") from error
     except ValueError as error:
-        raise LabError(f"{path}: not a valid JSON text: {error}. Run the evaluation again.") from error
+        raise Damaged(f"{path}: not a valid JSON text: {error}. Run the evaluation again.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else None
-        raise LabError(f"{path}: results format {found!r}; this version reads format {FORMAT}.")
+        raise Refused(f"{path}: results format {found!r}; this version reads format {FORMAT}.")
     try:
         return Results.model_validate_json(text)
     except ValidationError as error:
-        raise LabError(f"{path}: {_first_line(error)}") from error
+        raise Damaged(f"{path}: {_first_line(error)}") from error
 
 
 def save_results(results: Results, path: str | Path) -> Path:

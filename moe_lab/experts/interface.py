@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.nn.spec import TrunkSpec
 
 
@@ -42,7 +42,7 @@ class Interface:
         names = {field.name for field in dataclasses.fields(Interface)}
         if set(section) != names:
             odd = ", ".join(sorted(names ^ set(section)))
-            raise LabError(f"a module's interface names exactly {sorted(names)}; missing or unknown: {odd}")
+            raise Damaged(f"a module's interface names exactly {sorted(names)}; missing or unknown: {odd}")
         return Interface(**{**section, "routed_layers": tuple(section["routed_layers"])})
 
     def to_json(self) -> dict[str, Any]:
@@ -50,11 +50,11 @@ class Interface:
         return {**dataclasses.asdict(self), "routed_layers": list(self.routed_layers)}
 
     def require_fit(self, module: Interface, name: str) -> None:
-        """Raises a `LabError` that says in which point `module` was made for something else."""
+        """Raises a `Refused` that says in which point `module` was made for something else."""
         for field in dataclasses.fields(self):
             mine, theirs = getattr(self, field.name), getattr(module, field.name)
             if mine != theirs:
-                raise LabError(
+                raise Refused(
                     f"{name} does not fit this trunk: its {field.name} is {theirs}, the trunk's is {mine}. "
                     f"Train it beside this trunk, or compose it with the trunk it was made for."
                 )

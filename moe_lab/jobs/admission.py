@@ -16,7 +16,7 @@ from moe_lab.artifacts.tensor_names import layer_names
 from moe_lab.artifacts.weights import from_tensors
 from moe_lab.compose.lockfile import pin_parent
 from moe_lab.compose.parts import LoadedTrunk
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
 from moe_lab.jobs.candidate import Candidate
 from moe_lab.jobs.claims import module_claims, values_by_width
@@ -63,7 +63,7 @@ def require_admission(findings: list[Finding], name: str) -> None:
     """Raises on the first check that failed."""
     for finding in findings:
         if not finding.passed:
-            raise LabError(f"{name} is not admitted: {finding.check}: {finding.detail}")
+            raise Refused(f"{name} is not admitted: {finding.check}: {finding.detail}")
 
 
 def _checks(workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path) -> Iterator[Check]:
@@ -105,16 +105,16 @@ def _shapes(records: Mapping[str, TensorRecord], interface: Interface) -> str:
     expected = {name for layer in interface.routed_layers for name in layer_names(layer, PROJECTIONS)}
     if set(records) != expected:
         odd = ", ".join(sorted(set(records) ^ expected)[:4])
-        raise LabError(f"tensors missing or unknown: {odd}; a module has gate, up and down for each routed layer")
+        raise Refused(f"tensors missing or unknown: {odd}; a module has gate, up and down for each routed layer")
     for name, record in records.items():
         if record.dtype != DTYPE or not record.shape:
-            raise LabError(f"{name} is {record.dtype}{list(record.shape)}; a module's tensors are blocks of {DTYPE}")
+            raise Refused(f"{name} is {record.dtype}{list(record.shape)}; a module's tensors are blocks of {DTYPE}")
     for layer, count in layer_blocks(records).items():
         for part, name in zip(PROJECTIONS, layer_names(layer, PROJECTIONS), strict=True):
             inner = [interface.d_model, interface.block]
             want = [count, *(inner if part != "down" else inner[::-1])]
             if (got := list(records[name].shape)) != want:
-                raise LabError(f"{name} has shape {got}, but {want} is the interface's")
+                raise Refused(f"{name} has shape {got}, but {want} is the interface's")
     blocks = list(layer_blocks(records).values())
     return f"{len(records)} tensors, {blocks} blocks of {interface.block} hidden units"
 
@@ -123,7 +123,7 @@ def _finite(tensors: Mapping[str, np.ndarray]) -> str:
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             bad = int((~np.isfinite(tensor)).sum())
-            raise LabError(f"{name} has {bad} values that are NaN or infinite; lower the learning rate and train again")
+            raise Refused(f"{name} has {bad} values that are NaN or infinite; lower the learning rate and train again")
     return f"{sum(tensor.size for tensor in tensors.values()):,} numbers"
 
 
@@ -134,9 +134,9 @@ def _cost(module: ModuleArtifact, blocks: Mapping[int, int]) -> str:
     counted = declared_cost(interface, blocks, ladder)
     most = max(blocks.values(), default=0)
     if most != -(-widest // interface.block):
-        raise LabError(f"the ladder ends at {widest}, but the widest layer has {most} blocks")
+        raise Refused(f"the ladder ends at {widest}, but the widest layer has {most} blocks")
     if module.cost != counted:
-        raise LabError(f"declared {dict(module.cost)}, counted {counted} multiply-adds per token")
+        raise Refused(f"declared {dict(module.cost)}, counted {counted} multiply-adds per token")
     return f"{counted[str(widest)]:,} multiply-adds per token at full width, as declared"
 
 
@@ -151,10 +151,10 @@ def _claims(
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
     claims = module.claims
     if not claims:
-        raise LabError("no claims; a module says what it does on held-out text")
+        raise Refused("no claims; a module says what it does on held-out text")
     first = claims[0]
     if first["data"] != corpus.digest:
-        raise LabError(
+        raise Refused(
             f'the text of "{corpus.name}" has changed since training (claimed on {first["data"][:19]}, '
             f"found {corpus.digest[:19]}); train the module again on the text you have"
         )
@@ -162,10 +162,10 @@ def _claims(
     again = module_claims(trunk, weights, module.ladder, corpus, first["rows"], first["seq_len"])
     claimed, measured = values_by_width(claims), values_by_width(again)
     if set(claimed) != set(measured):
-        raise LabError(f"claims are made for widths {sorted(claimed)}, the ladder is {list(module.ladder)}")
+        raise Refused(f"claims are made for widths {sorted(claimed)}, the ladder is {list(module.ladder)}")
     for width, value in claimed.items():
         if abs(measured[width] - value) > spec.claim_tolerance * value:
-            raise LabError(
+            raise Refused(
                 f"width {width} claims {value:.4f} bits per byte, measured {measured[width]:.4f}; "
                 f"the difference may be {spec.claim_tolerance:.1%}"
             )

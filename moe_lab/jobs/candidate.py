@@ -14,7 +14,7 @@ import numpy as np
 from moe_lab.artifacts.artifact import Claim, read_claims
 from moe_lab.artifacts.places import without_places
 from moe_lab.compose.lockfile import LockedPart
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
 from moe_lab.training import Run
@@ -67,5 +67,5 @@ def publish(candidate: Candidate, registry: Registry) -> tuple[LockedPart, bool]
     owner, name = candidate.name.split("/")
     published = registry.publish(owner, name, None, manifest.sections, candidate.tensors(), blocks)
     if published.digest != candidate.digest:
-        raise LabError(f"{candidate.name}: the published digest differs from the checked one; publish it again")
+        raise Damaged(f"{candidate.name}: the published digest differs from the checked one; publish it again")
     return LockedPart(ref=str(published.ref), digest=published.digest), published.created

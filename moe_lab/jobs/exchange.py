@@ -11,7 +11,7 @@ from moe_lab.artifacts.card import SectionsForPeople, require_module_sections
 from moe_lab.artifacts.derived import mark_imported
 from moe_lab.artifacts.module import ModuleArtifact
 from moe_lab.compose.lockfile import LockedPart
-from moe_lab.errors import LabError, printable
+from moe_lab.errors import LabError, NotFound, Refused, printable
 from moe_lab.jobs.admission import Check, Finding, check_of_claims, checks_of_weights, require_admission, run_checks
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
@@ -130,10 +130,10 @@ def _checks(
 def _has_trunk(registry: Registry, trunk: Parent) -> str:
     label = printable(trunk.ref)
     if not registry.store.exists(manifest_key(trunk.digest)):
-        raise LabError(
+        raise NotFound(
             f"it was made for trunk {label} ({trunk.digest}), which this registry does not have; copy it here"
         )
     kind = registry.manifest(trunk.digest).kind
     if kind != "trunk":
-        raise LabError(f"its lineage names {label} as its trunk, which is a {kind}")
+        raise Refused(f"its lineage names {label} as its trunk, which is a {kind}")
     return f"{label} is here"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moe_lab.artifacts.router import QuestionRouterArtifact, RouterArtifact, read_router
 from moe_lab.compose.lockfile import LockedPart, pin
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.registry import Registry
 from moe_lab.training.ledger import read_result
@@ -33,7 +33,7 @@ def find_extended(workspace: Workspace, extends: str, base: Path) -> ExtendedRou
         if (folder / "result.json").is_file():
             result = read_result(folder)
             if result is None:
-                raise LabError(
+                raise Damaged(
                     f"{folder / 'result.json'} is empty or broken; train that router again: moe-lab train CONFIG"
                 )
             if "candidate" not in result:

@@ -12,7 +12,7 @@ from moe_lab.artifacts.weights import to_tensors
 from moe_lab.compose.lockfile import LockedPart
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data import Corpus, TrainBatches
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
 from moe_lab.experts.weights import ExpertWeights, count_parameters, init_expert
 from moe_lab.jobs.candidate import Candidate, stage, staged
@@ -27,7 +27,7 @@ from moe_lab.training import Run, fit
 def layer_widths(spec: ModuleSpec, interface: Interface) -> dict[int, int]:
     """Hidden units per routed layer of the trunk."""
     if not interface.routed_layers:
-        raise LabError(f"{spec.name}: trunk {spec.trunk} has no routed_layers, so no module can work in it")
+        raise Refused(f"{spec.name}: trunk {spec.trunk} has no routed_layers, so no module can work in it")
     if isinstance(spec.width, int):
         return dict.fromkeys(interface.routed_layers, spec.width)
     if set(spec.width) != set(interface.routed_layers):

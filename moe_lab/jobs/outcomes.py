@@ -86,7 +86,9 @@ def composed_corpora(
     try:
         corpora = workspace.corpora(list(trained), base, model.trunk.tokenizer)
     except LabError as error:
-        raise LabError(f"the text that the modules were trained on: {error}; or say what with --domain DATA") from error
+        raise type(error)(
+            f"the text that the modules were trained on: {error}; or say what with --domain DATA"
+        ) from error
     for corpus in corpora:
         if corpus.digest not in trained[corpus.name]:
             workspace.progress.note(f"{corpus.name}: not the same text that the modules were trained on")

@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_lab.config import decode, load_config
 from moe_lab.config.overrides import apply_overrides
 from moe_lab.config.strict_yaml import load_yaml
-from moe_lab.errors import LabError
+from moe_lab.errors import NotFound
 from moe_lab.files import write_json
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.planning.make import document
@@ -34,7 +34,7 @@ def find_model(workspace: Workspace, text: str, overrides: Sequence[str]) -> Pla
 def _found(workspace: Workspace, name: str) -> bool:
     try:
         workspace.lab.find_config(name)
-    except LabError:
+    except NotFound:
         return False
     return True
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_lab.artifacts.places import is_elsewhere
 from moe_lab.artifacts.router import QuestionRouterArtifact, read_router
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, NotFound, Refused
 from moe_lab.files import write_json
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.spec import QuestionRouterRun
@@ -105,24 +105,24 @@ def finished_results(folder: Path) -> RouteResults:
         text = (folder / RESULTS_FILE).read_text(encoding="utf-8")
         saved = json.loads(text)
         if isinstance(saved, dict) and saved.get("format") == 1:
-            raise LabError(
+            raise Refused(
                 f"{folder}: these results are of an earlier version, which took gains on the concave hull and so found "
                 "some in noise; train the config again: moe-lab train CONFIG"
             )
         return RouteResults.model_validate_json(text)
     except FileNotFoundError as error:
         if not (folder / "result.json").is_file() or not folder.name.startswith("question_join-"):
-            raise _unfinished(folder) from error
-        raise LabError(
+            raise NotFound(_unfinished(folder)) from error
+        raise NotFound(
             f"{folder}: a candidate joined here without a report, which needs questions with the outcomes of all "
             "candidates; name such a table as measured_on in its config, and train it again"
         ) from error
     except (OSError, ValueError) as error:
-        raise _unfinished(folder) from error
+        raise Damaged(_unfinished(folder)) from error
 
 
-def _unfinished(folder: Path) -> LabError:
-    return LabError(
+def _unfinished(folder: Path) -> str:
+    return (
         f"{folder}: holds no finished question router ({RESULTS_FILE} is missing or broken); "
         "train it first: moe-lab train CONFIG"
     )

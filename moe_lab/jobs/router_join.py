@@ -20,7 +20,7 @@ from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import LoadedTrunk, load_router, state_tensors
 from moe_lab.config import decode
 from moe_lab.data import Corpus, TrainBatches
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Refused
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.extended import ExtendedRouter, find_extended
 from moe_lab.jobs.module import parent
@@ -56,7 +56,7 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candid
     trunk, known, parts = _known(workspace, extended, old)
     if not known.joins:
         kind, modules = old.choice["type"], ", ".join([*(part.ref for part in parts), *spec.add])
-        raise LabError(f"{spec.extends}: no module joins a {kind} router so set; train one with modules: [{modules}]")
+        raise Refused(f"{spec.extends}: no module joins a {kind} router so set; train one with modules: [{modules}]")
     newcomers = _newcomers(workspace, spec, known)
     text = _text(workspace, spec, old, base, trunk)
     code = contribution_digest(workspace.lab.get("routers", old.choice["type"]).path)
@@ -102,7 +102,7 @@ def _settings(old: RouterArtifact, spec: RouterJoinRun) -> RouterSettings:
     kept = {} if old.training is None else dict(old.training)
     given = spec.model_dump(mode="json", include={"rows", "train"}, exclude_none=True)
     if not (settings := {**kept, **given}).keys() >= RouterSettings.model_fields.keys():
-        raise LabError(
+        raise Refused(
             f"{spec.extends} is of an earlier version and does not say how it was trained; add rows: and train:"
         )
     return decode(RouterSettings, settings, spec.extends)
@@ -126,7 +126,7 @@ def _newcomers(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list
     names = [artifact_name(part.ref) for part in parts]
     for name in names:
         if name in known.space.modules:
-            raise LabError(f"{spec.extends} knows {name} already; a new version of it needs a router trained anew")
+            raise Refused(f"{spec.extends} knows {name} already; a new version of it needs a router trained anew")
         if names.count(name) > 1:
             raise LabError(f"add: {name} is listed twice; list each module once")
     return parts

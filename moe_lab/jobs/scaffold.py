@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_lab.artifacts.trunk import TrunkArtifact
 from moe_lab.config import decode, to_yaml
 from moe_lab.data.files import find_files
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, NotFound, Refused
 from moe_lab.experts.interface import require_ladder
 from moe_lab.jobs.spec import ModuleSpec
 from moe_lab.lab import TRAIN_A_TRUNK, Lab, is_lab
@@ -49,10 +49,10 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise LabError(f'"{name}" cannot name a module folder: lowercase letters, digits and underscores, e.g. poems')
     if not is_lab(lab.root):
-        raise LabError(f"{lab.root} is not a lab, so nothing would find the module; make one with: moe-lab init DIR")
+        raise NotFound(f"{lab.root} is not a lab, so nothing would find the module; make one with: moe-lab init DIR")
     folder = lab.root / "modules" / name
     if name in lab.contributions("modules") or folder.exists():
-        raise LabError(f'module "{name}" exists already; choose another name or edit modules/{name}/module.yaml')
+        raise Refused(f'module "{name}" exists already; choose another name or edit modules/{name}/module.yaml')
     block = _block(lab, trunk)
     ladder = tuple(dict.fromkeys([*(w for w in (block, width // 4 // block * block) if 0 < w < width), width]))
     require_ladder(ladder, width, block, "--width")
@@ -70,7 +70,7 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
     }
     decode(ModuleSpec, config, "module new")
     if not find_files(lab.root, [pattern]):
-        raise LabError(f"--text {text}: no file matches; put the text there first, or give another pattern")
+        raise NotFound(f"--text {text}: no file matches; put the text there first, or give another pattern")
     folder.mkdir(parents=True)
     (folder / "module.yaml").write_text(to_yaml(config), encoding="utf-8")
     (folder / "README.md").write_text(_README.format(name=name), encoding="utf-8")
@@ -82,7 +82,7 @@ def _block(lab: Lab, trunk: str) -> int:
     try:
         manifest = Registry(lab.registry_path, create=False, trust=lab.trust_path).manifest(trunk)
     except LabError as error:
-        raise LabError(
+        raise type(error)(
             f"--trunk {trunk}: a module is trained beside a published trunk, and {error} Set MOE_LAB_REGISTRY to the "
             f"registry that your team shares, or train the quickstart's trunk here: {TRAIN_A_TRUNK}"
         ) from error

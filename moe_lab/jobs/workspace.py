@@ -19,7 +19,7 @@ from moe_lab.config import Spec, load_config
 from moe_lab.data import Corpus, Tokenizer, load_corpus
 from moe_lab.data.frozen import FrozenText
 from moe_lab.data.spec import DataRef, DataSpec
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, NotFound
 from moe_lab.jobs.spec import Choice, ModuleSpec, Published
 from moe_lab.lab import Lab
 from moe_lab.parallel.spec import Transport
@@ -130,7 +130,7 @@ class Workspace:
         resolved = spec.model_dump(mode="json")
         run = open_run(self.lab.runs, resolved["kind"], spec.name, resolved, inputs, begin=self.may_start_runs)
         if run.done is None and not self.may_start_runs:
-            raise LabError(f"{spec.name} is not trained for its present config and text; train it first: moe-lab train")
+            raise NotFound(f"{spec.name} is not trained for its present config and text; train it first: moe-lab train")
         return run
 
 

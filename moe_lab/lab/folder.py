@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import moe_lab
-from moe_lab.errors import LabError
+from moe_lab.errors import Refused
 
 FOLDERS = ("modules", "routers", "distill", "configs")
 TRAIN_A_TRUNK = "moe-lab train quickstart/trunk --publish"
@@ -55,13 +55,13 @@ def init_lab(path: str | Path) -> Path:
     """Makes a fresh lab and returns its folder: the four folders, each with a page saying what goes in.
 
     Raises:
-        LabError: there is a file in the way, or the folder is not empty.
+        Refused: there is a file in the way, or the folder is not empty.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise LabError(f"{path}: there is a file of that name. Give the name of a new folder.")
+        raise Refused(f"{path}: there is a file of that name. Give the name of a new folder.")
     if path.is_dir() and any(path.iterdir()):
-        raise LabError(f"{path}: the folder is not empty. Give a new or an empty folder.")
+        raise Refused(f"{path}: the folder is not empty. Give a new or an empty folder.")
     for folder in FOLDERS:
         (path / folder).mkdir(parents=True)
         shutil.copyfile(builtin_lab() / folder / "README.md", path / folder / "README.md")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, did_you_mean
 from moe_lab.lab.contributions import (
     CATEGORIES,
     Category,
@@ -83,11 +83,11 @@ class Lab:
             return read(places[name])
         for root, _ in self._labs():
             if (root / category / name).is_dir():
-                raise LabError(
+                raise NotFound(
                     f"{root / category / name}: there is no {CATEGORIES[category]} in it. Add one; "
                     f"{category}/README.md says what goes in."
                 )
-        raise LabError(f'unknown {singular(category)} "{name}".{did_you_mean(name, places)}')
+        raise NotFound(f'unknown {singular(category)} "{name}".{did_you_mean(name, places)}')
 
     def load(self, contribution: Contribution) -> type:
         """Imports the class that a contribution's manifest names.
@@ -123,7 +123,7 @@ class Lab:
         for `modules/python/module.yaml`) in the working lab, then in the built-in lab.
 
         Raises:
-            LabError: there is no such file; the message lists the names there are.
+            NotFound: there is no such file; the message lists the names there are.
         """
         if Path(text).is_file():
             return Path(text)
@@ -134,7 +134,7 @@ class Lab:
         for place in places_in_packages("modules"):
             if place.name == text:
                 return place.manifest_path
-        raise LabError(f'no config "{text}".{did_you_mean(text, self._config_names())}')
+        raise NotFound(f'no config "{text}".{did_you_mean(text, self._config_names())}')
 
     def find_domain(self, name: str) -> Path:
         """Returns the YAML file that says what text a domain is.
@@ -142,7 +142,7 @@ class Lab:
         That is a file of `configs/data/`, or the `module.yaml` of a module's folder: a module's name is its text's too.
 
         Raises:
-            LabError: there is no such domain; the message lists those there are.
+            NotFound: there is no such domain; the message lists those there are.
         """
         for root, _ in self._labs():
             for candidate in (f"configs/data/{name}.yaml", f"modules/{name}/module.yaml"):
@@ -150,7 +150,7 @@ class Lab:
                     return root / candidate
         known = {named.removeprefix("data/") for named in self._config_names() if named.startswith("data/")}
         known |= {path.parent.name for root, _ in self._labs() for path in (root / "modules").glob("*/module.yaml")}
-        raise LabError(
+        raise NotFound(
             f'no domain "{name}": it is no file in configs/data and no module of this lab.{did_you_mean(name, known)}'
         )
 
@@ -193,13 +193,13 @@ def find_lab(explicit: str | None = None) -> Lab:
     none is, it is the current folder as it is, with only the built-in lab's contributions.
 
     Raises:
-        LabError: the folder named is not a lab.
+        NotFound: the folder named is not a lab.
     """
     for source, named in (("--lab", explicit), ("MOE_LAB_HOME", os.environ.get("MOE_LAB_HOME"))):
         if named:
             root = Path(named).resolve()
             if missing := missing_folders(root):
-                raise LabError(
+                raise NotFound(
                     f"{source} {named}: not a lab, it has no folder {', '.join(missing)}. "
                     f"Make one with: moe-lab init {named}"
                 )

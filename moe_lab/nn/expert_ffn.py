@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, Unavailable, did_you_mean
 from moe_lab.nn.backends import block_rows, capacity, native, reference, worklist
 from moe_lab.nn.backends.grouped_matmul import Megablox, MosaicGpu, megablox_obstacle, probe_gpu
 from moe_lab.nn.pool import Pool, Routing
@@ -99,10 +99,10 @@ def require_backend(backend: str) -> None:
     """Refuses a backend that the default device cannot run. Compiling for another machine needs no such check."""
     needed, here = _NEEDS.get(backend), jax.default_backend()
     if needed not in (None, here):
-        raise LabError(f'backend "{backend}" needs a {needed}, and this is a {here}; use backend: auto')
+        raise Unavailable(f'backend "{backend}" needs a {needed}, and this is a {here}; use backend: auto')
     obstacle = native.obstacle() if backend == "native" else None
     if obstacle is not None:
-        raise LabError(f'backend "native" cannot run here: {obstacle}; use backend: auto')
+        raise Unavailable(f'backend "native" cannot run here: {obstacle}; use backend: auto')
 
 
 def expert_ffn(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Refused
 from moe_lab.nn.pool import Blocks, Pool, Routing
 from moe_lab.parallel.mesh import BLOCKS, EVERYWHERE, EXPERT, to_host, to_mesh
 from moe_lab.parallel.placement import Piece, Placement
@@ -156,7 +156,7 @@ def lay_out(placement: Placement, room: Room | None = None, previous: Layout | N
         ("slots", "modules", "shared blocks"), *map(dataclasses.astuple, (needed, room)), strict=True
     ):
         if least > most:
-            raise LabError(
+            raise Refused(
                 f"the placement needs {least} {what} and there is room for {most}; compose again with more room"
             )
     start: dict[Piece, int] = {}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Unavailable
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 LOOP = "layers{first}x{times}"
@@ -104,7 +104,7 @@ def overflow(message: str) -> tuple[int, int]:
     """Bytes needed and bytes available, from the compiler's message."""
     found = _OVERFLOW.search(message) or _OLD_OVERFLOW.search(message)
     if found is None:
-        raise LabError(f"the TPU compiler ran out of memory and gives no figures: {' '.join(message.split())[:300]}")
+        raise Unavailable(f"the TPU compiler ran out of memory and gives no figures: {' '.join(message.split())[:300]}")
     needed, needed_unit, available, available_unit = found.groups()
     return int(float(needed) * _UNITS[needed_unit]), int(float(available) * _UNITS[available_unit])
 

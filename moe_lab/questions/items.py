@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, did_you_mean
 from moe_lab.questions.cells import same_answer
 from moe_lab.questions.entry import read_column, read_entry, row_keys
 from moe_lab.questions.rows import ABSENT, Row, reach, table_stem
@@ -50,7 +50,7 @@ class Items:
         holders = self._holders(name)
         if not holders:
             known = [str(column) for row in self.rows[0] for column in row.cells]
-            raise LabError(f'{self.where}: no column "{name}".{did_you_mean(name, known)}')
+            raise NotFound(f'{self.where}: no column "{name}".{did_you_mean(name, known)}')
         first, *others = [self._column(file, own) for file, own in holders]
         for other in others:
             self._require_agreement(name, first, other)

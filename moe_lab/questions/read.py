@@ -89,7 +89,7 @@ def _right(column: Column, name: str, right: Column) -> np.ndarray:
         try:
             found[n] = same_answer(answer, known)
         except LabError as error:
-            raise LabError(f"{row.where}: {name}: {error}") from None
+            raise type(error)(f"{row.where}: {name}: {error}") from None
     return found
 
 

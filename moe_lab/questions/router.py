@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moe_lab.config import decode
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, Refused, did_you_mean
 from moe_lab.metrics.choices import Choice, choose
 from moe_lab.questions.features import FeatureMap, RawFeatures, raw_features
 from moe_lab.questions.heads import Calibration, Heads, Link, expected, inverse, rising
@@ -120,7 +120,7 @@ class QuestionRouter:
         """
         there = list(table.names if available is None else available)
         if unknown := [name for name in there if name not in self.names]:
-            raise LabError(
+            raise NotFound(
                 f'this router has never seen the candidate "{unknown[0]}"; train it on a table that has it.'
                 f"{did_you_mean(unknown[0], self.names)}"
             )
@@ -145,7 +145,7 @@ class QuestionRouter:
         )
         raw = raw_features(seen, self.features.settings)
         if raw.encoder != self.features.encoder:
-            raise LabError(
+            raise Refused(
                 f"{self.features.settings.encoder}: the encoder there is {raw.encoder}, but this router was trained "
                 f"with {self.features.encoder}; install that one, or train the router again"
             )

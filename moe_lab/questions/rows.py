@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_lab.data.json_lines import json_rows, parse_json
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, classify, did_you_mean
 from moe_lab.questions.delimited import delimited_rows
 
 _KINDS = "use .csv, .tsv, .jsonl, .ndjson or .json, with or without .gz"
@@ -69,7 +69,9 @@ def read_table_text(path: Path) -> str:
         raw = gzip.open(path, "rb").read() if path.name.endswith(".gz") else path.read_bytes()  # noqa: SIM115
         text = raw.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise LabError(f"{path}: cannot be read as UTF-8 text ({error}); download or convert it again") from error
+        raise classify(error)(
+            f"{path}: cannot be read as UTF-8 text ({error}); download or convert it again"
+        ) from error
     if "\0" in text:
         raise LabError(f"{path}: holds NUL bytes, so it is not UTF-8 text; download or convert it again")
     return text
@@ -82,7 +84,7 @@ def _json_file(path: Path, text: str, inside: str | None, key: str | None) -> li
     if inside is not None:
         value = reach(value, inside)
         if value is ABSENT:
-            raise LabError(f"{path}: `rows: {inside}` is not in it; write where in the file the rows are")
+            raise NotFound(f"{path}: `rows: {inside}` is not in it; write where in the file the rows are")
     return [Row(path, place, cells) for place, cells in _json_rows(path, value, key)]
 
 

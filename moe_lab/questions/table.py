@@ -19,7 +19,7 @@ import numpy as np
 
 from moe_lab.config import canonical_json
 from moe_lab.data.tables import TableFormat
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, did_you_mean
 
 FILE = TableFormat(
     key=b"moe_lab_items",
@@ -120,7 +120,7 @@ class ItemTable:
     def only(self, names: Collection[str]) -> ItemTable:
         """Some of the candidates, in the order given."""
         if unknown := [name for name in names if name not in self.names]:
-            raise LabError(f'{self.name}: unknown candidate "{unknown[0]}".{did_you_mean(unknown[0], self.names)}')
+            raise NotFound(f'{self.name}: unknown candidate "{unknown[0]}".{did_you_mean(unknown[0], self.names)}')
         kept = [self.names.index(name) for name in names]
         return dataclasses.replace(
             self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Unavailable
 from moe_lab.files import digest_of, user_cache, write_bytes
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import canonical
@@ -81,7 +81,7 @@ def _references(store: Store) -> Mapping[str, bytes | None]:
 def _small(store: Store, key: str) -> bytes | None:
     try:
         return store.get(key, MAX_REF_BYTES)
-    except (LabError, OSError):
+    except (Damaged, Unavailable, OSError):
         return None
 
 
@@ -89,14 +89,14 @@ def _digest(store: Store, ref: ArtifactRef, references: Mapping[str, bytes | Non
     """The digest a reference holds, or "" and why it has none."""
     try:
         return digest_in(store, ref, references[ref_key(ref)]), ""
-    except LabError as error:
+    except Damaged as error:
         return "", str(error)
 
 
 def _entry(store: Store, ref: ArtifactRef, last: Mark | None, digest: str, about: Mapping[str, Any] | str) -> Entry:
     try:
         retired = retired_reason(store, last) if last else None
-    except LabError as error:
+    except Damaged as error:
         return Entry(ref, digest, problem=str(error))
     if isinstance(about, str):
         return Entry(ref, digest, retired=retired, problem=about)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, NotFound, Unavailable, did_you_mean
 from moe_lab.files import digest_of
 from moe_lab.registry.manifest import ITEM_BYTES, TensorRecord
 
@@ -41,7 +41,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     import numpy as np
 
     if sys.byteorder != "little":
-        raise LabError("tensors are stored little-endian and this machine is big-endian; use another one.")
+        raise Unavailable("tensors are stored little-endian and this machine is big-endian; use another one.")
     if name.startswith(("bfloat", "float8", "int4", "uint4")):
         import ml_dtypes
 
@@ -63,7 +63,7 @@ def describe(
     """
     unknown = sorted(block_tensors - tensors.keys())
     if unknown:
-        raise LabError(f"block tensor {unknown[0]!a} is not among the tensors.{did_you_mean(unknown[0], tensors)}")
+        raise NotFound(f"block tensor {unknown[0]!a} is not among the tensors.{did_you_mean(unknown[0], tensors)}")
     records: dict[str, TensorRecord] = {}
     chunks: dict[str, memoryview] = {}
     for name, array in tensors.items():

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.registry.failures import write_error
 from moe_lab.registry.lineage import ancestors
 from moe_lab.registry.manifest import Manifest
@@ -44,7 +44,7 @@ class Collected:
 def gc(store: Store, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> Collected:
     """See `Registry.gc`."""
     if not isinstance(store, LocalStore):
-        raise LabError(
+        raise Refused(
             f"{store.where('')} cannot be collected: only folders can. Mirror it to a fresh place, which gets "
             "only what references reach."
         )
@@ -84,9 +84,7 @@ class _Used:
                 continue
             found = split_key(key)
             if found is None:
-                raise LabError(
-                    f"{self.folder.where(key)!a} is neither a reference nor a mark of retirement; remove it."
-                )
+                raise Damaged(f"{self.folder.where(key)!a} is neither a reference nor a mark of retirement; remove it.")
             ref, mark = found
             if mark is not None:
                 read_mark(self.folder, mark)
@@ -149,7 +147,7 @@ class _Sweep:
                 if not key.startswith(f"{folder}/") or key in self.used.keys:
                     continue
                 if content_digest(key) is None:
-                    raise LabError(f"{self.folder.where(key)!a} is not a file of the registry; remove it.")
+                    raise Damaged(f"{self.folder.where(key)!a} is not a file of the registry; remove it.")
                 yield key, place
         yield from ((key, key) for key in self.folder.list("tmp") if key not in aside.values())
 
@@ -192,10 +190,10 @@ class _Sweep:
             yield
         except BaseException as error:
             for key in list(self.folder.aside) if put_back else ():
-                with suppress(OSError, LabError):
+                with suppress(OSError, Damaged):
                     self.folder.put_back(key)
             if isinstance(error, LabError):
-                raise LabError(f"{self._outcome()}: {error}") from None
+                raise type(error)(f"{self._outcome()}: {error}") from None
             if isinstance(error, OSError):
                 outcome = f"{self._outcome().capitalize()}."
                 raise write_error(f"collect garbage in {self.folder.where('')}", error, outcome) from error

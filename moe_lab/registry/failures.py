@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, classify
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -27,7 +27,7 @@ def write_error(action: str, error: OSError, outcome: str) -> LabError:
         advice = "Get write permission there"
     else:
         advice = "Check that disk"
-    return LabError(
+    return classify(error)(
         f"cannot {action}: {describe_error(error)}. {outcome} "
         f"{advice} and run the same command again: it continues where it stopped."
     )

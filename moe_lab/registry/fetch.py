@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Unavailable
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.read import read_chunk, read_manifest
 from moe_lab.registry.references import ArtifactRef, blob_key, manifest_key
@@ -46,7 +46,7 @@ def fetch(store: Store, resolved: Resolved) -> Fetched:
     _read_signatures(store, resolved.ref)
     wanted = [manifest_key(resolved.digest), *map(blob_key, blobs)]
     if not all(store.keeps(key) for key in wanted):
-        raise LabError(
+        raise Unavailable(
             f"{name} is not whole in the cache {store.folder}, which cannot be written: free space there, or set "
             "MOE_LAB_CACHE to another folder."
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from moe_lab.errors import LabError, printable
+from moe_lab.errors import LabError, NotFound, Refused, classify, printable
 from moe_lab.registry.exact_json import MAX_BYTES, ManifestProblem, exact_json
 from moe_lab.registry.manifest import TensorRecord
 from moe_lab.registry.references import is_digest
@@ -90,16 +90,16 @@ def _check_names(folder: Path) -> None:
     except NotADirectoryError:
         raise LabError(_not_a_folder(folder)) from None
     except OSError as error:
-        raise LabError(f"{folder} cannot be read: {error.strerror}; name a folder made by an export.") from None
+        raise classify(error)(f"{folder} cannot be read: {error.strerror}; name a folder made by an export.") from None
     for name in (TENSORS, CARD):
         if not (folder / name).exists():
-            raise LabError(f"{folder} has no {name}; a folder to import holds {TENSORS} and {CARD}.")
+            raise NotFound(f"{folder} has no {name}; a folder to import holds {TENSORS} and {CARD}.")
 
 
 def _check_name(folder: Path, entry: os.DirEntry[str]) -> None:
     name = entry.name.lower()
     if name.endswith(_CODE):
-        raise LabError(
+        raise Refused(
             f"{folder} holds {entry.name!a}: pickles and other files that can run code are never read, not even if "
             "nothing else is there. Convert it to safetensors where you trust it, and remove it here."
         )
@@ -163,7 +163,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside the one wanted, which becomes it at the end."""
     scratch = folder.parent / f".{folder.name}.{os.getpid()}-{secrets.token_hex(8)}"
     if os.path.lexists(folder):
-        raise LabError(f"{folder} exists already, and nothing is overwritten; name a new folder.")
+        raise Refused(f"{folder} exists already, and nothing is overwritten; name a new folder.")
     try:
         scratch.mkdir()
         yield scratch
@@ -171,7 +171,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         scratch.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
-        raise LabError(
+        raise classify(error)(
             f"cannot write {folder}: {error.strerror}. Nothing was exported; check that there is a folder "
             f"{printable(str(folder.parent))} with space in it where you may write."
         ) from error

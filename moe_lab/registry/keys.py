@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import Damaged, LabError, NotFound, Refused, classify, did_you_mean
 from moe_lab.registry.stores.local import sync_folder
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def new_key(name: str, passphrase: str | None = None) -> OwnerKey:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_new(path, _pem(key, passphrase))
     except FileExistsError:
-        raise LabError(f"there is a key {name} already: {path}. Choose another name; no key is overwritten.") from None
+        raise Refused(f"there is a key {name} already: {path}. Choose another name; no key is overwritten.") from None
     except OSError as error:
-        raise LabError(f"{path}: {error.strerror}. Nothing was written; check that folder.") from None
+        raise classify(error)(f"{path}: {error.strerror}. Nothing was written; check that folder.") from None
     return key
 
 
@@ -123,13 +123,13 @@ def load_key(name: str, ask: Callable[[], str] | None = None) -> OwnerKey:
     except LabError:
         raise
     except Exception:  # cryptography and OpenSSL have many errors for files that are no key, and for passphrases
-        reason = "with this passphrase" if b"ENCRYPTED" in data else "as a PEM file"
-        raise LabError(f"key {name}: {path} cannot be read {reason}; try again, or restore it from a copy.") from None
+        kind, reason = (Refused, "with this passphrase") if b"ENCRYPTED" in data else (Damaged, "as a PEM file")
+        raise kind(f"key {name}: {path} cannot be read {reason}; try again, or restore it from a copy.") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise LabError(f"key {name}: {path} is not an Ed25519 key; make one with: moe-lab key new NAME")
     key, header = OwnerKey(private), _HEADER.search(data)
     if header and header[1].decode() != key.public:
-        raise LabError(f"key {name}: {path} says {header[1].decode()}, but its key is {key.public}. Mend that line.")
+        raise Damaged(f"key {name}: {path} says {header[1].decode()}, but its key is {key.public}. Mend that line.")
     return key
 
 
@@ -139,11 +139,11 @@ def find_key(name: str) -> Path:
     try:
         mode = path.stat().st_mode
     except OSError:
-        raise LabError(f'no key "{name}" in {path.parent}.{did_you_mean(name, key_names())}') from None
+        raise NotFound(f'no key "{name}" in {path.parent}.{did_you_mean(name, key_names())}') from None
     if not stat.S_ISREG(mode):
-        raise LabError(f"key {name}: {path} is not a plain file.")
+        raise Refused(f"key {name}: {path} is not a plain file.")
     if mode & 0o077:
-        raise LabError(f"key {name}: others may read or change {path}. If nobody did: chmod 600 {path}")
+        raise Refused(f"key {name}: others may read or change {path}. If nobody did: chmod 600 {path}")
     return path
 
 
@@ -174,7 +174,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_MAX_BYTES)
     except OSError as error:
-        raise LabError(f"{path}: {error.strerror}; check its permissions.") from None
+        raise classify(error)(f"{path}: {error.strerror}; check its permissions.") from None
 
 
 def _passphrase(name: str, data: bytes, ask: Callable[[], str] | None) -> bytes | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import NotFound, did_you_mean
 from moe_lab.files import digest_of
 from moe_lab.registry.exact_json import MAX_INTEGER, ManifestProblem, canonical, check_depth, exact, exact_json, shown
 from moe_lab.registry.references import is_digest
@@ -180,7 +180,7 @@ class Manifest(dict[str, Any]):
 
     def record(self, name: str) -> TensorRecord:
         if name not in self.records:
-            raise LabError(f"{self.label} has no tensor {name!a}.{did_you_mean(name, self.records)}")
+            raise NotFound(f"{self.label} has no tensor {name!a}.{did_you_mean(name, self.records)}")
         return self.records[name]
 
     def chunk(self, name: str, index: int) -> Chunk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 from moe_lab.files import digest_of
 from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.stores import Store
@@ -50,7 +50,7 @@ def read_mark(store: Store, mark: Mark) -> bytes:
     """All bytes of a mark, checked."""
     data = store.get(mark.key, MAX_REASON_BYTES + _DIGEST_LINE)
     if data[:_DIGEST_LINE] != f"{digest_of(data[_DIGEST_LINE:])}\n".encode("ascii") or data[-1:] != b"\n":
-        raise LabError(
+        raise Damaged(
             f"{mark.ref}: {store.where(mark.key)} is damaged: its first line is not the digest of the rest. "
             "Restore it from a copy."
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from moe_lab.errors import LabError, printable
+from moe_lab.errors import Damaged, LabError, NotFound, Refused, printable
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import canonical
 from moe_lab.registry.failures import write_error
@@ -108,7 +108,7 @@ class _Mirror:
     def _artifact(self, ref: ArtifactRef) -> None:
         digest = read_ref(self.source, ref)
         if self.refusal is not None and (reason := self.refusal(Resolved(ref, digest))):
-            raise LabError(f"{ref} is untrusted and was not copied: {reason}.")
+            raise Refused(f"{ref} is untrusted and was not copied: {reason}.")
         there = self._require_free(ref, digest)
         manifest = read_manifest(self.source, digest, str(ref))
         for parent in companions(manifest):
@@ -135,13 +135,13 @@ class _Mirror:
         lost = f"{ref} is of no use without {parent.relation} {printable(parent.ref)}{left}"
         if (named := self._reference(parent)) is not None:
             if error := self._settle(named):
-                raise LabError(f"{lost}: {error}") from error.__cause__
+                raise type(error)(f"{lost}: {error}") from error.__cause__
             return
         # Its name is gone, or was never here; an artifact finds what it works beside by digest.
         if not self.source.exists(manifest_key(parent.digest)):
-            raise LabError(f"{lost}: {self.source.where('')} has no {parent.digest}. Bring it there first.")
+            raise NotFound(f"{lost}: {self.source.where('')} has no {parent.digest}. Bring it there first.")
         if self.refusal is not None and (reason := self.refusal(Resolved(None, parent.digest))):
-            raise LabError(f"{lost}: it is untrusted: {reason}.")
+            raise Refused(f"{lost}: it is untrusted: {reason}.")
         self._content(read_manifest(self.source, parent.digest, f"{parent.relation} of {ref}"))
 
     def _reference(self, parent: LineageNode) -> ArtifactRef | None:
@@ -159,7 +159,7 @@ class _Mirror:
         except FileNotFoundError:
             return False
         if taken != digest:
-            raise LabError(
+            raise Refused(
                 f"{ref} is {digest} in {self.source.where('')} and {taken} in {self.target.where('')}; versions never "
                 "change, so it was not copied. Publish it there as another version."
             )
@@ -213,13 +213,13 @@ class _Mirror:
         data = read_mark(self.source, mark)
         try:
             self._same(ref, mark.key, data)
-        except LabError as error:
+        except (Refused, Damaged) as error:
             # Both registries retired it on their own. The target's reason stands, and the artifact is as good.
             self.problems.append(str(error))
 
     def _same(self, ref: ArtifactRef, key: str, data: bytes) -> None:
         if not self._put(ref, key, data) and self.target.get(key, 1 << 20) != data:
-            raise LabError(
+            raise Refused(
                 f"{ref}: {self.target.where(key)} holds other bytes than {self.source.where(key)}; "
                 "it was left as it is. Compare them."
             )

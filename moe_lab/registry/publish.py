@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.files import digest_of
 from moe_lab.registry.chunks import describe, spread
 from moe_lab.registry.exact_json import ManifestProblem
@@ -70,7 +70,7 @@ def put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -
             continue  # collected in between
         if digest_of(found) == digest:
             return
-        raise LabError(
+        raise Damaged(
             f"{store.where(key)} is damaged: its bytes are not what its name says. Nothing was published. "
             "Delete that file and run the same command again, which writes it anew."
         )
@@ -97,12 +97,12 @@ def _check_free(store: Store, ref: ArtifactRef, digest: str) -> None:
         taken = read_ref(store, ref)
     except FileNotFoundError:
         if ref.version in versions(store, ref).marks:
-            raise LabError(
+            raise Refused(
                 f"{ref} was retired and removed; a version is never used twice. {_bump(store, ref)}"
             ) from None
         return
     if taken != digest:
-        raise LabError(f"{ref} is already published with other content, and versions never change. {_bump(store, ref)}")
+        raise Refused(f"{ref} is already published with other content, and versions never change. {_bump(store, ref)}")
 
 
 def _bump(store: Store, ref: ArtifactRef) -> str:

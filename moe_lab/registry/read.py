@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Unavailable, classify
 from moe_lab.files import digest_of
 from moe_lab.registry.chunks import numpy_dtype, spread
 from moe_lab.registry.exact_json import MAX_BYTES, ManifestProblem
@@ -23,11 +23,11 @@ def read_manifest(store: Store, digest: str, label: str | None = None) -> Manife
     key = manifest_key(digest)
     data = _read(store, key, MAX_BYTES, f"{label or digest}: its manifest")
     if digest_of(data) != digest:
-        raise LabError(f"{label or digest}: its manifest {store.where(key)} is damaged: other bytes. {_RESTORE}")
+        raise Damaged(f"{label or digest}: its manifest {store.where(key)} is damaged: other bytes. {_RESTORE}")
     try:
         return parse(data, digest, label)
     except ManifestProblem as problem:
-        raise LabError(f"{label or digest}: its manifest {store.where(key)} is not usable: {problem}.") from None
+        raise Damaged(f"{label or digest}: its manifest {store.where(key)} is not usable: {problem}.") from None
 
 
 def read_chunk(store: Store, chunk: Chunk) -> bytes:
@@ -35,9 +35,9 @@ def read_chunk(store: Store, chunk: Chunk) -> bytes:
     key = blob_key(chunk.digest)
     data = _read(store, key, chunk.size, chunk.use)
     if digest_of(data) != chunk.digest:
-        raise LabError(f"{chunk.use} {store.where(key)} is damaged: its bytes are not what its name says. {_RESTORE}")
+        raise Damaged(f"{chunk.use} {store.where(key)} is damaged: its bytes are not what its name says. {_RESTORE}")
     if len(data) != chunk.size:
-        raise LabError(f"{chunk.use} {store.where(key)} has {len(data):,} bytes and the manifest says {chunk.size:,}.")
+        raise Damaged(f"{chunk.use} {store.where(key)} has {len(data):,} bytes and the manifest says {chunk.size:,}.")
     return data
 
 
@@ -52,7 +52,7 @@ def read_tensor(store: Store, manifest: Manifest, name: str, rows: slice | None)
     try:
         buffer = np.empty(end - begin, np.uint8)
     except MemoryError:
-        raise LabError(
+        raise Unavailable(
             f"{manifest.label}: tensor {name!r} needs {end - begin:,} bytes of memory, too many here."
         ) from None
     fill = _filler(store, manifest, name, buffer.data, begin)
@@ -91,10 +91,10 @@ def _read(store: Store, key: str, limit: int, what: str) -> bytes:
     try:
         return store.get(key, limit)
     except FileNotFoundError:
-        raise LabError(f"{what} is missing: {store.where(key)}. {_RESTORE.replace('or delete it and', 'or')}") from None
+        raise Damaged(f"{what} is missing: {store.where(key)}. {_RESTORE.replace('or delete it and', 'or')}") from None
     except OSError as error:
         # The file, or the folder above it that nobody may enter.
         place = error.filename if isinstance(error.filename, str) else store.where(key)
-        raise LabError(f"{what} cannot be read: {place}: {error.strerror or error}.") from error
+        raise classify(error)(f"{what} cannot be read: {place}: {error.strerror or error}.") from error
     except LabError as error:
-        raise LabError(f"{what}: {error}") from None
+        raise type(error)(f"{what}: {error}") from None

@@ -41,6 +41,11 @@ def content_digest(key: str) -> str | None:
     return (found[1] or found[2]) if found else None
 
 
+def is_name(text: object) -> bool:
+    """Whether this may be an owner's or an artifact's name."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
 def is_version(text: object) -> bool:
     return isinstance(text, str) and _VERSION.fullmatch(text) is not None
 
@@ -66,7 +71,7 @@ class ArtifactRef:
 
     def __post_init__(self) -> None:
         for role, value in (("owner", self.owner), ("name", self.name)):
-            if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+            if not is_name(value):
                 raise LabError(f"{_shown(value)} cannot be the {role} of an artifact: it must be {_NAME_RULE}.")
         if self.version is not None and not is_version(self.version):
             raise LabError(f"{_shown(self.version)} is not a version: it must be {_VERSION_RULE}.")

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import Damaged, LabError, NotFound, Refused, did_you_mean
 from moe_lab.registry.marks import RETIRED, Mark, read_mark, reason_of, split_mark
-from moe_lab.registry.references import ArtifactRef, is_digest, version_order
+from moe_lab.registry.references import ArtifactRef, is_digest, is_name, is_version, version_order
 from moe_lab.registry.stores import Store
 
 MAX_REF_BYTES = 128
@@ -70,10 +70,9 @@ def split_key(key: str) -> tuple[ArtifactRef, Mark | None] | None:
     if len(parts) != 4:
         return None
     version, kind, number = ("-" in parts[3] and split_mark(parts[3])) or (parts[3], "", 0)
-    try:
-        ref = ArtifactRef(parts[1], parts[2], version)
-    except LabError:
+    if not (is_name(parts[1]) and is_name(parts[2]) and is_version(version)):
         return None
+    ref = ArtifactRef(parts[1], parts[2], version)
     return ref, Mark(ref, kind, number) if kind else None
 
 
@@ -86,7 +85,7 @@ def digest_in(store: Store, ref: ArtifactRef, data: bytes | None) -> str:
     """The digest in the bytes of a reference; None stands for something that is no small plain file."""
     text = (data or b"").decode("ascii", errors="replace")
     if not text.endswith("\n") or not is_digest(text[:-1]):
-        raise LabError(
+        raise Damaged(
             f"{ref}: {store.where(ref_key(ref))} is damaged: it does not hold one digest. Restore it from a copy."
         )
     return text[:-1]
@@ -160,9 +159,9 @@ def warn_if_retired(resolved: Resolved, stacklevel: int) -> None:
 
 def _no_version(store: Store, ref: ArtifactRef, there: Versions) -> LabError:
     if not there.used:
-        return LabError(f"the registry has no {ref.title}.{did_you_mean(ref.title, titles(store))}")
+        return NotFound(f"the registry has no {ref.title}.{did_you_mean(ref.title, titles(store))}")
     if ref.version is None:
-        return LabError(
+        return Refused(
             f"every version of {ref.title} is retired; name one: {ref.title}@{(there.published or ['1'])[-1]}."
         )
-    return LabError(f"{ref.title} has no version {ref.version}. Published: {', '.join(there.published) or 'none'}.")
+    return NotFound(f"{ref.title} has no version {ref.version}. Published: {', '.join(there.published) or 'none'}.")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, NotFound, Refused, Unavailable, classify
 from moe_lab.files import digest_of
 from moe_lab.registry.catalogue import Entry, cache_file, catalogue
 from moe_lab.registry.collect import GRACE_SECONDS, Collected, gc
@@ -49,7 +49,7 @@ class Registry:
 
     Args:
         path: a folder on a local disk or NFS, or `s3://bucket/prefix` or `gs://bucket/prefix`.
-        create: make the folder if it is not there; otherwise that is a `LabError`.
+        create: make the folder if it is not there; otherwise that is `NotFound`.
         trust: a policy, or its file: what it refuses is not read. None believes everything that is whole.
         key: the key, or its name, that signs what is published. None publishes unsigned.
     """
@@ -116,7 +116,7 @@ class Registry:
             created = sign(self.store, whole, resolved.digest, key)
         except OSError as error:
             where = self.store.where("")
-            raise LabError(
+            raise classify(error)(
                 f"cannot sign {whole} in {where}: {describe_error(error)}; mend that and sign again."
             ) from error
         return Signature(whole, resolved.digest, key.public), created
@@ -135,7 +135,7 @@ class Registry:
         """What `owner/name[@version][:width]` or `sha256-<hex>` means now; without a version, the highest.
 
         Retired versions are passed over, or, asked for by number, come with a `RetiredWarning`. What the trust
-        policy refuses is a `LabError`, and never a reason to take an older version.
+        policy refuses is `Refused`, and never a reason to take an older version.
         """
         resolved = self._trusted(text)
         warn_if_retired(resolved, stacklevel=2)
@@ -197,7 +197,7 @@ class Registry:
         name = ArtifactRef.parse(title)
         with self._reading():
             for version in reversed(versions(self.store, name).in_use):
-                with suppress(LabError, FileNotFoundError):
+                with suppress(Damaged, Unavailable, FileNotFoundError):
                     yield Resolved(name.at(version), read_ref(self.store, name.at(version)))
 
     def lineage(self, ref: str | ArtifactRef) -> LineageNode:
@@ -268,7 +268,7 @@ class Registry:
             return
         resolved = self._trusted(text)
         if resolved.digest != digest:
-            raise LabError(f"{text} is pinned to {digest}, but here it is {resolved.digest}; compose it again.")
+            raise Refused(f"{text} is pinned to {digest}, but here it is {resolved.digest}; compose it again.")
 
     def _trusted(self, text: str | ArtifactRef) -> Resolved:
         resolved = self._resolve(text)
@@ -286,7 +286,7 @@ class Registry:
             if not is_digest(text):
                 raise LabError(f"{ascii(text)[:100]} is not a digest: sha256- and 64 lowercase hex digits.")
             if not self.store.exists(manifest_key(text)):
-                raise LabError(f"the registry has no artifact {text}; `list` shows what it has.")
+                raise NotFound(f"the registry has no artifact {text}; `list` shows what it has.")
             return Resolved(None, text)
 
     def _manifest(self, source: Source) -> Manifest:
@@ -305,7 +305,7 @@ class Registry:
         try:
             yield
         except OSError as error:
-            raise LabError(
+            raise classify(error)(
                 f"registry {self.store.where('')} cannot be read: {describe_error(error)}; "
                 f"{getattr(error, 'advice', 'check its permissions')}."
             ) from error

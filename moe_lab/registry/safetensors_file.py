@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, Refused, Unavailable, classify, did_you_mean
 from moe_lab.registry.chunks import flat_bytes, numpy_dtype
 from moe_lab.registry.exact_json import MAX_INTEGER, ManifestProblem, canonical, exact_json
 from moe_lab.registry.manifest import ITEM_BYTES, TensorRecord, require_tensor_name
@@ -93,18 +93,18 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     except ManifestProblem as problem:
         raise LabError(f"{path}: this is no safetensors file that can be read: {problem}. Export it again.") from None
     except MemoryError:
-        raise LabError(f"{path}: too large for the memory of this machine; import it on a larger one.") from None
+        raise Unavailable(f"{path}: too large for the memory of this machine; import it on a larger one.") from None
 
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[BinaryIO]:
-    """Opens a plain file; a link, or something that would wait or never end, is a `LabError`."""
+    """Opens a plain file; a link, or something that would wait or never end, is `Refused`."""
     try:
         descriptor = os.open(path, READ_FILE)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise not_plain(path) from None
-        raise LabError(f"{path} cannot be read: {error.strerror}; check the path and its permissions.") from None
+        raise classify(error)(f"{path} cannot be read: {error.strerror}; check the path and its permissions.") from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise not_plain(path)
@@ -115,12 +115,12 @@ def open_plain(path: Path) -> Iterator[BinaryIO]:
 
 
 def not_plain(path: Path) -> LabError:
-    return LabError(f"{str(path)!a} is a link or not a plain file, and only plain files are read; put a copy there.")
+    return Refused(f"{str(path)!a} is a link or not a plain file, and only plain files are read; put a copy there.")
 
 
 def _name_of(name: str, dtype: str) -> str:
     if dtype not in _NAMES:
-        raise LabError(
+        raise Refused(
             f"tensor {name!a} has dtype {dtype}, which safetensors cannot hold.{did_you_mean(dtype, _NAMES)} "
             "Copy the artifact from registry to registry instead."
         )
@@ -148,7 +148,7 @@ def _checked_bytes(file: BinaryIO, path: Path) -> bytes:
 def _refuse_other_formats(start: bytes, path: Path) -> None:
     for magic, what in _OTHER_FORMATS.items():
         if start.startswith(magic):
-            raise LabError(
+            raise Refused(
                 f"{path} is {what}, whatever its name says, and is never read: such files can run code or be read in "
                 "several ways. Convert it to safetensors where you trust it."
             )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 from moe_lab.registry.keys import PREFIX, OwnerKey, is_valid
-from moe_lab.registry.references import ArtifactRef, is_digest, is_version
+from moe_lab.registry.references import ArtifactRef, is_digest, is_name, is_version
 from moe_lab.registry.stores import Store
 
 FOLDER = "signatures"
@@ -58,11 +58,9 @@ def split_path(path: str) -> Signature | None:
     if len(parts) != 5 or parts[0] != FOLDER or not is_version(parts[3]):
         return None
     found = _FILE.fullmatch(parts[4])
-    try:
-        ref = ArtifactRef(parts[1], parts[2], parts[3])
-    except LabError:
+    if found is None or not (is_name(parts[1]) and is_name(parts[2])):
         return None
-    return Signature(ref, f"sha256-{found[1]}", f"{PREFIX}{found[2]}") if found else None
+    return Signature(ArtifactRef(parts[1], parts[2], parts[3]), f"sha256-{found[1]}", f"{PREFIX}{found[2]}")
 
 
 def sign(store: Store, ref: ArtifactRef, digest: str, key: OwnerKey) -> bool:
@@ -76,17 +74,17 @@ def sign(store: Store, ref: ArtifactRef, digest: str, key: OwnerKey) -> bool:
 
 
 def check(store: Store, claim: Signature) -> int:
-    """Reads one signature and returns its bytes; `LabError` unless it is well formed and holds."""
+    """Reads one signature and returns its bytes; `Damaged` unless it is well formed and holds."""
     where = store.where(claim.path)
     data = store.get(claim.path, BYTES)
     text = _HEX.fullmatch(data)
     if text is None:
-        raise LabError(
+        raise Damaged(
             f"{claim.ref}: signature {where} is damaged: it does not hold 128 lowercase hex digits and a line end. "
             "Delete it and sign again."
         )
     if not is_valid(claim.key, claim.message, bytes.fromhex(text[1].decode("ascii"))):
-        raise LabError(
+        raise Damaged(
             f"{claim.ref}: signature {where} is not valid: {claim.key} did not sign this manifest under this name "
             "and version. Delete it; if the artifact is sound, its owner can sign again."
         )
@@ -97,7 +95,7 @@ def check_file(store: Store, path: str) -> int:
     """As `check`, for any file below `signatures/`."""
     claim = split_path(path)
     if claim is None:
-        raise LabError(f"{store.where(path)!a} is not the signature of anything; remove it.")
+        raise Damaged(f"{store.where(path)!a} is not the signature of anything; remove it.")
     return check(store, claim)
 
 
@@ -107,7 +105,7 @@ def problem_with(store: Store, claim: Signature) -> str | None:
         check(store, claim)
     except FileNotFoundError:
         return f"{claim.ref}: there is no signature by {claim.key}"
-    except LabError as error:
+    except Damaged as error:
         return str(error)
     except OSError as error:
         # Not the reader's end: whoever may write could otherwise stop everyone with a file that nobody may read.

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from moe_lab.config import Spec, load_config
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import Damaged, LabError, Refused, Unavailable, did_you_mean
 from moe_lab.registry.keys import parse_public
 from moe_lab.registry.references import ArtifactRef
 from moe_lab.registry.refs import Resolved, published, read_ref, versions
@@ -69,7 +69,7 @@ def load_policy(path: str | os.PathLike[str]) -> TrustPolicy:
     try:
         policy = load_config(os.fspath(path), kind="trust")
     except LabError as error:
-        raise LabError(f"{error} This is the trust policy: nothing is read until it is mended.") from None
+        raise type(error)(f"{error} This is the trust policy: nothing is read until it is mended.") from None
     assert isinstance(policy, TrustPolicy)
     return policy
 
@@ -99,7 +99,7 @@ class Trust:
                 "It is the newest version, and no older one is taken in its place unasked: name one, or ask "
                 f"{resolved.ref.owner} to sign it."
             )
-        raise LabError(f"{resolved.ref or resolved.digest} is {UNTRUSTED}{reason}. {advice}")
+        raise Refused(f"{resolved.ref or resolved.digest} is {UNTRUSTED}{reason}. {advice}")
 
     def problem(self, resolved: Resolved) -> str | None:
         """Why an artifact is refused, or None."""
@@ -133,14 +133,14 @@ class Trust:
             first, keys = self._first_keys(ref)
             if first is None or not keys or first.version == ref.version or key in self._counting(keys):
                 return
-            raise LabError(
+            raise Refused(
                 f"cannot publish {ref.title}: {self.where} wants a signature by a key that signed {first}, {signer}. "
                 "Nothing was published. Name that key with --key or MOE_LAB_KEY, or list the keys of "
                 f"{owner} in that file."
             )
         if key in self.policy.keys_of(owner):
             return
-        raise LabError(
+        raise Refused(
             f"cannot publish for {owner}: {self.where} wants a signature by a key of {owner}, {signer}. Nothing was "
             "published. Name a key with --key or MOE_LAB_KEY, or list it in that file."
         )
@@ -162,7 +162,7 @@ class Trust:
         """What the keys of a name's first version say of another one, where the policy lets them bind."""
         try:
             first, keys = self._first_keys(ref)
-        except (FileNotFoundError, LabError) as error:
+        except (FileNotFoundError, Damaged, Unavailable) as error:
             return f"the first version of {ref.title} cannot be read, so nobody knows whose key binds: {error}"
         if first is None or not keys or first.version == ref.version:
             return None
@@ -207,10 +207,10 @@ class Trust:
     def _holds(self, claim: Signature) -> bool:
         try:
             return read_ref(self.store, claim.ref) == claim.digest
-        except (FileNotFoundError, LabError):
+        except (FileNotFoundError, Damaged, Unavailable):
             return False
 
     def _references(self) -> Iterator[tuple[ArtifactRef, str]]:
         for ref, _ in published(self.store):
-            with suppress(FileNotFoundError, LabError):
+            with suppress(FileNotFoundError, Damaged, Unavailable):
                 yield ref, read_ref(self.store, ref)

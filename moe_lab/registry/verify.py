@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError
 from moe_lab.files import digest_of
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import MAX_BYTES
@@ -85,7 +85,7 @@ class _Check:
     def reference(self, key: str) -> int:
         found = split_key(key)
         if found is None:
-            raise LabError(f"{self.store.where(key)!a} is neither a reference nor a mark of retirement; remove it.")
+            raise Damaged(f"{self.store.where(key)!a} is neither a reference nor a mark of retirement; remove it.")
         ref, mark = found
         if mark is not None:
             return len(read_mark(self.store, mark))
@@ -115,10 +115,10 @@ class _Check:
     def unused_file(self, key: str) -> int:
         digest = content_digest(key)
         if digest is None:
-            raise LabError(f"{self.store.where(key)!a} is not a file of the registry; remove it.")
+            raise Damaged(f"{self.store.where(key)!a} is not a file of the registry; remove it.")
         data = self.store.get(key, MAX_BYTES if key.startswith("manifests/") else MAX_CHUNK_BYTES)
         if digest_of(data) != digest:
-            raise LabError(f"{self.store.where(key)} is damaged, and no artifact uses it; delete it.")
+            raise Damaged(f"{self.store.where(key)} is damaged, and no artifact uses it; delete it.")
         return len(data)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moe_lab.data.tables import ReadTable, TableFormat
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 from moe_lab.routing.space import CandidateSpace
 
 FILE = TableFormat(key=b"moe_lab_outcomes", version=2, name="outcome table", remedy="measure it again")
@@ -97,7 +97,7 @@ def load_outcomes(path: Path) -> OutcomeTable:
     shape = (-1, length)
     loss = np.stack([read.column(f"loss/{name}").reshape(shape) for name in space.names], axis=-1)
     if not np.isfinite(loss[read.column("segment").reshape(shape) > 0]).all():
-        raise LabError(f"{path}: some losses are not finite; measure the table again")
+        raise Damaged(f"{path}: some losses are not finite; measure the table again")
     return OutcomeTable(
         space=space,
         groups=tuple(read.header["groups"]),

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from moe_lab.errors import LabError, PeerLostError
+from moe_lab.errors import Damaged, PeerLostError, Refused
 from moe_lab.files import sync, write_json
 from moe_lab.training.processes import (
     explain_lost_peer,
@@ -129,7 +129,7 @@ class Checkpoints:
                 return step, state
             damaged[folder] = problem
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
-        raise LabError(
+        raise Damaged(
             f"no checkpoint in {self._folder} is readable ({reasons or 'there is none'}): "
             f"restore the folder from a backup, or delete it to train from the start"
         )
@@ -225,7 +225,7 @@ def _check_form(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> 
     """Refuses a state of another form by its first leaf that differs; Orbax converts dtypes in silence."""
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
-            raise LabError(
+            raise Refused(
                 f"checkpoint {folder} holds {name} as {saved.get(name, 'nothing')}, this training has "
                 f"{wanted.get(name, 'nothing')}: the code changed since; delete {folder.parent} to start over"
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Unavailable
 from moe_lab.files import UNSUPPORTED, exclusive
 
 # psutil derives a start time from the boot time, which moves a little when the clock is corrected. No process
@@ -63,17 +63,17 @@ class RunLock:
         """Takes the lock, also from a process that is gone.
 
         Raises:
-            LabError: another process holds it.
+            Unavailable: another process holds it.
         """
         with self._path.open("a+", encoding="utf-8") as file:
             exclusive(file.fileno())
             file.seek(0)
             holder = _decode(file.read())
             if not self._hold():
-                raise LabError(self._refusal(holder) + ": wait for it or stop it")
+                raise Unavailable(self._refusal(holder) + ": wait for it or stop it")
             if holder is not None and not holder.is_gone():
                 self._let_go()
-                raise LabError(
+                raise Unavailable(
                     f"{self._refusal(holder)}: wait for it or stop it; if it is gone, delete {self._path} and run the "
                     "same command again"
                 )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from moe_lab.errors import LabError, PeerLostError
+from moe_lab.errors import LabError, PeerLostError, Unavailable
 
 _PATIENCE_SECONDS = 120
 _HEARTBEAT_SECONDS = 30
@@ -48,7 +48,7 @@ def join(coordinator: str | None = None, process: int | None = None, processes: 
         )
     except (RuntimeError, ValueError) as error:
         where = f"at {coordinator}" if coordinator else "that the cluster's environment names"
-        raise LabError(
+        raise Unavailable(
             f"could not meet the other processes {where} ({str(error).splitlines()[0][:200]}); start the same command "
             "in all of them, with the same --coordinator and a --process of its own each"
         ) from error

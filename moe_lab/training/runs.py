@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from moe_lab.config import fingerprint, to_yaml
-from moe_lab.errors import Interrupted, LabError
+from moe_lab.errors import Interrupted, LabError, classify
 from moe_lab.files import explain_full_disk, is_full_disk, write_json, write_text
 from moe_lab.training.clock import utc_now
 from moe_lab.training.ledger import LOCK, RESULT, Event, read_result, record_event
@@ -204,7 +204,7 @@ def open_run(
                 folder.mkdir(parents=True, exist_ok=True)
                 run._begin(resolved, inputs)
     except OSError as error:
-        raise LabError(
+        raise classify(error)(
             f"{error.filename or folder}: {error.strerror}; the runs folder must be one that you may write to"
         ) from error
     return run

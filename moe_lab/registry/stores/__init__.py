@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, NotFound
 from moe_lab.registry.stores.cache import CachedStore, CacheWarning, cache_folder, offline_asked
 from moe_lab.registry.stores.local import LocalStore, open_folder
 from moe_lab.registry.stores.objects import ObjectStore
@@ -30,7 +30,7 @@ def open_store(path: str | os.PathLike[str], create: bool) -> Store:
     try:
         folder = Path(text).expanduser()
     except RuntimeError:
-        raise LabError(f"registry {text!r}: there is no such home; write the path in full.") from None
+        raise NotFound(f"registry {text!r}: there is no such home; write the path in full.") from None
     if cache_folder("", by_default=False) is None:
         return open_folder(folder, create)
     offline = offline_asked()

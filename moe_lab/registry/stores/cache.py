@@ -8,7 +8,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Refused, Unavailable
 from moe_lab.files import digest_of, user_cache
 from moe_lab.registry.references import content_digest, is_version
 from moe_lab.registry.stores.local import LocalStore
@@ -61,7 +61,7 @@ class CachedStore:
 
     def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
         if self.offline:
-            raise LabError(f"cannot write to {self.where('')}: MOE_LAB_OFFLINE=1 forbids it; unset it to publish.")
+            raise Refused(f"cannot write to {self.where('')}: MOE_LAB_OFFLINE=1 forbids it; unset it to publish.")
         created = self.remote.put_if_absent(key, data)
         if not created:
             # The writer will now look at what is there, and that must be what the registry has.
@@ -108,7 +108,7 @@ class CachedStore:
         """Whether the folder has this key; its bytes are not looked at."""
         try:
             return self._kept.exists(key)
-        except (OSError, LabError):
+        except (OSError, Damaged):
             return False
 
     def _remember(self, prefix: str, keys: Keys) -> None:
@@ -118,7 +118,7 @@ class CachedStore:
             self._drop(key)
         for key in keys:
             if key.startswith("refs/") and key not in known and not is_version(key.rpartition("/")[2]):
-                with suppress(OSError, LabError):
+                with suppress(OSError, Damaged):
                     self.get(key, 64 << 10)
 
     def _cached(self, key: str, limit: int) -> bytes | None:
@@ -126,14 +126,14 @@ class CachedStore:
             return self._kept.get(key, limit)
         except OSError:
             return None
-        except LabError:
+        except Damaged:
             self._drop(key)
             return None
 
     def _cached_keys(self, prefix: str) -> Keys:
         try:
             return self._kept.list(prefix)
-        except (OSError, LabError):
+        except (OSError, Damaged):
             return []
 
     def _keep(self, key: str, data: bytes, replace: bool) -> None:
@@ -144,7 +144,7 @@ class CachedStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._kept.put_if_absent(key, data)
-        except (OSError, LabError) as error:
+        except (OSError, Damaged, Unavailable) as error:
             # Somebody deletes the folder just now: while making it, Python finds it there and then not.
             if isinstance(error, FileNotFoundError) or (
                 isinstance(error, FileExistsError) and not self.folder.is_file()
@@ -176,7 +176,7 @@ class CachedStore:
             name = self.where(key)
         else:
             return FileNotFoundError(2, "not in the cache", str(self.folder / key))
-        return LabError(
+        return Unavailable(
             f"{name} is not in the cache {self.folder}, and MOE_LAB_OFFLINE=1 forbids asking {self.where('')}. "
             "With a network, run `moe-lab module fetch REF` first."
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, NotFound, Unavailable, classify
 from moe_lab.registry.stores.protocol import Keys, key_parts
 
 READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -29,12 +29,12 @@ def open_folder(root: Path, create: bool) -> LocalStore:
             _make_folders(root)
         os.close(os.open(root, READ_FOLDER))
     except FileNotFoundError:
-        raise LabError(f"there is no registry at {root}: publish a module to make one, or name its folder.") from None
+        raise NotFound(f"there is no registry at {root}: publish a module to make one, or name its folder.") from None
     except (FileExistsError, NotADirectoryError):
         raise LabError(f"registry {root}: a file is in the way; name a folder.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise LabError(
+        raise classify(error)(
             f"registry {str(root)!r} cannot be opened: {reason}; check the path and its permissions."
         ) from None
     return LocalStore(root)
@@ -93,7 +93,7 @@ class LocalStore:
             if not stat.S_ISREG(status.st_mode):
                 raise self._not_plain(key)
             if status.st_size > limit:
-                raise LabError(f"{self.where(key)} is damaged: it has {status.st_size:,} bytes, more than {limit:,}.")
+                raise Damaged(f"{self.where(key)} is damaged: it has {status.st_size:,} bytes, more than {limit:,}.")
             with self._naming(key), os.fdopen(descriptor, "rb", closefd=False) as file:
                 return file.read(limit)
         finally:
@@ -193,7 +193,7 @@ class LocalStore:
                 return os.fstat(descriptor).st_nlink == 2
             except OSError as error:
                 if error.errno in _NO_HARD_LINKS:
-                    raise LabError(
+                    raise Unavailable(
                         "this file system has no hard links, which publishing needs to never overwrite anything. "
                         "Nothing was published; put the registry on a local disk or NFS."
                     ) from None
@@ -206,7 +206,7 @@ class LocalStore:
                 os.unlink(temporary, dir_fd=scratch)
 
     def _not_plain(self, key: str) -> LabError:
-        return LabError(
+        return Damaged(
             f"{self.where(key)!a} is a link or something else that is neither a plain file nor a "
             "folder of the registry: it is not read. Remove it and restore the original from a copy."
         )

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged, LabError, Unavailable
 from moe_lab.registry.stores.connect import connect, parse_url
 from moe_lab.registry.stores.failures import StoreFailure, explain, out_of_range
 from moe_lab.registry.stores.protocol import Keys, key_parts
@@ -78,7 +78,7 @@ class ObjectStore:
             raise FileNotFoundError(errno.ENOENT, "no such object", self.where(key))
         data = self._read(path, key) if beyond == "none" else b""
         if beyond == "some" or len(data) > limit:
-            raise LabError(f"{self.where(key)} is damaged: it has more than {limit:,} bytes.")
+            raise Damaged(f"{self.where(key)} is damaged: it has more than {limit:,} bytes.")
         return data
 
     def exists(self, key: str) -> bool:
@@ -157,7 +157,7 @@ class ObjectStore:
             with suppress(ValueError):
                 self._objects.write(key, None).result()
         if second != b"" or held != b"first":
-            raise LabError(
+            raise Unavailable(
                 f"{self.bucket.url}: {self.bucket.server} ignores the condition of a write "
                 f"({'If-None-Match' if self.bucket.scheme == 's3' else 'ifGenerationMatch'}), so two publishers "
                 "could overwrite each other. Nothing was published; use a service or version that keeps it."

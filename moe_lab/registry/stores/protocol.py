@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 
 Keys = list[str]
 
@@ -17,11 +17,11 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def key_parts(key: str) -> Keys:
-    """The folders and the name of a key; `LabError` where one of them could lead out of the registry."""
+    """The folders and the name of a key; `Damaged` where one of them could lead out of the registry."""
     parts = key.split("/")
     for part in parts:
         if _PART.fullmatch(part) is None:
-            raise LabError(f"{key!a} is not a name that this registry gives to its files; remove that file.")
+            raise Damaged(f"{key!a} is not a name that this registry gives to its files; remove that file.")
     return parts
 
 
@@ -32,7 +32,7 @@ class Store(Protocol):
         """Stores `data` durably and whole, or returns False, changing nothing, where the key is taken."""
 
     def get(self, key: str, limit: int) -> bytes:
-        """All bytes. `FileNotFoundError` without the key, `LabError` beyond `limit` or if no plain file."""
+        """All bytes. `FileNotFoundError` without the key, `Damaged` beyond `limit` or if no plain file."""
 
     def exists(self, key: str) -> bool:
         """Whether something, a plain file or not, has this key."""

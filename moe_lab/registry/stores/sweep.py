@@ -67,7 +67,7 @@ class SweepFolder(LocalStore):
                     os.unlink(name, dir_fd=scratch)
 
     def status(self, key: str) -> FileStatus | None:
-        """None where there is no such file; `LabError` where it is no plain one."""
+        """None where there is no such file; `Damaged` where it is no plain one."""
         *folders, name = key_parts(key)
         try:
             with self._folder(folders) as folder, self._naming(key):

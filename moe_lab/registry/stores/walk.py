@@ -6,7 +6,7 @@ import os
 import stat
 from contextlib import suppress
 
-from moe_lab.errors import LabError
+from moe_lab.errors import Damaged
 from moe_lab.registry.stores.local import READ_FILE, READ_FOLDER, LocalStore
 
 # Deeper folders hold nothing of a registry, and each level costs a descriptor.
@@ -21,7 +21,7 @@ def read_tree(store: LocalStore, prefix: str, limit: int) -> dict[str, bytes | N
             _read_folder(store, folder, prefix, limit, _DEPTH, found)
     except FileNotFoundError:
         pass
-    except LabError:
+    except Damaged:
         found[prefix] = None
     return found
 
