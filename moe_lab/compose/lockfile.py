@@ -24,6 +24,10 @@ class LockedPart(Spec):
     ref: str
     digest: str
 
+    def as_parent(self, relation: str) -> Parent:
+        """An entry for the lineage of what is made from it or beside it."""
+        return Parent(self.ref, self.digest, relation)
+
 
 class Lock(Spec):
     """A composition with nothing left to decide.

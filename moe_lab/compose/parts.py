@@ -63,13 +63,11 @@ class PublishedModule:
     """A published module: what it is. Its blocks stay in the registry until they are read, run by run.
 
     Attributes:
-        domains: name, digest and more of each text that it learned from.
+        artifact: what its manifest says.
     """
 
     part: LockedPart
-    interface: Interface
-    ladder: tuple[int, ...]
-    domains: tuple[Mapping[str, Any], ...]
+    artifact: ModuleArtifact
     layer_blocks: Mapping[int, int]
     registry: Registry
     manifest: Manifest
@@ -78,6 +76,14 @@ class PublishedModule:
     def name(self) -> str:
         """`owner/name`."""
         return artifact_name(self.part.ref)
+
+    @property
+    def interface(self) -> Interface:
+        return self.artifact.interface
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        return self.artifact.ladder
 
     def read(self, layer: int, first: int, count: int) -> Blocks:
         """Blocks `first : first + count` of a layer as numpy, every byte checked; no other block is read."""
@@ -154,9 +160,7 @@ def find_module(registry: Registry, part: LockedPart) -> PublishedModule:
     module = ModuleArtifact.of(manifest, part.ref)
     return PublishedModule(
         part=part,
-        interface=module.interface,
-        ladder=module.ladder,
-        domains=module.domains,
+        artifact=module,
         layer_blocks=_layer_blocks(manifest, module.interface, part.ref),
         registry=registry,
         manifest=manifest,

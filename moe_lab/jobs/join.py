@@ -11,7 +11,6 @@ from moe_lab.config import decode
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.extended import find_extended
-from moe_lab.jobs.module import parent
 from moe_lab.jobs.questions import STATISTICS, find_table, load_question_router, save_report
 from moe_lab.jobs.spec import QuestionJoinRun
 from moe_lab.jobs.workspace import Workspace
@@ -52,7 +51,7 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
         extended = QuestionRouterArtifact(
             summary=spec.summary,
             licence=spec.licence,
-            parents=(parent(known.part, "extended"),),
+            parents=(known.part.as_parent("extended"),),
             run=run.fingerprint,
             candidates=tuple(dataclasses.asdict(card) for card in (*cards, *new)),
             router=joining.router.describe(),

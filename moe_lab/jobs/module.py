@@ -9,7 +9,6 @@ from typing import Any
 from moe_lab.artifacts.artifact import Claim
 from moe_lab.artifacts.module import ModuleArtifact
 from moe_lab.artifacts.weights import to_tensors
-from moe_lab.compose.lockfile import LockedPart
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError, Refused
@@ -61,16 +60,11 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
         weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         module = module_artifact(
-            spec, trunk, weights, spec.ladder, corpus, run, claims, parents=[parent(trunk.part, "trunk")]
+            spec, trunk, weights, spec.ladder, corpus, run, claims, parents=[trunk.part.as_parent("trunk")]
         )
         candidate = stage_module(run, module, weights)
         run.finish({"candidate": candidate.digest, "parameters": count_parameters(weights), "claims": claims})
         return candidate
-
-
-def parent(part: LockedPart, relation: str) -> Parent:
-    """One entry of a manifest's lineage."""
-    return Parent(part.ref, part.digest, relation)
 
 
 def module_artifact(

@@ -21,7 +21,6 @@ from moe_lab.compose.parts import (
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate, stage, staged
-from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective, fetched
 from moe_lab.jobs.outcome_table import outcome_table
 from moe_lab.jobs.spec import Choice, Published, RouterRun, RouterSettings
@@ -68,7 +67,7 @@ def router_artifact(
     return RouterArtifact(
         summary=spec.summary,
         licence=spec.licence,
-        parents=(parent(trunk, "trunk"), *(parent(part, "module") for part in parts)),
+        parents=(trunk.as_parent("trunk"), *(part.as_parent("module") for part in parts)),
         run=run.fingerprint,
         trunk=trunk.digest,
         space=model.space.to_json(),

@@ -23,7 +23,6 @@ from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError, Refused
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.extended import ExtendedRouter, find_extended
-from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import JoinObjective, fetched
 from moe_lab.jobs.outcome_table import MeasuredOutcomes, find_outcomes, outcome_table
 from moe_lab.jobs.router import routed_model, router_artifact
@@ -81,7 +80,7 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candid
             router,
             homes={**(router.homes or {}), **old.homes} if old.homes else router.homes,
             domains=(*old.domains, *(corpus.describe() for corpus in text.new)),
-            parents=(*router.parents, parent(extended.part, "extended")),
+            parents=(*router.parents, extended.part.as_parent("extended")),
         )
         candidate = stage(run, router.fields(), tensors)
         seconds = time.perf_counter() - started
