@@ -1,1 +1,1 @@
-"""What backends compute with, in JAX. May import: errors, config and of `moe_lab.nn` pool and activations."""
+"""What backends compute with, in JAX."""
