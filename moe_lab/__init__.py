@@ -1,7 +1,12 @@
 """Train expert modules apart, publish them, and compose them into one model that is routed token by token.
 
-Every concern is a subpackage of its own and is imported by name (`from moe_lab import routing`); nothing is
-imported here, so that listings and `--help` start without the numerical stack.
+The names of this package are what notebooks, scripts and contributions use; `moe_lab.testing` has what their tests use.
+All other modules are the framework's own. Each name is imported when it is first used, so that listings and `--help`
+start without the numerical stack; the stub beside this file says where each comes from.
 """
 
+import lazy_loader
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,9 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from moe_lab.config.spec import Spec
-from moe_lab.experts.shrink import LayerStatistics, ShrinkStrategy
-from moe_lab.experts.weights import ExpertWeights
+from moe_lab import ExpertWeights, LayerStatistics, ShrinkStrategy, Spec
 
 
 class NestedPruneConfig(Spec):

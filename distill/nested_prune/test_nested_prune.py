@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_lab.experts.conformance import check_strategy
-from moe_lab.experts.shrink import LayerStatistics, ShrinkStrategy, order_by_importance
-from moe_lab.lab import find_lab
+from moe_lab import LayerStatistics, ShrinkStrategy, find_lab
+from moe_lab.testing import check_strategy, order_by_importance
 
 lab = find_lab()
 NestedPrune = lab.load(lab.get("distill", "nested_prune"))

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from moe_lab.jobs.contribution import check_module_folder
+from moe_lab.testing import check_module_folder
 
 
 def test_the_folder_is_a_contribution() -> None:

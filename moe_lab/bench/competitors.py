@@ -18,8 +18,8 @@ import numpy as np
 from jax import lax
 
 from moe_lab.bench.cases import Case
-from moe_lab.nn.backends.capacity import CAPACITY_FACTOR
-from moe_lab.nn.expert_ffn import expert_ffn
+from moe_lab.nn.expert_ffn import expert_ffn, rank_backends
+from moe_lab.nn.kernels.capacity import CAPACITY_FACTOR
 from moe_lab.nn.pool import Blocks, Pool, Routing
 
 
@@ -157,12 +157,11 @@ def capacity_einsum(case: Case, blocks: Blocks) -> Layer:
 
 
 COMPETITORS: dict[str, Competitor] = {
-    "native": ours("native"),
-    "worklist": ours("worklist"),
+    **{backend.name: ours(backend.name) for _, backend in rank_backends("cpu")},
     "capacity": ours("capacity"),
     "padded grouped": padded_grouped,
     "capacity einsum": capacity_einsum,
     "dense masked": dense_masked,
     "ragged_dot": ragged_dot,
 }
-"""By name, in the order of the table."""
+"""By name, in the order of the table: first what `auto` chooses from on a CPU."""

@@ -10,7 +10,7 @@ from moe_lab.bench.competitors import COMPETITORS
 from moe_lab.bench.measure import Prepare, measure_case, prepare_jax
 from moe_lab.bench.results import Bench, Machine
 from moe_lab.errors import LabError, did_you_mean
-from moe_lab.nn.backends import native
+from moe_lab.nn.backends import BACKENDS
 
 
 def find_cases(names: Sequence[str]) -> list[Case]:
@@ -36,9 +36,12 @@ def find_competitors(names: Sequence[str], peers: bool) -> dict[str, Prepare]:
         if name not in known:
             hint = "" if peers else " (the torch peers need --peers)"
             raise LabError(f'no competitor is called "{name}".{did_you_mean(name, list(known))}{hint}')
-    if not names and native.obstacle() is not None:  # `auto` says why it takes another
-        del known["native"]
-    return {name: known[name] for name in names or known}
+    return {name: known[name] for name in names or filter(_can_run, known)}
+
+
+def _can_run(name: str) -> bool:
+    """Whether a competitor is no backend of ours, or one without an obstacle here; `auto` says why it takes another."""
+    return name not in BACKENDS or BACKENDS[name].obstacle(None) is None
 
 
 def run_bench(

@@ -22,7 +22,7 @@ def bench(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where bench.json and the picture go.")] = Path(
         "runs/bench"
     ),
-    listing: Annotated[bool, typer.Option("--list", help="Only list cases and competitors.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Only list cases, competitors and backends.")] = False,
 ) -> None:
     """Measure the routed layer against the machine's own matmul rate and against other ways to compute it.
 
@@ -38,6 +38,7 @@ def bench(
     from moe_lab.bench.results import HEADER, rows, title
     from moe_lab.bench.run import find_cases, find_competitors, run_bench, save
     from moe_lab.cli.tables import print_table
+    from moe_lab.nn.backends import BACKENDS
     from moe_lab.nn.expert_ffn import choose_backend
 
     if listing:
@@ -46,6 +47,8 @@ def bench(
         print("cases:", *CASES, sep="\n  ")
         print("competitors:", *COMPETITORS, sep="\n  ")
         print("with --peers:", *PEERS, sep="\n  ")
+        described = [(b.name, b.where, b.how, b.drops.value) for b in BACKENDS.values()]
+        print_table("backends:", ("name", "where", "how", "drops"), described)
         return
 
     chosen, competitors = find_cases(cases or []), find_competitors(only or [], peers)

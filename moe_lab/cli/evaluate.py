@@ -56,7 +56,7 @@ def _evaluation(path: Path, overrides: list[str], without: list[str], domains: l
                 f"{path} says what to evaluate, not on what: add --domain DATA (a name in configs/data or a file), "
                 "or write an evaluation config"
             )
-        data = {"kind": "evaluation", "name": path.name.split(".")[0], "composition": str(path.absolute())}
+        data = {"kind": "evaluation", "name": path.name.partition(".")[0], "composition": str(path.absolute())}
         base = Path.cwd()
     else:
         base = path.parent.absolute()

@@ -33,7 +33,7 @@ def train(
     spec = load_training(path, overrides or ())
     workspace, base = open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process), path.parent.absolute()
     candidate = train_spec(workspace, spec, base)
-    for claim in candidate.manifest["claims"]:
+    for claim in candidate.claims:
         width = f"width {claim['width']}" if claim["width"] else "trunk alone"
         print(f"  {claim['domain']}, {width}: {claim['value']} bits per byte held out")
     print(f"trained {candidate.name}: {candidate.staging.store.where('')}")

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from moe_lab.artifacts.router import RouterArtifact, read_router
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import decode
 from moe_lab.config.spec import Spec
 from moe_lab.errors import Damaged, LabError, Refused, classify
 from moe_lab.nn.spec import PrecisionName
 from moe_lab.registry import ArtifactRef, Registry
+from moe_lab.registry.manifest import Parent
 
 
 class LockedPart(Spec):
@@ -22,6 +24,10 @@ class LockedPart(Spec):
 
     ref: str
     digest: str
+
+    def as_parent(self, relation: str) -> Parent:
+        """An entry for the lineage of what is made from it or beside it."""
+        return Parent(self.ref, self.digest, relation)
 
 
 class Lock(Spec):
@@ -86,13 +92,9 @@ def replaced_modules(registry: Registry, router: LockedPart, modules: Sequence[L
 
 
 def _learned_from(registry: Registry, router: LockedPart) -> list[LockedPart]:
-    """The modules whose losses a router has seen. Routers that do not list them have them among their parents."""
-    manifest = registry.manifest(router.digest)
-    listed = manifest["interface"].get("module_digests")
-    if listed is None:
-        parents = manifest.get("lineage", {}).get("parents", [])
-        listed = {entry["ref"]: entry["digest"] for entry in parents if entry["relation"] == "module"}
-    return [LockedPart(ref=ref, digest=digest) for ref, digest in listed.items()]
+    """The modules whose losses a router has seen."""
+    artifact = read_router(registry.manifest(router.digest), router.ref)
+    return [pin_parent(module) for module in artifact.learned_from] if isinstance(artifact, RouterArtifact) else []
 
 
 def require_learned(
@@ -128,10 +130,15 @@ def pin(registry: Registry, ref: str, kind: str) -> LockedPart:
     resolved = registry.resolve(ref)
     if not ref.startswith("sha256-") and ArtifactRef.parse(ref).width is not None:
         raise LabError(f"{ref} names one width; name the whole module, the router chooses its widths")
-    found = registry.manifest(resolved.digest)["kind"]
+    found = registry.manifest(resolved.digest).kind
     if found != kind:
         raise LabError(f"{ref} is a {found}, but a {kind} is needed here; see moe-lab module list --all")
     return LockedPart(ref=str(resolved.ref or ref), digest=resolved.digest)
+
+
+def pin_parent(parent: Parent) -> LockedPart:
+    """What a lineage names, by the digest that it names."""
+    return LockedPart(ref=parent.ref, digest=parent.digest)
 
 
 def load_lock(path: Path) -> Lock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,17 +12,20 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from moe_lab.artifacts.module import ModuleArtifact
+from moe_lab.artifacts.router import RouterArtifact, read_router
+from moe_lab.artifacts.tensor_names import layer_names, parameter_name
+from moe_lab.artifacts.trunk import TOKENIZER_TENSOR, TrunkArtifact
 from moe_lab.compose.lockfile import LockedPart, artifact_name
-from moe_lab.config import decode
 from moe_lab.data import Tokenizer
-from moe_lab.data.spec import ByteTokenizerSpec
+from moe_lab.data.spec import ByteTokenizerSpec, TokenizerSpec
 from moe_lab.data.tokenizers import ByteTokenizer, HFTokenizer
 from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.experts.interface import Interface, blocks_of, rung_cost
-from moe_lab.experts.weights import ExpertWeights, tensor_names
+from moe_lab.experts.weights import ExpertWeights
 from moe_lab.lab import Lab
 from moe_lab.nn.decoder import Trunk
-from moe_lab.nn.pool import Blocks
+from moe_lab.nn.pool import PROJECTIONS, Blocks
 from moe_lab.nn.precision import FLOAT32, Precision, cast_params
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.mesh import trunk_to_mesh
@@ -31,8 +33,6 @@ from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
 from moe_lab.routing.router import Router
 from moe_lab.routing.space import CandidateSpace
-
-TOKENIZER_TENSOR = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,14 @@ class LoadedTrunk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedModule:
-    """A published module: what it is. Its blocks stay in the registry until they are read, run by run."""
+    """A published module: what it is. Its blocks stay in the registry until they are read, run by run.
+
+    Attributes:
+        artifact: what its manifest says.
+    """
 
     part: LockedPart
-    interface: Interface
-    ladder: tuple[int, ...]
+    artifact: ModuleArtifact
     layer_blocks: Mapping[int, int]
     registry: Registry
     manifest: Manifest
@@ -75,11 +78,19 @@ class PublishedModule:
         """`owner/name`."""
         return artifact_name(self.part.ref)
 
+    @property
+    def interface(self) -> Interface:
+        return self.artifact.interface
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        return self.artifact.ladder
+
     def read(self, layer: int, first: int, count: int) -> Blocks:
         """Blocks `first : first + count` of a layer as numpy, every byte checked; no other block is read."""
         rows = slice(first, first + count)
         try:
-            arrays: Any = [self.registry.tensor(self.manifest, name, rows) for name in tensor_names(layer)]
+            arrays: Any = [self.registry.tensor(self.manifest, name, rows) for name in layer_names(layer, PROJECTIONS)]
             return Blocks(*arrays)
         except LabError as error:
             raise type(error)(f"{self.part.ref}: {error}") from error
@@ -101,13 +112,13 @@ def abstract_trunk(spec: TrunkSpec, precision: Precision = FLOAT32) -> tuple[nnx
 def state_tensors(state: nnx.State) -> dict[str, np.ndarray]:
     """Parameters by dotted path, as they are published."""
     flat = nnx.to_flat_state(state)
-    return {".".join(map(str, path)): np.asarray(variable[...]) for path, variable in flat}
+    return {parameter_name(path): np.asarray(variable[...]) for path, variable in flat}
 
 
 def state_from_tensors(abstract: nnx.State, tensors: Mapping[str, np.ndarray], label: str) -> nnx.State:
     """Fills a structure with published arrays; every parameter exactly once, every shape as declared."""
     flat = dict(nnx.to_flat_state(abstract))
-    paths = {".".join(map(str, path)): path for path in flat}
+    paths = {parameter_name(path): path for path in flat}
     if set(paths) != set(tensors):
         odd = ", ".join(sorted(set(paths) ^ set(tensors))[:5])
         raise Damaged(f"{label}: its tensors do not match its config (missing or unknown: {odd})")
@@ -131,38 +142,36 @@ def load_trunk(
 ) -> LoadedTrunk:
     """Reads a trunk from the registry, every byte checked, and keeps it as the precision says."""
     manifest = registry.manifest(part.digest)
-    spec = decode(TrunkSpec, json.loads(manifest["config"]["trunk"]), part.ref)
+    trunk = TrunkArtifact.of(manifest, part.ref)
     tensors = _tensors(registry, manifest, part)
-    tokenizer = _tokenizer(manifest["config"], tensors.pop(TOKENIZER_TENSOR, None))
-    graph, abstract = abstract_trunk(spec, precision)
+    tokenizer = _tokenizer(trunk.tokenizer, tensors.pop(TOKENIZER_TENSOR, None))
+    graph, abstract = abstract_trunk(trunk.spec, precision)
     state = cast_params(state_from_tensors(abstract, tensors, part.ref), precision)
-    return LoadedTrunk(part=part, spec=spec, tokenizer=tokenizer, graph=graph, state=state, sharded=sharded)
+    return LoadedTrunk(part=part, spec=trunk.spec, tokenizer=tokenizer, graph=graph, state=state, sharded=sharded)
 
 
-def _tokenizer(config: Mapping[str, Any], definition: np.ndarray | None) -> Tokenizer:
-    spec = json.loads(config["tokenizer"])
-    if spec["type"] == ByteTokenizerSpec().type:
+def _tokenizer(spec: TokenizerSpec, definition: np.ndarray | None) -> Tokenizer:
+    if isinstance(spec, ByteTokenizerSpec):
         return ByteTokenizer()
     assert definition is not None, "a published Hugging Face tokenizer travels with its trunk"
-    return HFTokenizer(definition.tobytes(), spec["path"], spec["eos"])
+    return HFTokenizer(definition.tobytes(), spec.path, spec.eos)
 
 
 def find_module(registry: Registry, part: LockedPart) -> PublishedModule:
     """Reads what a module is, and checks that its tensors are what its interface says. Reads no block."""
     manifest = registry.manifest(part.digest)
-    interface = Interface.from_json(manifest["interface"])
+    module = ModuleArtifact.of(manifest, part.ref)
     return PublishedModule(
         part=part,
-        interface=interface,
-        ladder=tuple(manifest["ladder"]),
-        layer_blocks=_layer_blocks(manifest, interface, part.ref),
+        artifact=module,
+        layer_blocks=_layer_blocks(manifest, module.interface, part.ref),
         registry=registry,
         manifest=manifest,
     )
 
 
 def _layer_blocks(manifest: Manifest, interface: Interface, label: str) -> dict[int, int]:
-    names = {layer: tensor_names(layer) for layer in interface.routed_layers}
+    names = {layer: layer_names(layer, PROJECTIONS) for layer in interface.routed_layers}
     odd = set(manifest.records) ^ {name for layer in names.values() for name in layer}
     if odd:
         raise Damaged(f"{label}: its tensors do not match its routed layers (missing or unknown: {sorted(odd)[0]})")
@@ -196,24 +205,31 @@ def make_router(lab: Lab, choice: Mapping[str, Any], space: CandidateSpace, d_mo
     return cls(config, space, d_model, rngs=nnx.Rngs(seed))
 
 
-def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTrunk) -> Router:
-    """Builds a published router: its class from the lab, its numbers from the registry."""
-    manifest = registry.manifest(part.digest)
-    if "candidates" in manifest["interface"]:
+def read_token_router(registry: Registry, part: LockedPart) -> RouterArtifact:
+    """What the manifest of a router says, which must be one of tokens."""
+    published = read_router(registry.manifest(part.digest), part.ref)
+    if not isinstance(published, RouterArtifact):
         raise LabError(
             f"{part.ref} sends whole questions to models of an outcome table; a composition needs one of kind router"
         )
-    if manifest["interface"]["trunk"] != trunk.part.digest:
+    return published
+
+
+def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTrunk) -> Router:
+    """Builds a published router: its class from the lab, its numbers from the registry."""
+    published = read_token_router(registry, part)
+    if published.trunk != trunk.part.digest:
         raise Refused(f"{part.ref} was trained for another trunk than {trunk.part.ref}; train it for this one")
-    space = CandidateSpace.from_json(manifest["interface"]["space"])
-    router = make_router(lab, json.loads(manifest["config"]["router"]), space, trunk.spec.d_model)
+    space = CandidateSpace.from_json(published.space)
+    router = make_router(lab, published.choice, space, trunk.spec.d_model)
     graph, state = nnx.split(router)
     if not jax.tree.leaves(state):
         return router
-    return nnx.merge(graph, state_from_tensors(state, _tensors(registry, manifest, part), part.ref))
+    return nnx.merge(
+        graph, state_from_tensors(state, _tensors(registry, registry.manifest(part.digest), part), part.ref)
+    )
 
 
 def router_homes(registry: Registry, part: LockedPart) -> dict[str, str]:
     """The domains that a published router has met, each with the module whose own text it is; hints are made of it."""
-    homes: dict[str, str] = registry.manifest(part.digest)["interface"].get("homes", {})
-    return dict(homes)
+    return dict(read_token_router(registry, part).homes or {})

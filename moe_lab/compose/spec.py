@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from moe_lab.config.spec import Spec
+from moe_lab.nn.backends import COMPOSABLE
 from moe_lab.nn.spec import PrecisionName
+
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal[COMPOSABLE]
 
 
 class CompositionSpec(Spec):
@@ -18,6 +24,7 @@ class CompositionSpec(Spec):
         modules: `owner/name[@version]` each; their order is the order of the pool.
         router: a published router (`owner/name[@version]`), or an untrained one (`{type: fixed, candidate: ...}`).
         price: nats per token that running the dearest candidate must save; 0 buys all that helps.
+        backend: how the routed layers are computed: `auto`, or a backend that drops nothing (`moe_lab.nn.backends`).
         precision: in which dtype the trunk lies and everything is computed; `auto` is bfloat16 on accelerators.
     """
 
@@ -27,5 +34,5 @@ class CompositionSpec(Spec):
     modules: tuple[str, ...] = Field(min_length=1)
     router: str | dict[str, Any]
     price: Annotated[float, Field(ge=0)] = 0.0
-    backend: Literal["auto", "reference", "native", "worklist", "megablox", "mosaic-gpu"] = "auto"
+    backend: BackendName = "auto"
     precision: PrecisionName = "float32"

@@ -1,1 +1,1 @@
-"""Expert modules and trunks as things one can store: interface, widths, cost, and their shape in the registry."""
+"""Expert modules: interface, widths, cost and weights, and the contract of a shrinking strategy."""

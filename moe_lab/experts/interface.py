@@ -77,15 +77,6 @@ def rung_cost(interface: Interface, layer_blocks: Mapping[int, int], width: int)
     return blocks * block_multiply_adds(interface.d_model, interface.block)
 
 
-def layer_blocks(tensors: Mapping[str, Mapping[str, Any]]) -> dict[int, int]:
-    """Blocks per routed layer, read from a manifest's tensor table."""
-    return {
-        int(name.split(".")[1]): record["shape"][0]
-        for name, record in tensors.items()
-        if name.startswith("layers.") and name.endswith(".gate")
-    }
-
-
 def declared_cost(interface: Interface, blocks_per_layer: Mapping[int, int], ladder: Sequence[int]) -> dict[str, int]:
     """The manifest's `cost` section: multiply-adds per token at each width of the ladder."""
     return {str(width): rung_cost(interface, blocks_per_layer, width) for width in ladder}

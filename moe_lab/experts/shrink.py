@@ -18,7 +18,7 @@ import numpy as np
 
 from moe_lab.config.spec import Spec
 from moe_lab.experts.weights import ExpertWeights
-from moe_lab.nn.activations import ACTIVATIONS
+from moe_lab.nn.activations import TRUNK_ACTIVATIONS
 from moe_lab.nn.pool import Blocks, from_blocks
 
 
@@ -53,7 +53,7 @@ class ShrinkStrategy:
 def hidden_activations(h_TD: jax.Array, blocks: Blocks, activation: str) -> jax.Array:
     """[T, F]: what the hidden units of a module answer to normalised inputs."""
     gate, up, _ = from_blocks(blocks)
-    return ACTIVATIONS[activation](h_TD @ gate) * (h_TD @ up)
+    return TRUNK_ACTIVATIONS[activation](h_TD @ gate) * (h_TD @ up)
 
 
 def down_norms(blocks: Blocks) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_lab.experts.interface import Interface
-from moe_lab.nn.pool import PROJECTIONS, Blocks, from_blocks, to_blocks
+from moe_lab.nn.pool import Blocks, from_blocks, to_blocks
 
 ExpertWeights = dict[int, Blocks]
 
@@ -47,26 +47,6 @@ def permute(weights: ExpertWeights, order: Mapping[int, np.ndarray]) -> ExpertWe
         assert sorted(index) == list(range(gate.shape[1])), "an order names every hidden unit once"
         permuted[layer] = to_blocks(gate[:, index], up[:, index], down[index], blocks.gate.shape[2])
     return permuted
-
-
-def tensor_names(layer: int) -> tuple[str, ...]:
-    """The names under which a layer's gate, up and down are published."""
-    return tuple(f"layers.{layer}.{projection}" for projection in PROJECTIONS)
-
-
-def to_tensors(weights: ExpertWeights) -> dict[str, np.ndarray]:
-    """As published: `layers.<layer>.gate|up|down`, block-major, so that a narrower width is a prefix."""
-    return {
-        name: np.asarray(projection)
-        for layer, blocks in sorted(weights.items())
-        for name, projection in zip(tensor_names(layer), blocks, strict=True)
-    }
-
-
-def from_tensors(tensors: Mapping[str, np.ndarray]) -> ExpertWeights:
-    """The inverse of `to_tensors`."""
-    layers = sorted({int(name.split(".")[1]) for name in tensors})
-    return {layer: Blocks(*(jnp.asarray(tensors[name]) for name in tensor_names(layer))) for layer in layers}
 
 
 def count_parameters(weights: ExpertWeights) -> int:

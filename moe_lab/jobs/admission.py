@@ -8,20 +8,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from moe_lab.artifacts.module import ModuleArtifact, layer_blocks
+from moe_lab.artifacts.tensor_names import layer_names
+from moe_lab.artifacts.weights import from_tensors
+from moe_lab.compose.lockfile import pin_parent
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.errors import LabError, Refused
-from moe_lab.experts.interface import Interface, declared_cost, layer_blocks, require_ladder
-from moe_lab.experts.weights import from_tensors
+from moe_lab.experts.interface import Interface, declared_cost, require_ladder
 from moe_lab.jobs.candidate import Candidate
 from moe_lab.jobs.claims import module_claims, values_by_width
-from moe_lab.jobs.module import trunk_of
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.nn.pool import PROJECTIONS
+from moe_lab.registry import Manifest
+from moe_lab.registry.manifest import TensorRecord
 
 DTYPE = "float32"
 Check = tuple[str, Callable[[], str]]
@@ -66,31 +69,31 @@ def require_admission(findings: list[Finding], name: str) -> None:
 def _checks(workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path) -> Iterator[Check]:
     manifest, tensors = candidate.manifest, candidate.tensors()
     yield from checks_of_weights(workspace, candidate.name, manifest, tensors)
-    yield check_of_claims(workspace, manifest, tensors, spec, base)
+    yield check_of_claims(workspace, ModuleArtifact.of(manifest, candidate.name), tensors, spec, base)
 
 
 def checks_of_weights(
-    workspace: Workspace, name: str, manifest: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    workspace: Workspace, name: str, manifest: Manifest, tensors: Mapping[str, np.ndarray]
 ) -> Iterator[Check]:
     """What can be checked without any text."""
-    interface = Interface.from_json(manifest["interface"])
-    trunk = workspace.trunk(trunk_of(manifest))
+    module = ModuleArtifact.of(manifest, name)
+    interface, trunk = module.interface, workspace.trunk(pin_parent(module.trunk))
     yield "trunk, tokenizer, routed layers", lambda: _fits(trunk, interface, name)
-    yield "shapes", lambda: _shapes(manifest, interface)
+    yield "shapes", lambda: _shapes(manifest.records, interface)
     yield "finite values", lambda: _finite(tensors)
-    yield "declared cost", lambda: _cost(manifest, interface)
+    yield "declared cost", lambda: _cost(module, layer_blocks(manifest.records))
 
 
 def check_of_claims(
     workspace: Workspace,
-    manifest: Mapping[str, Any],
+    module: ModuleArtifact,
     tensors: Mapping[str, np.ndarray],
     spec: ModuleSpec | DistillRun,
     base: Path,
 ) -> Check:
     """Measures the claims again on the text that a config names."""
-    trunk = workspace.trunk(trunk_of(manifest))
-    return "claims", lambda: _claims(workspace, trunk, manifest, tensors, spec, base)
+    trunk = workspace.trunk(pin_parent(module.trunk))
+    return "claims", lambda: _claims(workspace, trunk, module, tensors, spec, base)
 
 
 def _fits(trunk: LoadedTrunk, interface: Interface, name: str) -> str:
@@ -98,24 +101,22 @@ def _fits(trunk: LoadedTrunk, interface: Interface, name: str) -> str:
     return f"made for {trunk.part.ref} ({trunk.part.digest[:19]}), layers {list(interface.routed_layers)}"
 
 
-def _shapes(manifest: Mapping[str, Any], interface: Interface) -> str:
-    tensors = manifest["tensors"]
-    expected = {f"layers.{layer}.{name}" for layer in interface.routed_layers for name in PROJECTIONS}
-    if set(tensors) != expected:
-        odd = ", ".join(sorted(set(tensors) ^ expected)[:4])
+def _shapes(records: Mapping[str, TensorRecord], interface: Interface) -> str:
+    expected = {name for layer in interface.routed_layers for name in layer_names(layer, PROJECTIONS)}
+    if set(records) != expected:
+        odd = ", ".join(sorted(set(records) ^ expected)[:4])
         raise Refused(f"tensors missing or unknown: {odd}; a module has gate, up and down for each routed layer")
-    for name, record in tensors.items():
-        if record["dtype"] != DTYPE or not record["shape"]:
-            raise Refused(f"{name} is {record['dtype']}{record['shape']}; a module's tensors are blocks of {DTYPE}")
-    for layer, count in layer_blocks(tensors).items():
-        for name in PROJECTIONS:
+    for name, record in records.items():
+        if record.dtype != DTYPE or not record.shape:
+            raise Refused(f"{name} is {record.dtype}{list(record.shape)}; a module's tensors are blocks of {DTYPE}")
+    for layer, count in layer_blocks(records).items():
+        for part, name in zip(PROJECTIONS, layer_names(layer, PROJECTIONS), strict=True):
             inner = [interface.d_model, interface.block]
-            want = [count, *(inner if name != "down" else inner[::-1])]
-            if list(tensors[f"layers.{layer}.{name}"]["shape"]) != want:
-                got = tensors[f"layers.{layer}.{name}"]["shape"]
-                raise Refused(f"layers.{layer}.{name} has shape {got}, but {want} is the interface's")
-    blocks = list(layer_blocks(tensors).values())
-    return f"{len(tensors)} tensors, {blocks} blocks of {interface.block} hidden units"
+            want = [count, *(inner if part != "down" else inner[::-1])]
+            if (got := list(records[name].shape)) != want:
+                raise Refused(f"{name} has shape {got}, but {want} is the interface's")
+    blocks = list(layer_blocks(records).values())
+    return f"{len(records)} tensors, {blocks} blocks of {interface.block} hidden units"
 
 
 def _finite(tensors: Mapping[str, np.ndarray]) -> str:
@@ -126,29 +127,29 @@ def _finite(tensors: Mapping[str, np.ndarray]) -> str:
     return f"{sum(tensor.size for tensor in tensors.values()):,} numbers"
 
 
-def _cost(manifest: Mapping[str, Any], interface: Interface) -> str:
-    blocks, ladder = layer_blocks(manifest["tensors"]), manifest["ladder"]
+def _cost(module: ModuleArtifact, blocks: Mapping[int, int]) -> str:
+    interface, ladder = module.interface, module.ladder
     widest = ladder[-1] if ladder else 0
     require_ladder(ladder, widest, interface.block, "the manifest")
     counted = declared_cost(interface, blocks, ladder)
     most = max(blocks.values(), default=0)
     if most != -(-widest // interface.block):
         raise Refused(f"the ladder ends at {widest}, but the widest layer has {most} blocks")
-    if manifest["cost"] != counted:
-        raise Refused(f"declared {dict(manifest['cost'])}, counted {counted} multiply-adds per token")
+    if module.cost != counted:
+        raise Refused(f"declared {dict(module.cost)}, counted {counted} multiply-adds per token")
     return f"{counted[str(widest)]:,} multiply-adds per token at full width, as declared"
 
 
 def _claims(
     workspace: Workspace,
     trunk: LoadedTrunk,
-    manifest: Mapping[str, Any],
+    module: ModuleArtifact,
     tensors: Mapping[str, np.ndarray],
     spec: ModuleSpec | DistillRun,
     base: Path,
 ) -> str:
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
-    claims = manifest["claims"]
+    claims = module.claims
     if not claims:
         raise Refused("no claims; a module says what it does on held-out text")
     first = claims[0]
@@ -158,15 +159,15 @@ def _claims(
             f"found {corpus.digest[:19]}); train the module again on the text you have"
         )
     weights = from_tensors(tensors)
-    again = module_claims(trunk, weights, manifest["ladder"], corpus, first["rows"], first["seq_len"])
+    again = module_claims(trunk, weights, module.ladder, corpus, first["rows"], first["seq_len"])
     claimed, measured = values_by_width(claims), values_by_width(again)
     if set(claimed) != set(measured):
-        raise Refused(f"claims are made for widths {sorted(claimed)}, the ladder is {manifest['ladder']}")
+        raise Refused(f"claims are made for widths {sorted(claimed)}, the ladder is {list(module.ladder)}")
     for width, value in claimed.items():
         if abs(measured[width] - value) > spec.claim_tolerance * value:
             raise Refused(
                 f"width {width} claims {value:.4f} bits per byte, measured {measured[width]:.4f}; "
                 f"the difference may be {spec.claim_tolerance:.1%}"
             )
-    widest = manifest["ladder"][-1]
+    widest = module.ladder[-1]
     return f"{measured[widest]:.4f} bits per byte on held-out {corpus.name} (trunk alone {measured[0]:.4f})"

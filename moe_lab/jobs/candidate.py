@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from moe_lab.artifacts.artifact import Claim, read_claims
+from moe_lab.artifacts.places import without_places
 from moe_lab.compose.lockfile import LockedPart
 from moe_lab.errors import Damaged
-from moe_lab.jobs.places import without_places
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
 from moe_lab.training import Run
 from moe_lab.training.processes import first_goes_first
-
-SECTIONS = ("kind", "interface", "ladder", "cost", "lineage", "licence", "data", "claims", "summary", "config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,11 @@ class Candidate:
     @property
     def manifest(self) -> Manifest:
         return self.staging.manifest(self.digest)
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Its held-out figures; a router has none."""
+        return read_claims(self.manifest)
 
     def tensors(self) -> dict[str, np.ndarray]:
         return self.staging.tensors(self.manifest)
@@ -59,10 +63,9 @@ def staged(run: Run) -> Candidate:
 def publish(candidate: Candidate, registry: Registry) -> tuple[LockedPart, bool]:
     """Copies a candidate into the registry under its next version; the flag says whether that was needed."""
     manifest = candidate.manifest
-    fields = {section: manifest[section] for section in SECTIONS if section in manifest}
     blocks = {name for name, record in manifest.records.items() if record.blocks}
     owner, name = candidate.name.split("/")
-    published = registry.publish(owner, name, None, fields, candidate.tensors(), blocks)
+    published = registry.publish(owner, name, None, manifest.sections, candidate.tensors(), blocks)
     if published.digest != candidate.digest:
         raise Damaged(f"{candidate.name}: the published digest differs from the checked one; publish it again")
     return LockedPart(ref=str(published.ref), digest=published.digest), published.created

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from moe_lab.artifacts.artifact import Claim
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data import Batch, Corpus, eval_batches
 from moe_lab.data.documents import Split
@@ -21,7 +21,7 @@ def heldout_batches(corpus: Corpus, rows: int, seq_len: int) -> list[Batch]:
     return eval_batches(corpus, HELDOUT, min(BATCH_ROWS, rows), seq_len, rows)
 
 
-def claim(corpus: Corpus, losses: BatchLosses, *, rows: int, seq_len: int, width: int) -> dict[str, Any]:
+def claim(corpus: Corpus, losses: BatchLosses, *, rows: int, seq_len: int, width: int) -> Claim:
     """One held-out figure; width 0 is the bare trunk. The value is text because manifests hold no floats."""
     value = bits_per_byte(losses, heldout_batches(corpus, rows, seq_len))
     return {
@@ -38,7 +38,7 @@ def claim(corpus: Corpus, losses: BatchLosses, *, rows: int, seq_len: int, width
 
 def module_claims(
     trunk: LoadedTrunk, weights: ExpertWeights, ladder: Sequence[int], corpus: Corpus, rows: int, seq_len: int
-) -> list[dict[str, Any]]:
+) -> list[Claim]:
     """What the trunk alone and the module at every width lose on its own held-out text."""
     losses = {0: trunk_losses(trunk.graph, trunk.state)} | {
         width: module_losses(trunk, weights, blocks_of(width, trunk.spec.block)) for width in ladder
@@ -46,6 +46,6 @@ def module_claims(
     return [claim(corpus, run, rows=rows, seq_len=seq_len, width=width) for width, run in losses.items()]
 
 
-def values_by_width(claims: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+def values_by_width(claims: Sequence[Claim]) -> dict[int, float]:
     """Bits per byte by width."""
     return {entry["width"]: float(entry["value"]) for entry in claims}

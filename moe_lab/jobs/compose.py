@@ -1,4 +1,4 @@
-"""Resolves a composition into a lockfile that is kept in the lab."""
+"""Resolves a composition into a lockfile that is kept in the lab, and loads one for Python."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 
 from moe_lab.compose.build import build_model
 from moe_lab.compose.lockfile import Lock, resolve
+from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import load_config
 from moe_lab.files import write_json
 from moe_lab.jobs.workspace import Workspace
+from moe_lab.lab import find_lab
 
 
 def compose(
@@ -28,3 +30,18 @@ def compose(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, lock.model_dump(mode="json"))
     return lock, path
+
+
+def load_composition(composition: str | Path, *, lab: str | Path | None = None) -> ComposedModel:
+    """Loads a composed model into memory.
+
+    Args:
+        composition: a composition's YAML or lockfile by path, or its name in `configs/`. Names without a version mean
+            the newest one; a lockfile means the same bytes always.
+        lab: the lab's folder; left out, as for the command: MOE_LAB_HOME, or the lab around the current folder.
+
+    Raises:
+        LabError: there is no such composition, a part is not in the registry, or the parts do not fit together.
+    """
+    workspace = Workspace(find_lab(None if lab is None else str(lab)))
+    return workspace.load_model(workspace.find_lock(str(composition), Path.cwd()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import jax
 from moe_lab.compose.build import with_router
 from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, pin
 from moe_lab.compose.model import ComposedModel
-from moe_lab.compose.parts import make_router
+from moe_lab.compose.parts import make_router, read_token_router
 from moe_lab.data import Corpus
 from moe_lab.errors import LabError
 from moe_lab.evaluation.evaluate import Evaluation, Settings, decision_outcomes
@@ -83,7 +82,7 @@ def _router_code(workspace: Workspace, routers: Sequence[LockedPart | dict[str, 
     types = set()
     for router in routers:
         if isinstance(router, LockedPart):
-            router = json.loads(workspace.registry.manifest(router.digest)["config"]["router"])
+            router = dict(read_token_router(workspace.registry, router).choice)
         types.add(router["type"])
     return {
         f"router code/{name}": contribution_digest(workspace.lab.get("routers", name).path) for name in sorted(types)
@@ -180,7 +179,7 @@ def _write(
 
 
 def _licence(workspace: Workspace, part: LockedPart) -> str | None:
-    return workspace.registry.manifest(part.digest).get("licence")
+    return workspace.registry.manifest(part.digest).licence
 
 
 def _module(workspace: Workspace, part: LockedPart, lock: Lock) -> Module:
@@ -190,9 +189,9 @@ def _module(workspace: Workspace, part: LockedPart, lock: Lock) -> Module:
         ref=part.ref,
         digest=part.digest,
         owner=part.ref.partition("/")[0],
-        widths=manifest["ladder"],
+        widths=manifest.ladder,
         parameters=sum(math.prod(record.shape) for record in manifest.records.values()),
-        licence=manifest["licence"],
-        parents=[Parent(**entry) for entry in manifest["lineage"]["parents"]],
+        licence=manifest.licence,
+        parents=[Parent(**dataclasses.asdict(parent)) for parent in manifest.parents],
         in_place_of=Learned(ref=learned.ref, digest=learned.digest) if learned else None,
     )

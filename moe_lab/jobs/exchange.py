@@ -5,76 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import ConfigDict, Field
-
+from moe_lab.artifacts.card import SectionsForPeople, require_module_sections
+from moe_lab.artifacts.derived import mark_imported
+from moe_lab.artifacts.module import ModuleArtifact
 from moe_lab.compose.lockfile import LockedPart
-from moe_lab.config import decode
-from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError, NotFound, Refused, printable
 from moe_lab.jobs.admission import Check, Finding, check_of_claims, checks_of_weights, require_admission, run_checks
-from moe_lab.jobs.module import trunk_of
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.registry import ArtifactRef, Manifest, Registry
 from moe_lab.registry.chunks import describe
 from moe_lab.registry.exact_json import ManifestProblem
 from moe_lab.registry.interchange import CARD, Card, read_folder
-from moe_lab.registry.manifest import build
+from moe_lab.registry.manifest import Parent, build
 from moe_lab.registry.references import manifest_key
 from moe_lab.training.processes import first_goes_first
 
 Evidence = tuple[ModuleSpec | DistillRun, Path]
 """A config that names the text of the claims, and the folder that its paths are relative to."""
-NAME = "import"
-
-
-class _Interface(Spec):
-    trunk: str
-    tokenizer: str
-    d_model: int
-    block: Annotated[int, Field(gt=0)]
-    activation: str
-    routed_layers: tuple[int, ...]
-
-
-class _Parent(Spec):
-    ref: str
-    digest: str
-    relation: str
-
-
-class _Lineage(Spec):
-    model_config = ConfigDict(extra="allow")
-    parents: tuple[_Parent, ...]
-
-
-class _Claim(Spec):
-    metric: str
-    domain: str
-    data: str
-    split: str
-    rows: Annotated[int, Field(gt=0, le=1_000_000)]
-    seq_len: Annotated[int, Field(gt=0, le=1_000_000)]
-    width: Annotated[int, Field(ge=0)]
-    value: Annotated[str, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,18})?$")]
-    stated_by: str | None = None
-
-
-class ModuleSections(Spec):
-    """What the sections of a module's manifest must look like before anything is computed from them."""
-
-    kind: Literal["module"]
-    summary: str = ""
-    licence: str
-    interface: _Interface
-    ladder: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
-    cost: dict[str, int]
-    lineage: _Lineage
-    data: dict[str, Any] = {}
-    claims: tuple[_Claim, ...]
-    config: dict[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +60,7 @@ def import_folder(
     fields = dict(card.sections)
     manifest = _manifest(fields, tensors, card, folder)
     if manifest.digest != card.digest or card.ref is None or target != _title(card.ref):
-        fields = _derived(fields, card, measured=evidence is not None)
+        fields = mark_imported(fields, card.ref or card.digest, card.digest, measured=evidence is not None)
         manifest = _manifest(fields, tensors, card, folder)
     with first_goes_first(f"imported {target}"):
         known = _published(workspace.registry, target, manifest.digest)
@@ -147,12 +97,12 @@ def _title(ref: str) -> str | None:
 
 
 def _check_sections(card: Card, path: Path) -> None:
-    kind = card.sections.get("kind")
+    kind = SectionsForPeople.of(card.sections).kind
     if kind in ("trunk", "router"):
         raise LabError(
             f"{path}: a {kind} has no admission test, so only modules are imported; copy it with moe-lab module mirror"
         )
-    decode(ModuleSections, card.sections, str(path))
+    require_module_sections(card.sections, str(path))
 
 
 def _manifest(fields: Mapping[str, Any], tensors: Mapping[str, Any], card: Card, folder: Path) -> Manifest:
@@ -160,20 +110,6 @@ def _manifest(fields: Mapping[str, Any], tensors: Mapping[str, Any], card: Card,
         return build(fields, describe(tensors, card.blocks)[0])[0]
     except ManifestProblem as problem:
         raise LabError(f"{folder / CARD}: {problem}.") from None
-
-
-def _derived(fields: dict[str, Any], card: Card, measured: bool) -> dict[str, Any]:
-    """The sections of content that is not what the card's artifact is, or is published under another name."""
-    source = {"ref": card.ref or card.digest, "digest": card.digest, "relation": NAME}
-    parents = list(fields["lineage"]["parents"])
-    if all(parent["digest"] != card.digest for parent in parents):
-        parents.append(source)
-    claims = fields["claims"]
-    if not measured:
-        claims = [{"stated_by": source["ref"], **claim} for claim in claims]
-    else:
-        claims = [{key: value for key, value in claim.items() if key != "stated_by"} for claim in claims]
-    return {**fields, "lineage": {**fields["lineage"], "parents": parents}, "claims": claims}
 
 
 def _published(registry: Registry, title: str, digest: str) -> LockedPart | None:
@@ -185,20 +121,19 @@ def _published(registry: Registry, title: str, digest: str) -> LockedPart | None
 def _checks(
     workspace: Workspace, name: str, manifest: Manifest, tensors: Mapping[str, Any], evidence: Evidence | None
 ) -> Iterator[Check]:
-    yield "trunk", lambda: _has_trunk(workspace.registry, manifest)
+    yield "trunk", lambda: _has_trunk(workspace.registry, ModuleArtifact.of(manifest, name).trunk)
     yield from checks_of_weights(workspace, name, manifest, tensors)
     if evidence is not None:
-        yield check_of_claims(workspace, manifest, tensors, *evidence)
+        yield check_of_claims(workspace, ModuleArtifact.of(manifest, name), tensors, *evidence)
 
 
-def _has_trunk(registry: Registry, manifest: Manifest) -> str:
-    trunk = trunk_of(manifest)
+def _has_trunk(registry: Registry, trunk: Parent) -> str:
     label = printable(trunk.ref)
     if not registry.store.exists(manifest_key(trunk.digest)):
         raise NotFound(
             f"it was made for trunk {label} ({trunk.digest}), which this registry does not have; copy it here"
         )
-    kind = registry.manifest(trunk.digest)["kind"]
+    kind = registry.manifest(trunk.digest).kind
     if kind != "trunk":
         raise Refused(f"its lineage names {label} as its trunk, which is a {kind}")
     return f"{label} is here"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 from pathlib import Path
 
+from moe_lab.artifacts.router import QuestionRouterArtifact, RouterArtifact, read_router
 from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.errors import Damaged, LabError
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.registry import Registry
-from moe_lab.registry.manifest import Manifest
 from moe_lab.training.ledger import read_result
 
 
@@ -20,9 +21,10 @@ class ExtendedRouter:
     registry: Registry
     part: LockedPart
 
-    @property
-    def manifest(self) -> Manifest:
-        return self.registry.manifest(self.part.digest)
+    @cached_property
+    def artifact(self) -> RouterArtifact | QuestionRouterArtifact:
+        """What its manifest says."""
+        return read_router(self.registry.manifest(self.part.digest), self.part.ref)
 
 
 def find_extended(workspace: Workspace, extends: str, base: Path) -> ExtendedRouter:
@@ -37,7 +39,7 @@ def find_extended(workspace: Workspace, extends: str, base: Path) -> ExtendedRou
             if "candidate" not in result:
                 raise LabError(f"{folder}: made no router; name the run folder of a router")
             staging = Registry(folder / "candidate", create=False)
-            if (kind := staging.manifest(result["candidate"])["kind"]) != "router":
+            if (kind := staging.manifest(result["candidate"]).kind) != "router":
                 raise LabError(f"{folder}: made a {kind}; name the run folder of a router")
             return ExtendedRouter(staging, LockedPart(ref=folder.name, digest=result["candidate"]))
     return ExtendedRouter(workspace.registry, pin(workspace.registry, extends, "router"))

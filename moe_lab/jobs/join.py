@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
-from moe_lab.config import canonical_json
+from moe_lab.artifacts.router import QuestionRouterArtifact
+from moe_lab.config import decode
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate, stage, staged
-from moe_lab.jobs.extended import ExtendedRouter, find_extended
+from moe_lab.jobs.extended import find_extended
 from moe_lab.jobs.questions import STATISTICS, find_table, load_question_router, save_report
 from moe_lab.jobs.spec import QuestionJoinRun
 from moe_lab.jobs.workspace import Workspace
@@ -23,14 +23,15 @@ from moe_lab.questions.table import ItemCandidate, ItemTable
 def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> Candidate:
     """Extends the router, or returns what an identical run made before."""
     known = find_extended(workspace, spec.extends, base)
-    router = load_question_router(known.registry, known.part.digest)
+    router, published = load_question_router(known.registry, known.part.digest), known.artifact
+    assert isinstance(published, QuestionRouterArtifact), "load_question_router refuses others"
     table, warnings = find_table(workspace.lab, spec.table, base)
     inputs, measured = {"router": known.part.digest, "table": table.digest, "statistics": STATISTICS}, table
     if spec.measured_on is not None:
         measured, more = find_table(workspace.lab, spec.measured_on, base)
         inputs["measured_on"], warnings = measured.digest, [*warnings, *more]
     for each in (table, measured):
-        if (unit := known.manifest["data"]["cost_unit"]) != each.cost_unit:
+        if (unit := published.cost_unit) != each.cost_unit:
             raise LabError(
                 f'{each.name}: costs are in "{each.cost_unit}", those of {spec.extends} in "{unit}"; use its unit'
             )
@@ -38,42 +39,40 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
         if run.done:
             return staged(run)
         started = time.perf_counter()
-        cards = [ItemCandidate(**card) for card in known.manifest["interface"]["candidates"]]
+        cards = [ItemCandidate(**card) for card in published.candidates]
         own = cards[: len(router.heads.bias_C)]
         joining = join(router, own, table)
         if spec.measured_on is not None or set(joining.router.names) <= set(measured.names):
             made = JoinedOn(before=router, joining=joining, cards=own, items=table)
-            _report(run.path, spec, made, measured, _settings(known), warnings, started)
+            _report(run.path, spec, made, measured, _settings(published), warnings, started)
         for line in (*warnings, *map(_told, joining.reports)):
             workspace.progress.note(line)
         new = [card for card in table.candidates if card.name not in router.names]
-        fields = {
-            "kind": "router",
-            "summary": spec.summary,
-            "licence": spec.licence,
-            "interface": {
-                "candidates": [dataclasses.asdict(card) for card in (*cards, *new)],
-                "router": joining.router.describe(),
-            },
-            "config": {**known.manifest["config"], "question_join": canonical_json(spec)},
-            "data": {"table": table.name, "digest": table.digest, "items": len(table), "cost_unit": table.cost_unit},
-            "lineage": {
-                "parents": [{"ref": known.part.ref, "digest": known.part.digest, "relation": "extended"}],
-                "run": run.fingerprint,
-            },
-            "claims": [],
-        }
-        candidate = stage(run, fields, joining.router.tensors())
+        extended = QuestionRouterArtifact(
+            summary=spec.summary,
+            licence=spec.licence,
+            parents=(known.part.as_parent("extended"),),
+            run=run.fingerprint,
+            candidates=tuple(dataclasses.asdict(card) for card in (*cards, *new)),
+            router=joining.router.describe(),
+            settings=published.settings,
+            join=spec.model_dump(mode="json"),
+            table=table.name,
+            table_digest=table.digest,
+            items=len(table),
+            cost_unit=table.cost_unit,
+        )
+        candidate = stage(run, extended.fields(), joining.router.tensors())
         run.finish({"candidate": candidate.digest, "metrics": _metrics(joining.reports)})
         return candidate
 
 
-def _settings(known: ExtendedRouter) -> QuestionRouterSettings:
+def _settings(known: QuestionRouterArtifact) -> QuestionRouterSettings:
     """Those that the router was trained with: its report and this one are then made alike."""
     # A router that was extended by an earlier version does not say what the first one was trained with.
-    trained = json.loads(known.manifest["config"].get("question_router", "{}"))
+    trained = {} if known.settings is None else dict(known.settings)
     kept = {name: trained[name] for name in QuestionRouterSettings.model_fields if name in trained}
-    return QuestionRouterSettings.model_validate_json(json.dumps(kept))
+    return decode(QuestionRouterSettings, kept, known.table)
 
 
 def _report(

@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_lab.compose.lockfile import LockedPart
+from moe_lab.artifacts.artifact import Claim
+from moe_lab.artifacts.module import ModuleArtifact
+from moe_lab.artifacts.weights import to_tensors
 from moe_lab.compose.parts import LoadedTrunk
-from moe_lab.config import canonical_json
 from moe_lab.data import Corpus, TrainBatches
-from moe_lab.errors import Damaged, LabError, Refused
+from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
-from moe_lab.experts.weights import ExpertWeights, count_parameters, init_expert, to_tensors
+from moe_lab.experts.weights import ExpertWeights, count_parameters, init_expert
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.claims import module_claims
 from moe_lab.jobs.objectives import ModuleObjective, fetched
 from moe_lab.jobs.spec import ModuleSpec, Published
 from moe_lab.jobs.workspace import Workspace, data_inputs
+from moe_lab.registry.manifest import Parent
 from moe_lab.training import Run, fit
 
 
@@ -57,57 +59,45 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
         )
         weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
-        fields = module_fields(
-            spec, trunk, weights, spec.ladder, corpus, run, claims, parents=[parent(trunk.part, "trunk")]
+        module = module_artifact(
+            spec, trunk, weights, spec.ladder, corpus, run, claims, parents=[trunk.part.as_parent("trunk")]
         )
-        candidate = stage_module(run, fields, weights)
+        candidate = stage_module(run, module, weights)
         run.finish({"candidate": candidate.digest, "parameters": count_parameters(weights), "claims": claims})
         return candidate
 
 
-def parent(part: LockedPart, relation: str) -> dict[str, str]:
-    """One entry of a manifest's lineage."""
-    return {"ref": part.ref, "digest": part.digest, "relation": relation}
-
-
-def trunk_of(manifest: Mapping[str, Any]) -> LockedPart:
-    """The trunk that a module was trained beside, by its lineage."""
-    for entry in manifest["lineage"]["parents"]:
-        if entry["relation"] == "trunk":
-            return LockedPart(ref=entry["ref"], digest=entry["digest"])
-    raise Damaged("the manifest's lineage names no trunk; train the module again")
-
-
-def module_fields(
+def module_artifact(
     spec: Published,
     trunk: LoadedTrunk,
     weights: ExpertWeights,
     ladder: Sequence[int],
     corpus: Corpus,
     run: Run,
-    claims: list[dict[str, Any]],
+    claims: Sequence[Claim],
     *,
-    parents: list[dict[str, str]],
+    parents: Sequence[Parent],
     method: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The manifest of a module, trained or shrunk, but for its tensors."""
+) -> ModuleArtifact:
+    """What the manifest of a module says, trained or shrunk."""
     blocks = {layer: part.num_blocks for layer, part in weights.items()}
-    lineage = {"parents": parents, "run": run.fingerprint, "data": [corpus.digest]}
-    return {
-        "kind": "module",
-        "summary": spec.summary,
-        "licence": spec.licence,
-        "interface": trunk.interface.to_json(),
-        "ladder": list(ladder),
-        "cost": declared_cost(trunk.interface, blocks, ladder),
-        "lineage": lineage | ({"method": dict(method)} if method else {}),
-        "data": {"domains": [corpus.describe()]},
-        "claims": claims,
-        "config": {spec.__class__.__name__: canonical_json(spec.model_dump(mode="json"))},
-    }
+    return ModuleArtifact(
+        summary=spec.summary,
+        licence=spec.licence,
+        parents=tuple(parents),
+        run=run.fingerprint,
+        claims=tuple(claims),
+        interface=trunk.interface,
+        ladder=tuple(ladder),
+        cost=declared_cost(trunk.interface, blocks, ladder),
+        domains=(corpus.describe(),),
+        texts=(corpus.digest,),
+        method=method,
+        made_with={type(spec).__name__: spec.model_dump(mode="json")},
+    )
 
 
-def stage_module(run: Run, fields: Mapping[str, Any], weights: ExpertWeights) -> Candidate:
+def stage_module(run: Run, module: ModuleArtifact, weights: ExpertWeights) -> Candidate:
     """Every tensor of a module is cut along its blocks, so that a narrower width reads a prefix."""
     tensors = to_tensors(weights)
-    return stage(run, fields, tensors, set(tensors))
+    return stage(run, module.fields(), tensors, set(tensors))

@@ -99,7 +99,7 @@ def _trained_on(model: ComposedModel) -> dict[str, set[str]]:
     """Names and digests of the modules' text, in order of the modules."""
     found: dict[str, set[str]] = {}
     for module in model.modules:
-        for domain in module.manifest["data"].get("domains", []):
+        for domain in module.artifact.domains:
             found.setdefault(domain["name"], set()).add(domain["digest"])
     if not found:
         raise LabError("no composed module says what it was trained on; say what to measure on with --domain DATA")

@@ -7,11 +7,11 @@ import json
 import time
 from pathlib import Path
 
-from moe_lab.config import canonical_json
+from moe_lab.artifacts.places import is_elsewhere
+from moe_lab.artifacts.router import QuestionRouterArtifact, read_router
 from moe_lab.errors import Damaged, LabError, NotFound, Refused
 from moe_lab.files import write_json
 from moe_lab.jobs.candidate import Candidate, stage, staged
-from moe_lab.jobs.places import is_elsewhere
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import Lab
@@ -26,6 +26,7 @@ from moe_lab.questions.summary import summarise
 from moe_lab.questions.table import ItemTable
 from moe_lab.registry import Registry
 from moe_lab.reports.written import QUESTION_REPORTS, write_reports
+from moe_lab.training import Run
 
 RESULTS_FILE = "route-results.json"
 STATISTICS = "2"
@@ -61,7 +62,7 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
             seconds=time.perf_counter() - started,
         )
         save_report(results.model_copy(update={"licence": spec.licence}), run.path)
-        candidate = stage(run, _fields(spec, table, trained.router, run.fingerprint), trained.router.tensors())
+        candidate = stage(run, _artifact(spec, table, trained.router, run).fields(), trained.router.tensors())
         run.finish({"candidate": candidate.digest, "metrics": _headline(results)})
         return candidate
 
@@ -85,9 +86,10 @@ def find_table(lab: Lab, table: str, base: Path) -> tuple[ItemTable, list[str]]:
 def load_question_router(registry: Registry, digest: str) -> QuestionRouter:
     """A question router from a registry or from the `candidate/` folder of its run."""
     manifest = registry.manifest(digest)
-    if "candidates" not in manifest["interface"]:
+    published = read_router(manifest, digest[:19])
+    if not isinstance(published, QuestionRouterArtifact):
         raise LabError(f"{digest[:19]}: not a question router; moe-lab train makes one from kind question_router")
-    return QuestionRouter.rebuild(manifest["interface"]["router"], registry.tensors(manifest))
+    return QuestionRouter.rebuild(published.router, registry.tensors(manifest))
 
 
 def save_report(results: RouteResults, folder: Path) -> Path:
@@ -125,18 +127,19 @@ def _unfinished(folder: Path) -> str:
     )
 
 
-def _fields(spec: QuestionRouterRun, table: ItemTable, router: QuestionRouter, fingerprint: str) -> dict:
-    candidates = [dataclasses.asdict(candidate) for candidate in table.candidates]
-    return {
-        "kind": "router",
-        "summary": spec.summary,
-        "licence": spec.licence,
-        "interface": {"candidates": candidates, "router": router.describe()},
-        "config": {"question_router": canonical_json(spec)},
-        "data": {"table": table.name, "digest": table.digest, "items": len(table), "cost_unit": table.cost_unit},
-        "lineage": {"parents": [], "run": fingerprint},
-        "claims": [],
-    }
+def _artifact(spec: QuestionRouterRun, table: ItemTable, router: QuestionRouter, run: Run) -> QuestionRouterArtifact:
+    return QuestionRouterArtifact(
+        summary=spec.summary,
+        licence=spec.licence,
+        run=run.fingerprint,
+        candidates=tuple(dataclasses.asdict(candidate) for candidate in table.candidates),
+        router=router.describe(),
+        settings=spec.model_dump(mode="json"),
+        table=table.name,
+        table_digest=table.digest,
+        items=len(table),
+        cost_unit=table.cost_unit,
+    )
 
 
 def _headline(results: RouteResults) -> dict[str, float]:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from moe_lab.artifacts.router import RouterArtifact
 from moe_lab.compose.build import assemble, routed_layers_on
 from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.model import ComposedModel
@@ -18,11 +18,9 @@ from moe_lab.compose.parts import (
     make_router,
     state_tensors,
 )
-from moe_lab.config import canonical_json
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError
 from moe_lab.jobs.candidate import Candidate, stage, staged
-from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective, fetched
 from moe_lab.jobs.outcome_table import outcome_table
 from moe_lab.jobs.spec import Choice, Published, RouterRun, RouterSettings
@@ -52,40 +50,32 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
         tensors = state_tensors(fetched(result.params, workspace.mesh))
         if isinstance(objective, OutcomeObjective):
             tensors |= state_tensors(fetched(objective.frozen, workspace.mesh))
-        fields = router_fields(
+        router = router_artifact(
             spec, spec.router, model, objective, run, RouterSettings(rows=spec.rows, train=spec.train)
         )
-        fields["data"] = {"domains": [corpus.describe() for corpus in corpora]}
-        candidate = stage(run, fields, tensors)
+        router = dataclasses.replace(router, domains=tuple(corpus.describe() for corpus in corpora))
+        candidate = stage(run, router.fields(), tensors)
         run.finish({"candidate": candidate.digest, "metrics": result.metrics})
         return candidate
 
 
-def router_fields(
+def router_artifact(
     spec: Published, choice: Choice, model: ComposedModel, objective: Objective, run: Run, settings: RouterSettings
-) -> dict[str, Any]:
-    """What a router's manifest says of every router; its `data` is added by who trained it."""
+) -> RouterArtifact:
+    """What a router's manifest says of every router; its domains and further parents are added by who trained it."""
     trunk, parts = model.trunk.part, [module.part for module in model.modules]
-    return {
-        "kind": "router",
-        "summary": spec.summary,
-        "licence": spec.licence,
-        "interface": {
-            "trunk": trunk.digest,
-            "space": model.space.to_json(),
-            "module_digests": {part.ref: part.digest for part in parts},
-            **_homes(model, objective),
-        },
-        "config": {
-            "router": canonical_json(resolved_choice(choice, model.router.config)),
-            "training": canonical_json(settings),
-        },
-        "lineage": {
-            "parents": [parent(trunk, "trunk"), *(parent(part, "module") for part in parts)],
-            "run": run.fingerprint,
-        },
-        "claims": [],
-    }
+    return RouterArtifact(
+        summary=spec.summary,
+        licence=spec.licence,
+        parents=(trunk.as_parent("trunk"), *(part.as_parent("module") for part in parts)),
+        run=run.fingerprint,
+        trunk=trunk.digest,
+        space=model.space.to_json(),
+        module_digests={part.ref: part.digest for part in parts},
+        homes=_homes(model, objective),
+        choice=resolved_choice(choice, model.router.config),
+        training=settings.model_dump(mode="json"),
+    )
 
 
 def routed_model(
@@ -122,8 +112,8 @@ def _objective(workspace: Workspace, spec: RouterRun, model: ComposedModel, corp
     return RouterLanguageObjective(model, batches, train.batch_size * train.seq_len)
 
 
-def _homes(model: ComposedModel, objective: Objective) -> dict[str, dict[str, str]]:
+def _homes(model: ComposedModel, objective: Objective) -> dict[str, str] | None:
     """Which module's own text each domain is, for routers that can be told the domain."""
-    if not (model.router.takes_hints and isinstance(objective, OutcomeObjective)):
-        return {}
-    return {"homes": objective.homes}
+    if model.router.takes_hints and isinstance(objective, OutcomeObjective):
+        return objective.homes
+    return None

@@ -8,15 +8,14 @@ with a router, so somebody else's old rows may be missing: then the given text i
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flax import nnx
 
-from moe_lab.compose.lockfile import LockedPart, artifact_name, pin
+from moe_lab.artifacts.router import RouterArtifact
+from moe_lab.compose.lockfile import LockedPart, artifact_name, pin, pin_parent
 from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import LoadedTrunk, load_router, state_tensors
 from moe_lab.config import decode
@@ -24,10 +23,9 @@ from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError, Refused
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.extended import ExtendedRouter, find_extended
-from moe_lab.jobs.module import parent
 from moe_lab.jobs.objectives import JoinObjective, fetched
 from moe_lab.jobs.outcome_table import MeasuredOutcomes, find_outcomes, outcome_table
-from moe_lab.jobs.router import routed_model, router_fields
+from moe_lab.jobs.router import routed_model, router_artifact
 from moe_lab.jobs.spec import RouterJoinRun, RouterSettings
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
 from moe_lab.routing.joining import joined_router
@@ -52,14 +50,15 @@ class _Text:
 def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candidate:
     """Extends the router, or returns what an identical run made before."""
     extended = find_extended(workspace, spec.extends, base)
-    settings = _settings(extended, spec)
-    trunk, known, parts = _known(workspace, extended)
+    old = _router_of_tokens(extended, spec)
+    settings = _settings(old, spec)
+    trunk, known, parts = _known(workspace, extended, old)
     if not known.joins:
-        kind, modules = _choice(extended)["type"], ", ".join([*(part.ref for part in parts), *spec.add])
+        kind, modules = old.choice["type"], ", ".join([*(part.ref for part in parts), *spec.add])
         raise Refused(f"{spec.extends}: no module joins a {kind} router so set; train one with modules: [{modules}]")
     newcomers = _newcomers(workspace, spec, known)
-    text = _text(workspace, spec, extended, base, trunk)
-    code = contribution_digest(workspace.lab.get("routers", _choice(extended)["type"]).path)
+    text = _text(workspace, spec, old, base, trunk)
+    code = contribution_digest(workspace.lab.get("routers", old.choice["type"]).path)
     inputs = {"extends": extended.part.digest, "router code": code, **data_inputs(text.all)}
     inputs |= {f"module/{part.ref}": part.digest for part in newcomers}
     with workspace.open_run(spec, inputs) as run:
@@ -70,18 +69,20 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candid
             workspace, trunk, [*parts, *newcomers], lambda space: joined_router(known, space, d_model, rngs=rngs)
         )
         table, cost = _table(workspace, model, len(parts), text, settings)
-        objective = _objective(model, known, extended, table, text, settings)
+        objective = _objective(model, known, old, table, text, settings)
         _require_text_of_others(objective, model, known)
         result = fit(objective, settings.train, run, progress=workspace.progress)
         whole = objective.whole(result.params, objective.frozen["known"])
         tensors = state_tensors(fetched(whole, workspace.mesh))
         tensors |= state_tensors(fetched(objective.frozen["counted"], workspace.mesh))
-        fields = router_fields(spec, _choice(extended), model, objective, run, settings)
-        if homes := extended.manifest["interface"].get("homes"):
-            fields["interface"]["homes"] |= homes
-        fields["data"] = {"domains": [*_domains(extended), *(corpus.describe() for corpus in text.new)]}
-        fields["lineage"]["parents"].append(parent(extended.part, "extended"))
-        candidate = stage(run, fields, tensors)
+        router = router_artifact(spec, dict(old.choice), model, objective, run, settings)
+        router = dataclasses.replace(
+            router,
+            homes={**(router.homes or {}), **old.homes} if old.homes else router.homes,
+            domains=(*old.domains, *(corpus.describe() for corpus in text.new)),
+            parents=(*router.parents, extended.part.as_parent("extended")),
+        )
+        candidate = stage(run, router.fields(), tensors)
         seconds = time.perf_counter() - started
         for line in (*_warnings(objective, model, known), _told(newcomers, cost, seconds)):
             workspace.progress.note(line)
@@ -89,21 +90,15 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candid
         return candidate
 
 
-def _choice(extended: ExtendedRouter) -> dict[str, Any]:
-    choice: dict[str, Any] = json.loads(extended.manifest["config"]["router"])
-    return choice
+def _router_of_tokens(extended: ExtendedRouter, spec: RouterJoinRun) -> RouterArtifact:
+    if isinstance(extended.artifact, RouterArtifact):
+        return extended.artifact
+    raise LabError(f"{spec.extends} is a router of questions; candidates join it by kind: question_join")
 
 
-def _domains(extended: ExtendedRouter) -> list[dict[str, Any]]:
-    domains: list[dict[str, Any]] = extended.manifest["data"]["domains"]
-    return domains
-
-
-def _settings(extended: ExtendedRouter, spec: RouterJoinRun) -> RouterSettings:
+def _settings(old: RouterArtifact, spec: RouterJoinRun) -> RouterSettings:
     """As the router was trained, where the config does not say otherwise."""
-    if "candidates" in extended.manifest["interface"]:
-        raise LabError(f"{spec.extends} is a router of questions; candidates join it by kind: question_join")
-    kept = json.loads(extended.manifest["config"].get("training", "{}"))
+    kept = {} if old.training is None else dict(old.training)
     given = spec.model_dump(mode="json", include={"rows", "train"}, exclude_none=True)
     if not (settings := {**kept, **given}).keys() >= RouterSettings.model_fields.keys():
         raise Refused(
@@ -112,19 +107,17 @@ def _settings(extended: ExtendedRouter, spec: RouterJoinRun) -> RouterSettings:
     return decode(RouterSettings, settings, spec.extends)
 
 
-def _known(workspace: Workspace, extended: ExtendedRouter) -> tuple[LoadedTrunk, Router, list[LockedPart]]:
+def _known(
+    workspace: Workspace, extended: ExtendedRouter, old: RouterArtifact
+) -> tuple[LoadedTrunk, Router, list[LockedPart]]:
     """The trunk, the router and its modules, each by the digest that it was trained with."""
-    pinned = [(each["relation"], LockedPart(ref=each["ref"], digest=each["digest"])) for each in _parents(extended)]
+    pinned = [(each.relation, pin_parent(each)) for each in old.parents if each.relation in ("trunk", "module")]
     for _, part in pinned:
         workspace.registry.require_pinned(part.ref, part.digest)
     trunk = workspace.trunk(next(part for relation, part in pinned if relation == "trunk"))
     router = load_router(extended.registry, workspace.lab, extended.part, trunk)
     parts = {artifact_name(part.ref): part for relation, part in pinned if relation == "module"}
     return trunk, router, [parts[name] for name in router.space.modules]
-
-
-def _parents(extended: ExtendedRouter) -> list[Mapping[str, str]]:
-    return [each for each in extended.manifest["lineage"]["parents"] if each["relation"] in ("trunk", "module")]
 
 
 def _newcomers(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list[LockedPart]:
@@ -138,11 +131,11 @@ def _newcomers(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list
     return parts
 
 
-def _text(workspace: Workspace, spec: RouterJoinRun, extended: ExtendedRouter, base: Path, trunk: LoadedTrunk) -> _Text:
+def _text(workspace: Workspace, spec: RouterJoinRun, router: RouterArtifact, base: Path, trunk: LoadedTrunk) -> _Text:
     """Finds what the router learned from by its name and digest, among the given domains and in `configs/data`."""
     given = {corpus.name: corpus for corpus in workspace.corpora(spec.domains, base, trunk.tokenizer)}
     old = {}
-    for domain in _domains(extended):
+    for domain in router.domains:
         name, corpus = domain["name"], given.get(domain["name"])
         try:
             [corpus] = [corpus] if corpus else workspace.corpora([name], base, trunk.tokenizer)
@@ -154,7 +147,7 @@ def _text(workspace: Workspace, spec: RouterJoinRun, extended: ExtendedRouter, b
         else:
             workspace.progress.note(f"{name} is not the text that {spec.extends} learned from")
     new = tuple(corpus for name, corpus in given.items() if name not in old)
-    return _Text(old=tuple(old.values()), new=new, whole=len(old) == len(_domains(extended)))
+    return _Text(old=tuple(old.values()), new=new, whole=len(old) == len(router.domains))
 
 
 def _table(
@@ -176,12 +169,12 @@ def _measured(made: MeasuredOutcomes, known: OutcomeTable | None) -> int:
 def _objective(
     model: ComposedModel,
     known: Router,
-    extended: ExtendedRouter,
+    old: RouterArtifact,
     table: OutcomeTable,
     text: _Text,
     settings: RouterSettings,
 ) -> JoinObjective:
-    train, met = settings.train, {domain["name"] for domain in _domains(extended)}
+    train, met = settings.train, {domain["name"] for domain in old.domains}
     batches = TrainBatches(text.all, None, train.batch_size, train.seq_len, train.seed)
     return JoinObjective(model.router, known, met, table, train.batch_size, train.seed, model.mesh, batches)
 

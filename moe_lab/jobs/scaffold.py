@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from moe_lab.artifacts.trunk import TrunkArtifact
 from moe_lab.config import decode, to_yaml
 from moe_lab.data.files import find_files
 from moe_lab.errors import LabError, NotFound, Refused
@@ -24,7 +25,7 @@ One paragraph: what text this module knows, who looks after it, what it is not g
 
 _TEST = """from pathlib import Path
 
-from moe_lab.jobs.contribution import check_module_folder
+from moe_lab.testing import check_module_folder
 
 
 def test_the_folder_is_a_contribution() -> None:
@@ -78,8 +79,6 @@ def new_module(lab: Lab, name: str, *, owner: str, trunk: str, text: str, width:
 
 
 def _block(lab: Lab, trunk: str) -> int:
-    import json
-
     try:
         manifest = Registry(lab.registry_path, create=False, trust=lab.trust_path).manifest(trunk)
     except LabError as error:
@@ -87,6 +86,6 @@ def _block(lab: Lab, trunk: str) -> int:
             f"--trunk {trunk}: a module is trained beside a published trunk, and {error} Set MOE_LAB_REGISTRY to the "
             f"registry that your team shares, or train the quickstart's trunk here: {TRAIN_A_TRUNK}"
         ) from error
-    if manifest["kind"] != "trunk":
-        raise LabError(f"--trunk {trunk} is a {manifest['kind']}; name a published trunk")
-    return json.loads(manifest["config"]["trunk"])["block"]
+    if manifest.kind != "trunk":
+        raise LabError(f"--trunk {trunk} is a {manifest.kind}; name a published trunk")
+    return TrunkArtifact.of(manifest, trunk).spec.block

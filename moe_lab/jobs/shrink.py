@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_lab.compose.lockfile import LockedPart, pin
+from moe_lab.compose.lockfile import pin, pin_parent
 from moe_lab.compose.parts import PublishedModule, find_module
 from moe_lab.data import TrainBatches, eval_batches
 from moe_lab.errors import LabError
@@ -14,7 +14,7 @@ from moe_lab.experts.weights import count_parameters, cut, permute
 from moe_lab.jobs.candidate import Candidate, staged
 from moe_lab.jobs.claims import module_claims
 from moe_lab.jobs.measure import layer_statistics
-from moe_lab.jobs.module import module_fields, parent, stage_module, trunk_of
+from moe_lab.jobs.module import module_artifact, stage_module
 from moe_lab.jobs.objectives import DistilObjective, fetched
 from moe_lab.jobs.spec import Choice, DistillRun
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
@@ -28,15 +28,10 @@ def make_strategy(lab: Lab, choice: Choice) -> ShrinkStrategy:
     return cls(config)
 
 
-def teachers_trunk(workspace: Workspace, teacher: LockedPart) -> LockedPart:
-    """The trunk that a module was made for, by its lineage."""
-    return trunk_of(workspace.registry.manifest(teacher.digest))
-
-
 def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate:
     """Makes the child, or returns what an identical run made before."""
     teacher = find_module(workspace.registry, pin(workspace.registry, spec.teacher, "module"))
-    trunk = workspace.trunk(teachers_trunk(workspace, teacher.part), spec.precision)
+    trunk = workspace.trunk(pin_parent(teacher.artifact.trunk), spec.precision)
     strategy = make_strategy(workspace.lab, spec.strategy)
     _require_smaller(spec, teacher)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
@@ -64,7 +59,7 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
         )
         weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
-        fields = module_fields(
+        module = module_artifact(
             spec,
             trunk,
             weights,
@@ -72,10 +67,10 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
             corpus,
             run,
             claims,
-            parents=[parent(trunk.part, "trunk"), parent(teacher.part, "teacher")],
+            parents=[trunk.part.as_parent("trunk"), teacher.part.as_parent("teacher")],
             method={"strategy": resolved_choice(spec.strategy, strategy.config), "before_distillation": before},
         )
-        candidate = stage_module(run, fields, weights)
+        candidate = stage_module(run, module, weights)
         run.finish(
             {
                 "candidate": candidate.digest,

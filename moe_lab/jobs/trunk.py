@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from moe_lab.compose.parts import TOKENIZER_TENSOR, state_tensors
-from moe_lab.config import canonical_json
+from moe_lab.artifacts.trunk import TOKENIZER_TENSOR, TrunkArtifact
+from moe_lab.compose.parts import state_tensors
 from moe_lab.data import TrainBatches, load_tokenizer
 from moe_lab.data.tokenizers import HFTokenizer
 from moe_lab.errors import LabError
@@ -47,20 +47,17 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
         tensors = state_tensors(params)
         if isinstance(tokenizer, HFTokenizer):
             tensors[TOKENIZER_TENSOR] = np.frombuffer(tokenizer.definition, np.uint8)
-        fields = {
-            "kind": "trunk",
-            "summary": spec.summary,
-            "licence": spec.licence,
-            "interface": {"tokenizer": tokenizer.digest},
-            "config": {
-                "trunk": canonical_json(spec.trunk.model_dump(mode="json")),
-                "tokenizer": canonical_json(spec.tokenizer.model_dump(mode="json")),
-            },
-            "data": {"domains": [corpus.describe() for corpus in corpora]},
-            "lineage": {"parents": [], "run": run.fingerprint},
-            "claims": claims,
-        }
-        candidate = stage(run, fields, tensors)
+        trunk = TrunkArtifact(
+            summary=spec.summary,
+            licence=spec.licence,
+            run=run.fingerprint,
+            claims=tuple(claims),
+            tokenizer_digest=tokenizer.digest,
+            spec=spec.trunk,
+            tokenizer=spec.tokenizer,
+            domains=tuple(corpus.describe() for corpus in corpora),
+        )
+        candidate = stage(run, trunk.fields(), tensors)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         run.finish({"candidate": candidate.digest, "parameters": parameters, "claims": claims})
         return candidate

@@ -240,7 +240,8 @@ class Trunk(nnx.Module):
         """Layers `first` to `end`."""
         rows = Rows(segment_ids_BS, positions_BS, None if cache is None else open_chunk(cache, segment_ids_BS))
         caches: list[Any] = [None] * len(self.layers) if cache is None else list(cache.layers)
-        left_out, inputs = jnp.zeros((), jnp.int32), {}
+        left_out = jnp.zeros((), jnp.int32)
+        inputs: dict[int, jax.Array] = {}
         places = slice(0, 0)
         for stack in self.stacks:
             places = slice(places.stop, places.stop + stack.unit)

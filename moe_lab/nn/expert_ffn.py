@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from moe_lab.errors import LabError, Unavailable, did_you_mean
-from moe_lab.nn.backends import block_rows, capacity, native, reference, worklist
-from moe_lab.nn.backends.grouped_matmul import Megablox, MosaicGpu, megablox_obstacle, probe_gpu
+from moe_lab.errors import LabError, did_you_mean
+from moe_lab.nn.backend import Auto, Backend, LayerShape
+from moe_lab.nn.backends import BACKENDS
 from moe_lab.nn.pool import Pool, Routing
-
-Run = Callable[[jax.Array, Pool, Routing, str, int | None], jax.Array]
-
-
-def _grouped(kernel: block_rows.GroupedMatmul) -> Run:
-    return lambda h, pool, routing, activation, budget: block_rows.expert_ffn(
-        kernel, h, pool, routing, activation, budget
-    )
-
-
-def _native(h: jax.Array, pool: Pool, routing: Routing, activation: str, _: int | None) -> jax.Array:
-    require_backend("native")
-    return native.expert_ffn(h, pool, routing, activation)
-
-
-BACKENDS: MappingProxyType[str, Run] = MappingProxyType(
-    {
-        "reference": lambda h, pool, routing, activation, _: reference.expert_ffn(h, pool, routing, activation),
-        "worklist": lambda h, pool, routing, activation, _: worklist.expert_ffn(h, pool, routing, activation),
-        "native": _native,
-        "capacity": capacity.expert_ffn,
-        "megablox": _grouped(Megablox(interpret=False)),
-        "megablox-interpreted": _grouped(Megablox(interpret=True)),
-        "mosaic-gpu": _grouped(MosaicGpu()),
-    }
-)
-
-
-_NEEDS = {"native": "cpu", "megablox": "tpu", "mosaic-gpu": "gpu"}
 
 
 class Choice(NamedTuple):
@@ -73,36 +42,34 @@ def choose_backend(
         with these shapes, and never `jax.lax.ragged_dot`, which computes every module for every token on CPU and GPU.
     """
     if backend != "auto":
-        if backend not in BACKENDS:
-            raise LabError(f'backend "{backend}" does not exist.{did_you_mean(backend, ["auto", *BACKENDS])}')
-        return Choice(backend, "named by the caller")
-    platform = platform or jax.default_backend()
-    if platform == "tpu":
-        obstacle = megablox_obstacle(d_model, block)
+        return Choice(_find_backend(backend).name, "named by the caller")
+    platform, layer = platform or jax.default_backend(), LayerShape(d_model, block, dtype)
+    obstacles: list[str] = []
+    for auto, candidate in rank_backends(platform):
+        obstacle = candidate.obstacle(layer)
         if obstacle is None:
-            return Choice("megablox", "a TPU, and the shapes suit its grouped matmul kernel")
-        return Choice("worklist", obstacle)
-    if platform == "gpu":
-        obstacle = probe_gpu()
-        if obstacle is None:
-            return Choice("mosaic-gpu", "a GPU on which jax's grouped matmul gave the right numbers just now")
-        return Choice("worklist", obstacle)
-    if platform == "cpu":
-        obstacle = native.obstacle() if dtype == jnp.float32 else f"the compiled kernel knows float32, not {dtype}"
-        if obstacle is None:
-            return Choice("native", "a CPU, and the compiled kernel gave the right numbers on it")
-        return Choice("worklist", obstacle)
-    return Choice("worklist", f"on {platform} it does only the routed work and drops nothing")
+            reason = obstacles[0] if obstacles else auto.reason.format(platform=platform)
+            return Choice(candidate.name, reason)
+        obstacles.append(obstacle)
+    raise AssertionError(f"no backend runs anywhere: {obstacles}")
+
+
+def rank_backends(platform: str) -> list[tuple[Auto, Backend]]:
+    """What `auto` may take on a platform, the best first."""
+    able = [(b.auto, b) for b in BACKENDS.values() if b.auto is not None and b.platform in (None, platform)]
+    return sorted(able, key=lambda entry: -entry[0].rank)
+
+
+def _find_backend(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise LabError(f'backend "{name}" does not exist.{did_you_mean(name, ["auto", *BACKENDS])}')
+    return BACKENDS[name]
 
 
 def require_backend(backend: str) -> None:
-    """Refuses a backend that the default device cannot run. Compiling for another machine needs no such check."""
-    needed, here = _NEEDS.get(backend), jax.default_backend()
-    if needed not in (None, here):
-        raise Unavailable(f'backend "{backend}" needs a {needed}, and this is a {here}; use backend: auto')
-    obstacle = native.obstacle() if backend == "native" else None
-    if obstacle is not None:
-        raise Unavailable(f'backend "native" cannot run here: {obstacle}; use backend: auto')
+    """Refuses a backend that the default device cannot run; `auto` always finds one. See `Backend.require`."""
+    if backend != "auto":
+        _find_backend(backend).require()
 
 
 def expert_ffn(
@@ -124,38 +91,30 @@ def expert_ffn(
         pool: the layer's blocks.
         routing: `[T, K]` arrays; a width beyond the module's own runs all of it, width 0 runs nothing.
         activation: `silu` or `gelu`.
-        backend: `auto` (see `choose_backend`), `reference` (dense, the oracle), `native` (CPU, compiled C++) and
-            `worklist` (anywhere), whose work is proportional to the routed blocks, `megablox` (TPU), `mosaic-gpu`
-            (Hopper), or `capacity` (static shapes, may drop).
-        budget: block rows, that is tokens times blocks, to make room for, rounded up to whole tiles. Used by `capacity`
-            and the grouped matmuls, whose memory it bounds; rows beyond it are left out, and `left_out` counts them.
-            The grouped matmuls drop nothing without one.
+        backend: `auto` (see `choose_backend`) or a name in `BACKENDS`.
+        budget: block rows, that is tokens times blocks, to make room for, rounded up to whole tiles. It bounds the
+            memory of backends that may drop something; rows beyond it are left out, and
+            `Backend.rows_beyond_budget` counts them. Others ignore it.
 
     Returns:
         `[T, D]` in the dtype of `h_TD`, differentiable in the tokens, the blocks and the routing weights.
     """
+    chosen = _choose_for(h_TD, pool, backend)
+    return run_backend(chosen, h_TD, pool, routing, activation=activation, budget=budget)
+
+
+def _choose_for(h_TD: jax.Array, pool: Pool, backend: str) -> Backend:
+    d_model, block = h_TD.shape[1], pool.blocks.gate.shape[2]
+    return BACKENDS[choose_backend(backend, d_model=d_model, block=block, dtype=h_TD.dtype).backend]
+
+
+def run_backend(
+    backend: Backend, h_TD: jax.Array, pool: Pool, routing: Routing, *, activation: str, budget: int | None = None
+) -> jax.Array:
+    """`expert_ffn` where the backend is chosen already."""
     assert routing.expert.ndim == 2, "flatten the routing to [T, K] first"
     blocks = jax.tree.map(lambda w: w.astype(h_TD.dtype), pool.blocks)
-    choice = choose_backend(backend, d_model=h_TD.shape[1], block=blocks.gate.shape[2], dtype=h_TD.dtype)
-    return BACKENDS[choice.backend](h_TD, Pool(blocks, pool.start, pool.count), routing, activation, budget)
-
-
-_DROPLESS = ("reference", "native", "worklist")
-
-
-def may_leave_out(backend: str, budget: int | None) -> bool:
-    """Whether a backend (not `auto`) with this budget can meet a routing that it has no room for."""
-    return backend == "capacity" or (budget is not None and backend not in _DROPLESS)
-
-
-def left_out(pool: Pool, routing: Routing, backend: str, budget: int | None = None) -> jax.Array:
-    """Block rows that `expert_ffn` with the same arguments leaves out: int32, and 0 for backends that drop nothing."""
-    if not may_leave_out(backend, budget):
-        return jnp.zeros((), jnp.int32)
-    if backend == "capacity":
-        return capacity.left_out(pool, routing, budget)
-    assert budget is not None
-    return block_rows.left_out(pool, routing, budget)
+    return backend.run(h_TD, Pool(blocks, pool.start, pool.count), routing, activation, budget)
 
 
 class LayerOutput(NamedTuple):
@@ -174,10 +133,9 @@ class OneDevice:
 
     def __call__(self, h_TD: jax.Array, pool: Pool, routing: Routing, *, activation: str) -> LayerOutput:
         """Runs one layer."""
-        block = pool.blocks.gate.shape[2]
-        chosen = choose_backend(self.backend, d_model=h_TD.shape[1], block=block, dtype=h_TD.dtype).backend
-        y_TD = expert_ffn(h_TD, pool, routing, activation=activation, backend=chosen, budget=self.budget)
-        return LayerOutput(y_TD, left_out(pool, routing, chosen, self.budget))
+        chosen = _choose_for(h_TD, pool, self.backend)
+        y_TD = run_backend(chosen, h_TD, pool, routing, activation=activation, budget=self.budget)
+        return LayerOutput(y_TD, chosen.rows_beyond_budget(pool, routing, self.budget))
 
 
 def routed_blocks(pool: Pool, routing: Routing) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe_lab.nn.activations import ACTIVATIONS
+from moe_lab.nn.activations import TRUNK_ACTIVATIONS
 from moe_lab.nn.spec import TrunkSpec
 
 
@@ -34,7 +34,7 @@ class GatedFFN(nnx.Module):
         self.up = Linear(spec.d_model, spec.ffn_width, bias=spec.ffn_bias, rngs=rngs)
         depth_scale = (2 * spec.num_layers) ** -0.5
         self.down = Linear(spec.ffn_width, spec.d_model, bias=spec.ffn_bias, scale=depth_scale, rngs=rngs)
-        self.act = ACTIVATIONS[spec.activation]
+        self.act = TRUNK_ACTIVATIONS[spec.activation]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(self.act(self.gate(x)) * self.up(x))

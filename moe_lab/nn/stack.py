@@ -18,6 +18,7 @@ from moe_lab.nn.spec import TrunkSpec
 LONGEST_UNIT = 8  # layers after which a pattern of layers may repeat
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nnx.Module)
 
 
 class Stack(NamedTuple):
@@ -75,12 +76,12 @@ def stack_trunk(spec: TrunkSpec, pools: Mapping[int, Hashable] | None = None) ->
     return find_stacks(kinds[:cut]) + find_stacks(kinds[cut:], cut)
 
 
-def stack_modules(layers: Sequence[nnx.Module], stacks: Sequence[Stack]) -> list[nnx.Module]:
+def stack_modules(layers: Sequence[M], stacks: Sequence[Stack]) -> list[M]:
     """Layers as the places of all stacks' patterns, one behind the other."""
     return [_stack_place([layers[index] for index in stack.layers(j)]) for stack in stacks for j in range(stack.unit)]
 
 
-def _stack_place(layers: Sequence[nnx.Module]) -> nnx.Module:
+def _stack_place(layers: Sequence[M]) -> M:
     if len(layers) == 1:
         return layers[0]
     graphs, states = zip(*map(nnx.split, layers), strict=True)

@@ -16,7 +16,8 @@ from jax import lax
 from jax.sharding import Mesh
 
 from moe_lab.errors import LabError
-from moe_lab.nn.expert_ffn import LayerOutput, choose_backend, expert_ffn, left_out, may_leave_out
+from moe_lab.nn.backends import BACKENDS
+from moe_lab.nn.expert_ffn import LayerOutput, choose_backend, run_backend
 from moe_lab.nn.pool import Routing
 from moe_lab.parallel.mesh import DATA, EVERYWHERE, EXPERT, TOKENS
 from moe_lab.parallel.pool import PlacedPool, local_pool, specs
@@ -80,9 +81,9 @@ class ShardedLayer:
         platform = self.mesh.devices.flat[0].platform
         block = pool.blocks.gate.shape[2]
         choice = choose_backend(self.backend, d_model=h_TD.shape[1], block=block, platform=platform, dtype=h_TD.dtype)
-        backend = choice.backend
-        run = partial(expert_ffn, activation=activation, backend=backend, budget=self.budget)
-        may_miss = may_leave_out(backend, self.budget)
+        backend = BACKENDS[choice.backend]
+        run = partial(run_backend, backend, activation=activation, budget=self.budget)
+        may_miss = backend.may_drop(self.budget)
         missing = jnp.zeros((), jnp.int32)
         if self.transport == "ring":
             fast = partial(ring, compute=run)
@@ -94,11 +95,11 @@ class ShardedLayer:
             arrived = arrivals(pool, routing, sends) if may_miss else None
             missing = missing + sends.left_out
         if arrived is not None:
-            missing = missing + left_out(local_pool(pool), arrived, backend, self.budget)
+            missing = missing + backend.rows_beyond_budget(local_pool(pool), arrived, self.budget)
         missing = lax.psum(missing, (DATA, EXPERT))
         if self.overflow == "count" or not (may_miss or self.transport == "all-to-all"):
             return LayerOutput(fast(h_TD, pool, routing), missing)
-        dropless = "worklist" if backend == "capacity" else backend
-        whole = partial(ring, compute=partial(expert_ffn, activation=activation, backend=dropless))
+        dropless = BACKENDS["worklist"] if backend.may_drop(None) else backend
+        whole = partial(ring, compute=partial(run_backend, dropless, activation=activation))
         # The count is the same on all devices, so all take the same branch.
         return LayerOutput(lax.cond(missing == 0, fast, whole, h_TD, pool, routing), missing)

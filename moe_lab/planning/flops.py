@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_lab.nn.backends.block_rows import whole_rows
+from moe_lab.nn.kernels.block_rows import whole_rows
 from moe_lab.planning.abstract_step import layer_kinds, stacks
 from moe_lab.planning.compiled import Compiled
 from moe_lab.planning.plan import Plan

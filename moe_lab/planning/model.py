@@ -6,17 +6,17 @@ Shape letters: E modules, R rungs, P devices of the `expert` axis.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 
+from moe_lab.artifacts.module import ModuleArtifact, layer_blocks
+from moe_lab.artifacts.trunk import TrunkArtifact
 from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, require_learned
-from moe_lab.config import decode
 from moe_lab.errors import LabError
-from moe_lab.experts.interface import blocks_of, layer_blocks
+from moe_lab.experts.interface import blocks_of
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.placement import Placement, place
 from moe_lab.parallel.spec import MeshSpec
@@ -168,17 +168,18 @@ def model_of_lock(lock: Lock, registry: Registry, settings: PlanSettings) -> Pla
     """The model of a composition, from manifests alone; every choice is taken to run its module's full width."""
     if isinstance(lock.router, LockedPart):
         require_learned(registry, lock.router, lock.modules, lock.replaced)
-    trunk = decode(TrunkSpec, json.loads(registry.manifest(lock.trunk.digest)["config"]["trunk"]), lock.trunk.ref)
+    trunk = TrunkArtifact.of(registry.manifest(lock.trunk.digest), lock.trunk.ref).spec
     modules = []
     for part in lock.modules:
         manifest = registry.manifest(part.digest)
-        rungs: Sequence[int] = [blocks_of(width, trunk.block) for width in manifest["ladder"]]
+        ladder = ModuleArtifact.of(manifest, part.ref).ladder
+        rungs = [blocks_of(width, trunk.block) for width in ladder]
         use = {rung: float(rung == rungs[-1]) for rung in rungs}
         modules.append(
             PlannedModule(
                 name=artifact_name(part.ref),
-                width=manifest["ladder"][-1],
-                layer_blocks=layer_blocks(manifest["tensors"]),
+                width=ladder[-1],
+                layer_blocks=layer_blocks(manifest.records),
                 rung_use=use,
             )
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moe_lab.config import canonical_json
+from moe_lab.config import decode
 from moe_lab.errors import LabError, NotFound, Refused, did_you_mean
 from moe_lab.metrics.choices import Choice, choose
 from moe_lab.questions.features import FeatureMap, RawFeatures, raw_features
@@ -188,8 +188,7 @@ class QuestionRouter:
             "mode": self.mode,
             "link": self.heads.link,
             "ladders": [list(ladder) for ladder in self.ladders],
-            # As text: a manifest holds no floats.
-            "features": canonical_json(self.features.settings),
+            "features": self.features.settings.model_dump(mode="json"),
             "encoder": self.features.encoder,
         }
 
@@ -199,7 +198,7 @@ class QuestionRouter:
         blocks = range(sum(name.startswith("kept/") for name in tensors))
         groups, near = tuple(described["groups"]), None
         features = FeatureMap(
-            settings=QuestionFeatures.model_validate_json(described["features"]),
+            settings=decode(QuestionFeatures, described["features"], "features of a router"),
             num_groups=len(groups),
             kept=tuple(tensors[f"kept/{block}"] for block in blocks),
             idf=tuple(tensors[f"idf/{block}"] for block in blocks),

@@ -16,7 +16,6 @@ from moe_lab.errors import Damaged, LabError, Unavailable
 from moe_lab.files import digest_of, user_cache, write_bytes
 from moe_lab.registry.chunks import spread
 from moe_lab.registry.exact_json import canonical
-from moe_lab.registry.lineage import summary_of
 from moe_lab.registry.marks import Mark
 from moe_lab.registry.read import read_manifest
 from moe_lab.registry.references import ArtifactRef, manifest_key
@@ -112,9 +111,7 @@ def _read(store: Store, new: Mapping[str, ArtifactRef]) -> dict[str, dict[str, A
             manifest = read_manifest(store, item[0], str(item[1]))
         except LabError as error:
             return str(error)
-        ladder = manifest.get("ladder", [])
-        shown = ladder if isinstance(ladder, list) else []
-        return {"kind": manifest["kind"], "summary": summary_of(manifest), "ladder": shown}
+        return {"kind": manifest.kind, "summary": manifest.summary, "ladder": manifest.ladder}
 
     # Threads hide the way to another machine; on a disk of ours they would only wait for each other.
     far = 0 if isinstance(store, LocalStore) else 1 << 20

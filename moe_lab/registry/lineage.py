@@ -48,28 +48,21 @@ def lineage(store: Store, ref: str, digest: str) -> LineageNode:
         if isinstance(manifest, str):
             node.problem = manifest
             continue
-        node.kind, node.summary = manifest["kind"], summary_of(manifest)
+        node.kind, node.summary = manifest.kind, manifest.summary
         if fresh:
             node.parents.extend(_parents_of(manifest))
             pending.extend(node.parents)
     return root
 
 
-def summary_of(manifest: Manifest) -> str:
-    summary = manifest.get("summary")
-    return summary if isinstance(summary, str) else ""
-
-
 def _parents_of(manifest: Manifest) -> list[LineageNode]:
     """The parents that a manifest names, their own not yet looked up."""
-    section = manifest.get("lineage")
-    parents = section.get("parents", []) if isinstance(section, dict) else []
-    return [LineageNode(parent["ref"], parent["digest"], parent["relation"]) for parent in parents]
+    return [LineageNode(parent.ref, parent.digest, parent.relation) for parent in manifest.parents]
 
 
 def companions(manifest: Manifest) -> list[LineageNode]:
     """The parents that an artifact works beside: the trunk, and for a router its modules. Others only made it."""
-    relations = {"module": ("trunk",), "router": ("trunk", "module")}.get(manifest["kind"], ())
+    relations = {"module": ("trunk",), "router": ("trunk", "module")}.get(manifest.kind, ())
     return [parent for parent in _parents_of(manifest) if parent.relation in relations]
 
 

@@ -119,6 +119,15 @@ class Chunk(NamedTuple):
     use: str
 
 
+@dataclass(frozen=True)
+class Parent:
+    """What an artifact was made from or beside, as its lineage names it; the digest is what counts."""
+
+    ref: str
+    digest: str
+    relation: str
+
+
 class Manifest(dict[str, Any]):
     """A manifest's JSON as a dict, already checked.
 
@@ -135,6 +144,39 @@ class Manifest(dict[str, Any]):
         self.size = size
         self.label = label or digest
         self.records = {name: TensorRecord.from_json(name, record) for name, record in self["tensors"].items()}
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        kind: str = self["kind"]
+        return kind
+
+    @property
+    def summary(self) -> str:
+        """What it is in a line; "" where it does not say."""
+        summary = self.get("summary")
+        return summary if isinstance(summary, str) else ""
+
+    @property
+    def licence(self) -> str | None:
+        return self.get("licence")
+
+    @property
+    def ladder(self) -> list[Any]:
+        """The widths that it can be cut to; none where it has no ladder."""
+        ladder = self.get("ladder")
+        return ladder if isinstance(ladder, list) else []
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        section = self.get("lineage")
+        parents = section.get("parents", []) if isinstance(section, dict) else []
+        return tuple(Parent(parent["ref"], parent["digest"], parent["relation"]) for parent in parents)
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """All that it says but for its tensors: what is published again when it is copied."""
+        return {key: value for key, value in self.items() if key not in ("format", "tensors")}
 
     def record(self, name: str) -> TensorRecord:
         if name not in self.records:

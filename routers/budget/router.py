@@ -20,11 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from moe_lab.nn.pool import Routing
-from moe_lab.routing.excess import ExcessRouter
-from moe_lab.routing.ladder import LadderConfig
-from moe_lab.routing.router import Features, route_candidates
-from moe_lab.routing.space import CandidateSpace
+from moe_lab import CandidateSpace, ExcessRouter, Features, LadderConfig, Routing, route_candidates
 
 from .upgrades import best_upgrades
 

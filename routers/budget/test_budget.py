@@ -13,10 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lab.lab import find_lab
-from moe_lab.routing.conformance import check_router
-from moe_lab.routing.example import SPACE, draw_example, learn_example, make_example_router
-from moe_lab.routing.router import Router
+from moe_lab import Router, find_lab
+from moe_lab.testing import SPACE, check_router, draw_example, learn_example, make_example_router
 
 pytestmark = pytest.mark.slow
 

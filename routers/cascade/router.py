@@ -24,10 +24,16 @@ import jax.numpy as jnp
 from flax import nnx
 from pydantic import PositiveFloat, PositiveInt
 
-from moe_lab.nn.pool import Routing
-from moe_lab.routing.ladder import LadderConfig, LadderRouter, WidthNetwork
-from moe_lab.routing.router import Features, masked_mean, route_candidates
-from moe_lab.routing.space import CandidateSpace
+from moe_lab import (
+    CandidateSpace,
+    Features,
+    LadderConfig,
+    LadderRouter,
+    Routing,
+    WidthNetwork,
+    masked_mean,
+    route_candidates,
+)
 
 
 class CascadeConfig(LadderConfig):

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_lab.lab import find_lab
-from moe_lab.routing.conformance import check_router
-from moe_lab.routing.example import SPACE, draw_example, learn_example, make_example_router
-from moe_lab.routing.router import Features, Router
+from moe_lab import Features, Router, find_lab
+from moe_lab.testing import SPACE, check_router, draw_example, learn_example, make_example_router
 
 pytestmark = pytest.mark.slow
 

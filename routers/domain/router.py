@@ -19,19 +19,19 @@ import jax.numpy as jnp
 from flax import nnx
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from moe_lab.config.spec import Spec
-from moe_lab.nn.pool import Routing
-from moe_lab.routing.joining import take_over
-from moe_lab.routing.router import (
+from moe_lab import (
+    CandidateSpace,
     Features,
     Metrics,
     Router,
+    Routing,
+    Spec,
     document_starts,
     masked_mean,
     route_candidates,
     running_mean,
+    take_over,
 )
-from moe_lab.routing.space import CandidateSpace
 
 
 class DomainConfig(Spec):

@@ -5,11 +5,17 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 
-from moe_lab.config.spec import Spec
-from moe_lab.errors import LabError, did_you_mean
-from moe_lab.nn.pool import Routing
-from moe_lab.routing.router import Features, Router, available_candidates, route_candidates
-from moe_lab.routing.space import CandidateSpace
+from moe_lab import (
+    CandidateSpace,
+    Features,
+    LabError,
+    Router,
+    Routing,
+    Spec,
+    available_candidates,
+    did_you_mean,
+    route_candidates,
+)
 
 
 class FixedConfig(Spec):

@@ -23,11 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from pydantic import Field
 
-from moe_lab.nn.pool import Routing
-from moe_lab.routing.excess import ExcessRouter
-from moe_lab.routing.ladder import LadderConfig
-from moe_lab.routing.router import Counted, Features, route_candidates
-from moe_lab.routing.space import CandidateSpace
+from moe_lab import CandidateSpace, Counted, ExcessRouter, Features, LadderConfig, Routing, route_candidates
 
 
 class GainConfig(LadderConfig):

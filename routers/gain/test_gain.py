@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_lab.lab import find_lab
-from moe_lab.nn.pool import Routing
-from moe_lab.routing.conformance import check_router
-from moe_lab.routing.example import SPACE, Example, draw_example, learn_example, make_example_router
-from moe_lab.routing.joining import joined_router
-from moe_lab.routing.router import Router
+from moe_lab import Router, Routing, find_lab
+from moe_lab.testing import (
+    SPACE,
+    Example,
+    check_router,
+    draw_example,
+    joined_router,
+    learn_example,
+    make_example_router,
+)
 
 pytestmark = pytest.mark.slow
 

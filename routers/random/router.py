@@ -5,9 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from moe_lab.config.spec import Spec
-from moe_lab.nn.pool import Routing
-from moe_lab.routing.router import Features, Router, available_candidates, route_candidates
+from moe_lab import Features, Router, Routing, Spec, available_candidates, route_candidates
 
 
 class RandomConfig(Spec):

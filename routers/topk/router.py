@@ -24,11 +24,7 @@ import numpy as np
 from flax import nnx
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from moe_lab.config.spec import Spec
-from moe_lab.errors import LabError
-from moe_lab.nn.pool import Routing
-from moe_lab.routing.router import Features, Metrics, Router, masked_mean, running_mean
-from moe_lab.routing.space import CandidateSpace
+from moe_lab import CandidateSpace, Features, LabError, Metrics, Router, Routing, Spec, masked_mean, running_mean
 
 Weight = Annotated[float, Field(ge=0)]
 

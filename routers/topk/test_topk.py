@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_lab.compose.parts import state_from_tensors, state_tensors
-from moe_lab.errors import LabError
-from moe_lab.lab import find_lab
-from moe_lab.routing.conformance import check_router
-from moe_lab.routing.example import D_MODEL, SPACE, draw_example, make_example_router
-from moe_lab.routing.router import Features, Router
-from moe_lab.training import Objective, TrainSpec, fit, open_run
+from moe_lab import Features, LabError, Objective, Router, TrainSpec, find_lab, fit, open_run
+from moe_lab.testing import (
+    D_MODEL,
+    SPACE,
+    check_router,
+    draw_example,
+    make_example_router,
+    state_from_tensors,
+    state_tensors,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from moe_lab.artifacts.weights import to_tensors
 from moe_lab.compose.build import build_model
 from moe_lab.compose.lockfile import Lock, LockedPart, pin, resolve
 from moe_lab.compose.model import ComposedModel
@@ -20,7 +21,6 @@ from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import canonical_json
 from moe_lab.data import ByteTokenizer, ByteTokenizerSpec
 from moe_lab.experts.interface import Interface, declared_cost
-from moe_lab.experts.weights import to_tensors
 from moe_lab.lab import Lab, find_lab, init_lab
 from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.pool import to_blocks

@@ -15,7 +15,6 @@ from moe_lab.experts.interface import (
     block_multiply_adds,
     blocks_of,
     declared_cost,
-    layer_blocks,
     require_ladder,
     rung_cost,
 )
@@ -92,16 +91,6 @@ def test_cost_counts_every_matrix_entry_of_every_block_that_runs(width: int, cou
 
 def test_a_token_spends_one_multiply_add_per_entry_of_a_block() -> None:
     assert block_multiply_adds(16, 4) == 16 * 4 + 16 * 4 + 4 * 16
-
-
-def test_blocks_per_layer_are_read_from_a_manifest() -> None:
-    tensors = {
-        "layers.3.gate": {"shape": [2, 16, 4]},
-        "layers.3.down": {"shape": [7, 4, 16]},
-        "layers.12.gate": {"shape": [5, 16, 4]},
-        "extra.gate": {"shape": [9, 16, 4]},
-    }
-    assert layer_blocks(tensors) == {3: 2, 12: 5}
 
 
 @pytest.mark.parametrize(("ladder", "widest"), [([4, 8, 13], 13), ([13], 13), ([3], 3), ([8, 12], 12)])

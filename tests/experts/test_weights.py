@@ -16,10 +16,8 @@ from moe_lab.experts.weights import (
     ExpertWeights,
     count_parameters,
     cut,
-    from_tensors,
     init_expert,
     permute,
-    to_tensors,
 )
 from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
@@ -131,17 +129,6 @@ def test_permuting_keeps_the_function_and_moves_the_units(seed: int) -> None:
 def test_an_order_names_every_unit_once(order: list[int]) -> None:
     with pytest.raises(AssertionError, match="every hidden unit once"):
         permute(random_expert(), {0: np.array(order), 1: np.arange(8)})
-
-
-def test_stored_tensors_come_back_in_the_order_of_their_layers() -> None:
-    weights = random_expert(widths={2: 4, 10: 9, 1: 5})
-    tensors = to_tensors(weights)
-    assert set(tensors) == {f"layers.{layer}.{part}" for layer in (1, 2, 10) for part in ("gate", "up", "down")}
-    assert tensors["layers.10.gate"].shape == (3, 8, 4)
-    assert tensors["layers.10.down"].shape == (3, 4, 8)
-    back = from_tensors(dict(reversed(tensors.items())))
-    assert list(back) == [1, 2, 10]
-    jax.tree.map(np.testing.assert_array_equal, back, dict(sorted(weights.items())))
 
 
 def test_units_are_ordered_by_falling_score_and_ties_stay_as_they_were() -> None:

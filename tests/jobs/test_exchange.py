@@ -15,12 +15,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from moe_lab.artifacts.weights import to_tensors
 from moe_lab.cli import main
 from moe_lab.compose.parts import state_tensors
 from moe_lab.config import canonical_json
 from moe_lab.data.tokenizers import ByteTokenizer
 from moe_lab.experts.interface import Interface, declared_cost
-from moe_lab.experts.weights import init_expert, to_tensors
+from moe_lab.experts.weights import init_expert
 from moe_lab.lab import init_lab
 from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.spec import TrunkSpec

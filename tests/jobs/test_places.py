@@ -1,4 +1,4 @@
-"""Nothing that is published says where the author's files lie."""
+"""Nothing that the commands publish says where the author's files lie."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from moe_lab.cli import main
-from moe_lab.errors import LabError
-from moe_lab.jobs.places import without_places
 from moe_lab.registry import Registry
 from tests.jobs.test_newcomer import text_folder
 from tests.jobs.test_questions import OUTCOMES
@@ -19,45 +17,6 @@ from tests.jobs.tiny import MODULE, ROUTER, TRUNK
 
 SECRET = "client quirin"
 QUICK = ["train.steps=2", "train.warmup_steps=1", "train.batch_size=4", "train.seq_len=64", "heldout_rows=4"]
-LAB = Path("/work/lab")
-
-
-@pytest.mark.parametrize(
-    ("written", "published"),
-    [
-        ("/work/lab/texts/*.txt", "texts/*.txt"),
-        ("/home/ada/client quirin/*.txt", "*.txt"),
-        ("file:///home/ada/quirin/poems.txt", "poems.txt"),
-        ("/home/ada", "~"),
-        ("../../quirin/poems.txt", "poems.txt"),
-        ("texts/../../quirin/poems.txt", "poems.txt"),
-        ("Learned from ~/quirin/*.txt", "Learned from *.txt"),
-        ("poems (/home/ada/quirin/a.txt, ../quirin/b.txt)", "poems (a.txt, b.txt)"),
-        ('{"paths":["/home/ada/quirin/*.txt"],"steps":5}', '{"paths":["*.txt"],"steps":5}'),
-        *[
-            (same, same)
-            for same in (
-                "texts/*.txt",
-                "https://example.org/a/b and s3://bucket/key",
-                "MIT or Apache-2.0, 1 / 2 and/or km/h",
-                '{"type": "byte"}',
-                "and so on...",
-            )
-        ],
-    ],
-)
-def test_a_path_becomes_a_name(written: str, published: str) -> None:
-    for section in ("summary", "licence"):
-        assert without_places({section: written}, LAB) == {section: published}
-    assert without_places({"data": {"domains": [written]}}, LAB) == {"data": {"domains": [published]}}
-    assert without_places({"config": {"ModuleSpec": written}}, LAB) == {"config": {"ModuleSpec": published}}
-    assert without_places({"interface": {"groups": [written]}}, LAB) == {"interface": {"groups": [written]}}
-
-
-def test_a_routers_own_settings_are_refused_instead_because_it_is_built_from_them() -> None:
-    settings = '{"type":"lexicon","words":"/home/ada/words.txt"}'
-    with pytest.raises(LabError, match=r"/home/ada/words.txt.*name a package, or a file relative to the lab"):
-        without_places({"config": {"router": settings}}, LAB)
 
 
 @pytest.mark.slow

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _pytest.mark.structures import ParameterSet
 from hypothesis import strategies as st
 
-from moe_lab.nn.backends import native
+from moe_lab.nn.backend import Backend
+from moe_lab.nn.backends import BACKENDS
 from moe_lab.nn.expert_ffn import expert_ffn
 from moe_lab.nn.pool import Blocks, Pool, Routing, make_pool
 
@@ -47,9 +49,19 @@ def random_tokens(rng: np.random.Generator, tokens: int) -> jnp.ndarray:
     return jnp.asarray(rng.normal(size=(tokens, D_MODEL)), jnp.float32)
 
 
-NATIVE = pytest.param("native", marks=pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle())))
-EXACT = ("reference", "worklist", NATIVE, "megablox-interpreted")
-"""Backends that drop nothing and run on any machine, the compiled one wherever there is a compiler."""
+def _where_it_runs(backend: Backend) -> ParameterSet:
+    obstacle = backend.obstacle(None)
+    return pytest.param(backend.name, marks=pytest.mark.skipif(obstacle is not None, reason=str(obstacle)))
+
+
+NATIVE = _where_it_runs(BACKENDS["native"])
+EXACT = tuple(
+    _where_it_runs(backend)
+    for backend in BACKENDS.values()
+    if backend.platform in (None, "cpu") and not backend.may_drop(None)
+)
+"""Backends that drop nothing unasked and run on any machine, the compiled one wherever there is a compiler."""
+BESIDE_REFERENCE = tuple(backend for backend in EXACT if backend.values != ("reference",))
 
 run_ffn = jax.jit(expert_ffn, static_argnames=("activation", "backend", "budget"))
 """Compiled once per shape and backend."""

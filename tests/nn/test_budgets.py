@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_lab.nn.backends.block_rows import whole_rows
-from moe_lab.nn.backends.grouped_matmul import Megablox, Plain, disagreement, probe_gpu
-from moe_lab.nn.expert_ffn import BACKENDS, left_out
+from moe_lab.nn.backends import BACKENDS
+from moe_lab.nn.kernels.block_rows import whole_rows
+from moe_lab.nn.kernels.grouped_matmul import Megablox, Plain, disagreement, probe_gpu
 from moe_lab.nn.pool import Pool, Routing
 from tests.nn.drawing import random_pool, random_routing, random_tokens, run_ffn
 
@@ -52,7 +52,7 @@ def test_capacity_keeps_the_first_rows_of_every_block(rows: int) -> None:
     got = run_ffn(h, pool, routing, backend="capacity", budget=rows * sum(COUNTS))
     np.testing.assert_allclose(got, expected(h, pool, routing, kept), rtol=1e-5, atol=1e-5)
     lost = sum(map(len, asked)) - sum(map(len, kept))
-    assert left_out(pool, routing, "capacity", rows * sum(COUNTS)) == lost > 0
+    assert BACKENDS["capacity"].rows_beyond_budget(pool, routing, rows * sum(COUNTS)) == lost > 0
 
 
 def test_a_grouped_matmul_keeps_the_first_rows_of_the_pool() -> None:
@@ -67,8 +67,9 @@ def test_a_grouped_matmul_keeps_the_first_rows_of_the_pool() -> None:
     got = run_ffn(h, pool, routing, backend="megablox-interpreted", budget=1)
     np.testing.assert_allclose(got, expected(h, pool, routing, kept), rtol=1e-5, atol=1e-5)
     lost = sum(map(len, asked)) - room
-    assert left_out(pool, routing, "megablox-interpreted", 1) == lost > 0
-    assert left_out(pool, routing, "megablox-interpreted", sum(map(len, asked))) == 0
+    backend = BACKENDS["megablox-interpreted"]
+    assert backend.rows_beyond_budget(pool, routing, 1) == lost > 0
+    assert backend.rows_beyond_budget(pool, routing, sum(map(len, asked))) == 0
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -76,7 +77,8 @@ def test_without_a_budget_only_capacity_leaves_anything_out(backend: str) -> Non
     rng = np.random.default_rng(1)
     pool = random_pool(rng, COUNTS)
     hot = Routing(jnp.zeros((40, 1), jnp.int32), jnp.full((40, 1), 3), jnp.ones((40, 1)))
-    assert int(left_out(pool, hot, backend)) == (69 if backend == "capacity" else 0)  # 3 blocks, 17 of 40 rows each
+    expected = 69 if backend == "capacity" else 0  # 3 blocks, 17 of 40 rows each
+    assert int(BACKENDS[backend].rows_beyond_budget(pool, hot)) == expected
 
 
 def test_the_probe_accepts_a_right_kernel_and_names_what_a_wrong_one_gets_wrong() -> None:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 
 from moe_lab.errors import LabError
-from moe_lab.nn.backends import sorting
-from moe_lab.nn.expert_ffn import BACKENDS, choose_backend, expert_ffn, routed_blocks
+from moe_lab.nn.backends import BACKENDS
+from moe_lab.nn.expert_ffn import choose_backend, expert_ffn, routed_blocks
+from moe_lab.nn.kernels import sorting
 from moe_lab.nn.pool import Pool, Routing, from_blocks, make_pool, to_blocks
 from tests.nn.drawing import (
+    BESIDE_REFERENCE,
     EXACT,
     NATIVE,
     choices_and_counts,
@@ -62,7 +64,7 @@ def test_it_computes_the_definition(backend, activation, seed, tokens, drawn) ->
 
 @pytest.mark.parametrize(
     ("backend", "room"),
-    [("worklist", None), pytest.param("native", None, marks=NATIVE.marks), ("megablox-interpreted", None), *BUDGETED],
+    [*(pytest.param(*exact.values, None, marks=exact.marks) for exact in BESIDE_REFERENCE), *BUDGETED],
 )
 @given(seed=seeds, tokens=tokens, drawn=choices_and_counts)
 @settings(max_examples=10)
@@ -77,7 +79,7 @@ def test_gradients_are_those_of_the_reference(backend, room, seed, tokens, drawn
     jax.tree.map(lambda a, b, t: np.testing.assert_allclose(a, b, rtol=1e-5, atol=t), got, expected, tolerance)
 
 
-@pytest.mark.parametrize("backend", ["worklist", NATIVE, "megablox-interpreted"])
+@pytest.mark.parametrize("backend", BESIDE_REFERENCE)
 @pytest.mark.parametrize("tokens", [1, 33, 301])
 def test_wide_modules_and_odd_numbers_of_tokens(backend: str, tokens: int) -> None:
     """Slabs of every size, tiles of every size, an empty module, a module that is not used."""
@@ -89,7 +91,7 @@ def test_wide_modules_and_odd_numbers_of_tokens(backend: str, tokens: int) -> No
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), got, expected)
 
 
-@pytest.mark.parametrize("backend", ["worklist", NATIVE, "megablox-interpreted"])
+@pytest.mark.parametrize("backend", BESIDE_REFERENCE)
 def test_a_padded_pool_leaves_its_spare_blocks_alone(backend: str) -> None:
     rng = np.random.default_rng(9)
     pool, h, routing = random_pool(rng, [2, 3]), random_tokens(rng, 40), random_routing(rng, 40, 2, [2, 3])
@@ -147,7 +149,7 @@ def test_the_output_has_the_dtype_of_the_tokens(backend: str) -> None:
     np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("backend", ["worklist", NATIVE, "megablox-interpreted"])
+@pytest.mark.parametrize("backend", BESIDE_REFERENCE)
 def test_swapping_modules_or_the_router_does_not_recompile(backend: str) -> None:
     rng = np.random.default_rng(3)
     run = jax.jit(lambda h, pool, routing: expert_ffn(h, pool, routing, backend=backend))

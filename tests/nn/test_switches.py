@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -11,8 +11,17 @@ from flax import nnx
 from pydantic import ValidationError
 
 from moe_lab.config import canonical_json
+from moe_lab.nn.activations import ACTIVATIONS, KERNEL_NAMES, TRUNK_ACTIVATIONS
 from moe_lab.nn.decoder import Trunk
-from moe_lab.nn.spec import LinearScaling, Llama3Scaling, RopeSpec, TrunkSpec, YarnScaling
+from moe_lab.nn.spec import (
+    ROUTED_ACTIVATIONS,
+    Activation,
+    LinearScaling,
+    Llama3Scaling,
+    RopeSpec,
+    TrunkSpec,
+    YarnScaling,
+)
 from tests.nn import oracle
 from tests.nn.test_trunk import BASE, row
 
@@ -92,6 +101,12 @@ def test_a_trunk_without_newer_switches_is_written_as_it_was() -> None:
         *("rope_base", "rms_norm_eps", "qk_norm", "attention_bias", "ffn_bias", "tie_embeddings", "shared_ffn"),
         *("routed_layers", "block"),
     }
+
+
+def test_every_activation_that_a_spec_may_name_is_one() -> None:
+    assert set(get_args(Activation)) == set(TRUNK_ACTIVATIONS)
+    assert set(ROUTED_ACTIVATIONS) == set(KERNEL_NAMES)
+    assert set(KERNEL_NAMES.values()) == set(ACTIVATIONS)
 
 
 def test_layers_know_their_window_and_their_positions() -> None:

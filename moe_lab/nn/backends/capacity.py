@@ -1,51 +1,34 @@
-"""The routed layer with a fixed number of rows for every block: batched matmuls over static shapes.
-
-What a block's rows exceed its capacity by is left out, and `left_out` counts it: for training only. The tokens that
-run least of a module lose their place first.
-
-Shape letters: T tokens, K choices, M = T * K assignments, E modules, N blocks, C rows of a block, D model width.
-"""
+"""A fixed number of rows for every block, in training only: it drops what has no place."""
 
 from __future__ import annotations
 
-import math
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
+from moe_lab.nn.backend import Backend, Drops
 
-from moe_lab.nn.activations import ACTIVATIONS
-from moe_lab.nn.backends.sorting import block_users, sort_assignments
-from moe_lab.nn.pool import Pool, Routing
+if TYPE_CHECKING:
+    import jax
 
-CAPACITY_FACTOR = 1.25
-"""Room beyond an even spread of all assignments over all modules, as in GShard (arXiv 2006.16668, section 2.2)."""
+    from moe_lab.nn.pool import Pool, Routing
 
 
-def rows_per_block(pool: Pool, routing: Routing, budget: int | None) -> int:
-    """The capacity: the budget's even share, or 1.25 times an even spread in which everyone runs all of a module."""
-    if budget is not None:
-        return max(1, budget // pool.blocks.num_blocks)
-    return min(routing.expert.size, math.ceil(CAPACITY_FACTOR * routing.expert.size / pool.num_modules))
+def _run(h_TD: jax.Array, pool: Pool, routing: Routing, activation: str, budget: int | None) -> jax.Array:
+    from moe_lab.nn.kernels.capacity import expert_ffn
+
+    return expert_ffn(h_TD, pool, routing, activation, budget)
 
 
-def left_out(pool: Pool, routing: Routing, budget: int | None) -> jax.Array:
-    """Block rows beyond the capacity of their block: int32."""
-    rows_N = block_users(pool, sort_assignments(pool, routing))[1]
-    return jnp.maximum(rows_N - rows_per_block(pool, routing, budget), 0).sum()
+def _beyond_budget(pool: Pool, routing: Routing, budget: int | None) -> jax.Array:
+    from moe_lab.nn.kernels.capacity import rows_beyond_budget
+
+    return rows_beyond_budget(pool, routing, budget)
 
 
-def expert_ffn(h_TD: jax.Array, pool: Pool, routing: Routing, activation: str, budget: int | None) -> jax.Array:
-    """Gathers `[N, C, D]` rows, runs every block on its own, and adds the results to their tokens."""
-    capacity = rows_per_block(pool, routing, budget)
-    ordered = sort_assignments(pool, routing)
-    first_N, rows_N = block_users(pool, ordered)
-    place_C = jnp.arange(capacity, dtype=jnp.int32)
-    used_NC = place_C < rows_N[:, None]
-    assignment_NC = ordered.order[jnp.where(used_NC, first_N[:, None] + place_C, 0)]
-    token_NC = assignment_NC // routing.expert.shape[1]
-    weight_NC = jnp.where(used_NC, routing.weight.reshape(-1)[assignment_NC], 0)
-    gate, up, down = pool.blocks
-    x_NCD = jnp.where(used_NC[..., None], h_TD[token_NC], 0)
-    hidden = ACTIVATIONS[activation](jnp.einsum("ncd,ndb->ncb", x_NCD, gate)) * jnp.einsum("ncd,ndb->ncb", x_NCD, up)
-    out_NCD = jnp.einsum("ncb,nbd->ncd", hidden, down, preferred_element_type=jnp.float32) * weight_NC[..., None]
-    return jnp.zeros(h_TD.shape, jnp.float32).at[token_NC].add(out_NCD).astype(h_TD.dtype)
+BACKEND = Backend(
+    name="capacity",
+    where="anywhere",
+    how="static shapes, batched matmuls",
+    run=_run,
+    drops=Drops.BEYOND_CAPACITY,
+    beyond_budget=_beyond_budget,
+)

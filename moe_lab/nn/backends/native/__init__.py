@@ -1,6 +1,41 @@
 """The routed layer in C++, called by XLA: the fastest way on a CPU, where a compiler is found."""
 
-from moe_lab.nn.backends.native.check import obstacle
-from moe_lab.nn.backends.native.layer import expert_ffn
+from __future__ import annotations
 
-__all__ = ["expert_ffn", "obstacle"]
+from typing import TYPE_CHECKING
+
+from moe_lab.nn.backend import Auto, Backend, LayerShape
+
+if TYPE_CHECKING:
+    import jax
+
+    from moe_lab.nn.pool import Pool, Routing
+
+
+def obstacle(layer: LayerShape | None = None) -> str | None:
+    """Why the kernel cannot run this layer here, or, without one, any; None if it can."""
+    import jax.numpy as jnp
+
+    from moe_lab.nn.backends.native import check
+
+    if layer is not None and layer.dtype != jnp.float32:
+        return f"the compiled kernel knows float32, not {layer.dtype}"
+    return check.obstacle()
+
+
+def _run(h_TD: jax.Array, pool: Pool, routing: Routing, activation: str, budget: int | None) -> jax.Array:
+    from moe_lab.nn.backends.native.layer import expert_ffn
+
+    BACKEND.require()  # which also makes XLA know the kernel
+    return expert_ffn(h_TD, pool, routing, activation)
+
+
+BACKEND = Backend(
+    name="native",
+    where="CPU, float32, with a C++ compiler; the default there",
+    how="compiled tiles of tokens over blocks in place",
+    run=_run,
+    platform="cpu",
+    obstacle=obstacle,
+    auto=Auto(1, "a CPU, and the compiled kernel gave the right numbers on it"),
+)

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_lab.nn.backends import reference
+from moe_lab.nn.activations import ACTIVATIONS
 from moe_lab.nn.backends.native import build
-from moe_lab.nn.backends.native.layer import ACTIVATIONS, expert_ffn
+from moe_lab.nn.backends.native.layer import expert_ffn
+from moe_lab.nn.kernels import reference
 from moe_lab.nn.pool import PROJECTIONS, Blocks, Pool, Routing
 
 

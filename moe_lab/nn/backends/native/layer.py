@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from moe_lab.nn.activations import ACTIVATIONS
 from moe_lab.nn.backends.native.build import panel_tokens
-from moe_lab.nn.backends.sorting import block_users, sort_assignments
+from moe_lab.nn.kernels.sorting import block_users, sort_assignments
 from moe_lab.nn.pool import Blocks, Pool, Routing
 
-ACTIVATIONS = {"silu": 0, "gelu": 1}
 TILE_FLOATS = 192 * 1024
 """Tokens of a tile times D: with its output it stays in a core's second-level cache."""
 TILE_PANELS = 4
@@ -98,7 +98,7 @@ def _forward(
         (sizes.slots, sizes.tile_rows * (2 * d_model + 3 * block)),
     )
     y_TD, kept, *_ = jax.ffi.ffi_call("moe_lab_forward", results)(
-        h_TD, *blocks, weight_TK, *plan, **_int32(activation=ACTIVATIONS[activation], tile_rows=sizes.tile_rows)
+        h_TD, *blocks, weight_TK, *plan, **_int32(activation=_number(activation), tile_rows=sizes.tile_rows)
     )
     return y_TD, kept
 
@@ -129,12 +129,17 @@ def _run_backward(activation, residuals, dy_TD):  # type: ignore[no-untyped-def]
     limits = sizes._asdict()
     del limits["slots"], limits["kept"]
     dh_TD, dgate, dup, ddown, dweight_TK, *_ = jax.ffi.ffi_call("moe_lab_backward", results)(
-        h_TD, *blocks, weight_TK, *plan, dy_TD, kept, **_int32(activation=ACTIVATIONS[activation], **limits)
+        h_TD, *blocks, weight_TK, *plan, dy_TD, kept, **_int32(activation=_number(activation), **limits)
     )
     return dh_TD, Blocks(dgate, dup, ddown), dweight_TK, None
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+def _number(activation: str) -> int:
+    """Its value of `enum Activation` in activations.h."""
+    return list(ACTIVATIONS).index(activation)
 
 
 def _floats(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:

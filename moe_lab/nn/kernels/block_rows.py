@@ -2,8 +2,9 @@
 
 For accelerators, where a grouped matmul kernel is fast and shapes must be static. A budget says how many block rows
 there is room for. With a budget everything runs in one pass and the hidden activations are kept for the backward
-pass, so gradients cost twice a forward pass; what does not fit is left out, and `left_out` counts it. Without a budget
-the rows go through in chunks, as many as it takes: nothing is dropped, and hidden activations are recomputed.
+pass, so gradients cost twice a forward pass; what does not fit is left out, and `rows_beyond_budget` counts it.
+Without a budget the rows go through in chunks, as many as it takes: nothing is dropped, and hidden activations are
+recomputed.
 
 Shape letters: T tokens, K choices, M = T * K assignments, N blocks, R block rows, D model width, B block.
 """
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe_lab.nn.activations import ACTIVATIONS
-from moe_lab.nn.backends.sorting import Sorted, block_users, sort_assignments
+from moe_lab.nn.kernels.sorting import Sorted, block_users, sort_assignments
 from moe_lab.nn.pool import Blocks, Pool, Routing
 
 ROW_UNIT = 512
@@ -65,7 +66,7 @@ def make_plan(pool: Pool, routing: Routing) -> Plan:
     return Plan(ordered, first_N, jnp.cumsum(rows_N), rows_N)
 
 
-def left_out(pool: Pool, routing: Routing, budget: int) -> jax.Array:
+def rows_beyond_budget(pool: Pool, routing: Routing, budget: int) -> jax.Array:
     """Block rows that do not fit into a budget: int32."""
     return jnp.maximum(make_plan(pool, routing).end[-1] - whole_rows(budget), 0)
 

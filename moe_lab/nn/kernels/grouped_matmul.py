@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_lab.nn.backends.block_rows import GroupedMatmul
+from moe_lab.nn.kernels.block_rows import GroupedMatmul
 
 LANES = 128
 _MOSAIC_TILES: dict[str, Any] = {

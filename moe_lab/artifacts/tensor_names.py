@@ -1,0 +1,28 @@
+"""How tensors are called in manifests: the one place where such a name is put together and taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def parameter_name(path: Iterable[Any]) -> str:
+    """The name of a parameter of a trunk or router: its path in the model, `layers.0.attention.key.weight`."""
+    return ".".join(map(str, path))
+
+
+def layer_names(layer: int, parts: Sequence[str]) -> tuple[str, ...]:
+    """The names of a module's tensors in one layer: `layers.3.gate` for the part `gate`."""
+    return tuple(f"layers.{layer}.{part}" for part in parts)
+
+
+def by_layer(tensors: Mapping[str, T]) -> dict[int, dict[str, T]]:
+    """A module's tensors, or whatever is kept by their names, by layer and then by part. Other names are left out."""
+    layers: dict[int, dict[str, T]] = {}
+    for name, tensor in tensors.items():
+        match name.split("."):
+            case ["layers", layer, part] if layer.isdecimal():
+                layers.setdefault(int(layer), {})[part] = tensor
+    return dict(sorted(layers.items()))

@@ -1,0 +1,1 @@
+"""What backends compute with, in JAX."""
