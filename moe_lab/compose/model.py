@@ -104,6 +104,11 @@ class ComposedModel:
     def multiply_adds_per_block(self) -> int:
         return block_multiply_adds(self.trunk.spec.d_model, self.trunk.spec.block)
 
+    @property
+    def trunk_graph(self) -> nnx.GraphDef:
+        """The trunk's structure, for the devices that the model lies on."""
+        return self.trunk.graph_on(self.mesh)
+
     @cached_property
     def _trunk_state(self) -> nnx.State:
         return self.trunk.on(self.mesh)
@@ -146,7 +151,7 @@ class ComposedModel:
         self, arrays: ModelArrays, batch: TokenBatch, hidden_BSD: jax.Array, only: Sequence[int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Every composed candidate, or only some, alone on the batch: losses in nats, greedy hits, both [B, S, C]."""
-        run = partial(_run_fixed, self.trunk.graph, self.run_layer, arrays, self._place(_arrays(batch)), hidden_BSD)
+        run = partial(_run_fixed, self.trunk_graph, self.run_layer, arrays, self._place(_arrays(batch)), hidden_BSD)
         space = self.candidates
         chosen = range(len(space)) if only is None else only
         results = [run(jnp.int32(space.module_C[c]), jnp.int32(space.blocks_C[c])) for c in chosen]
@@ -163,7 +168,7 @@ class ComposedModel:
 
     def enter(self, arrays: ModelArrays, batch: TokenBatch) -> jax.Array:
         """The trunk's state in front of the first routed layer: [B, S, D]."""
-        return _enter(self.trunk.graph, arrays, self._place(_arrays(batch)))
+        return _enter(self.trunk_graph, arrays, self._place(_arrays(batch)))
 
     def run(
         self,
@@ -222,7 +227,7 @@ class ComposedModel:
         if hint_BE is None:
             hint_BE = self.hint([""] * len(batch.tokens))
         return (
-            (self.trunk.graph, nnx.graphdef(self.router), self.run_layer),
+            (self.trunk_graph, nnx.graphdef(self.router), self.run_layer),
             arrays,
             self._place(_arrays(batch)),
             hidden_BSD,

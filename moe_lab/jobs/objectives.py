@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
-from moe_lab.compose.parts import LoadedTrunk, abstract_trunk
+from moe_lab.compose.parts import LoadedTrunk, trunk_graph
 from moe_lab.data import Batch, TrainBatches
 from moe_lab.experts.interface import blocks_of
 from moe_lab.experts.weights import ExpertWeights
@@ -72,7 +72,7 @@ class TrunkObjective(LanguageObjective):
     ):
         super().__init__(batches, units_per_step, mesh)
         self._spec, self._sharded = spec, sharded
-        self.graph = abstract_trunk(spec, precision)[0]
+        self.graph = trunk_graph(spec, precision, mesh)
 
     def init(self, key: jax.Array) -> nnx.State:
         return trunk_to_mesh(nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key))), self._mesh, self._sharded)
@@ -138,7 +138,7 @@ class ModuleObjective(LanguageObjective):
         return trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts).hidden_BSD
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
+        trunk = nnx.merge(self._trunk.graph_on(self._mesh), frozen["trunk"])
         hidden_BSD = self.hidden(trunk, params, batch, key)
         return mean_loss(trunk.losses(hidden_BSD, batch.targets), batch.loss_mask), {}
 
@@ -156,7 +156,7 @@ class DistilObjective(ModuleObjective):
         self.frozen = {**self.frozen, "teacher": self._spread(teacher)}
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
+        trunk = nnx.merge(self._trunk.graph_on(self._mesh), frozen["trunk"])
         student = trunk.head(self.hidden(trunk, params, batch, key))
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
@@ -300,7 +300,7 @@ class RouterLanguageObjective(LanguageObjective):
         return everywhere(self._state, self._model.mesh)
 
     def loss(self, params: Any, frozen: ModelArrays, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        trunk = nnx.merge(self._model.trunk.graph, frozen.trunk)
+        trunk = nnx.merge(self._model.trunk_graph, frozen.trunk)
         router = nnx.merge(self._graph, params)
         hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions).hidden_BSD
         features = Features(

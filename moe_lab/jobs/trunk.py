@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from moe_lab.artifacts.trunk import TOKENIZER_TENSOR, TrunkArtifact
-from moe_lab.compose.parts import state_tensors
+from moe_lab.compose.parts import state_tensors, trunk_graph
 from moe_lab.data import TrainBatches, load_tokenizer
 from moe_lab.data.tokenizers import HFTokenizer
 from moe_lab.errors import LabError
@@ -42,7 +42,7 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
         units, precision = train.batch_size * train.seq_len, choose_precision(spec.precision)
         objective = TrunkObjective(spec.trunk, batches, units, workspace.mesh, workspace.shard_trunk, precision)
         params = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
-        losses = trunk_losses(objective.graph, params)
+        losses = trunk_losses(trunk_graph(spec.trunk, precision, None), params)
         claims = [claim(corpus, losses, rows=spec.heldout_rows, seq_len=train.seq_len, width=0) for corpus in corpora]
         tensors = state_tensors(params)
         if isinstance(tokenizer, HFTokenizer):

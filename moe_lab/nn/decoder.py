@@ -21,7 +21,8 @@ from moe_lab.nn.attention import Attention
 from moe_lab.nn.cache import Cache, Chunk, LayerCache, close_chunk, make_cache, open_chunk
 from moe_lab.nn.expert_ffn import LayerOutput, OneDevice
 from moe_lab.nn.ffn import GatedFFN, Linear
-from moe_lab.nn.losses import Unembedding
+from moe_lab.nn.layout import ONE_DEVICE, Layout
+from moe_lab.nn.losses import Unembedding, choose_tokens_at_once
 from moe_lab.nn.norms import RMSNorm
 from moe_lab.nn.pool import Routing
 from moe_lab.nn.precision import FLOAT32, Precision
@@ -143,6 +144,7 @@ def run_stack(
     experts: Experts | None,
     pools: Sequence[Any],
     caches: Sequence[LayerCache | None],
+    layout: Layout,
 ) -> tuple[jax.Array, StackPass]:
     """All turns of a pattern of layers, in a loop if there is more than one."""
     split = [nnx.split(layer) for layer in layers]
@@ -150,17 +152,19 @@ def run_stack(
     def turn(x_BSD: jax.Array, stacked: Any) -> tuple[jax.Array, StackPass]:
         made = StackPass([], jnp.zeros((), jnp.int32), [])
         for (graph, _), state, pool, cache in zip(split, *stacked, strict=True):
-            passed = nnx.merge(graph, state)(x_BSD, rows, experts, pool, cache)
-            x_BSD = passed.hidden_BSD
+            passed = nnx.merge(graph, layout.gather(state))(x_BSD, rows, experts, pool, cache)
+            x_BSD = layout.spread(passed.hidden_BSD)
             made.caches.append(passed.cache)
             made.inputs.append(passed.inputs_TD if experts is not None and experts.keep_inputs else None)
             made = made._replace(left_out=made.left_out + passed.left_out)
         return x_BSD, made
 
     stacked = ([state for _, state in split], list(pools), list(caches))
+    step = jax.checkpoint(turn) if layout.recompute else turn
     if stack.repeats == 1:
-        return turn(x_BSD, stacked)
-    x_BSD, made = jax.lax.scan(turn, x_BSD, stacked, length=stack.repeats)
+        return step(x_BSD, stacked)
+    with jax.named_scope(stack.name):
+        x_BSD, made = jax.lax.scan(step, x_BSD, stacked, length=stack.repeats)
     return x_BSD, made._replace(left_out=made.left_out.sum(dtype=jnp.int32))
 
 
@@ -172,6 +176,7 @@ class Trunk(nnx.Module):
         rngs: for fresh weights, float32.
         precision: in which dtype it computes.
         stacks: which layers are stacked (`stack_trunk`); none if left out.
+        layout: where its arrays lie.
     """
 
     def __init__(
@@ -181,6 +186,7 @@ class Trunk(nnx.Module):
         rngs: nnx.Rngs,
         precision: Precision = FLOAT32,
         stacks: Sequence[Stack] | None = None,
+        layout: Layout = ONE_DEVICE,
     ):
         init = jax.nn.initializers.normal(spec.d_model**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (spec.vocab_size, spec.d_model), jnp.float32))
@@ -189,7 +195,7 @@ class Trunk(nnx.Module):
         self.layers = nnx.List(stack_modules(layers, self.stacks))
         self.norm = RMSNorm(spec.d_model, spec)
         self.unembedding = None if spec.tie_embeddings else Linear(spec.d_model, spec.vocab_size, bias=False, rngs=rngs)
-        self.spec, self.precision = spec, precision
+        self.spec, self.precision, self.layout = spec, precision, layout
 
     def make_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for so many rows of at most so many tokens."""
@@ -206,9 +212,10 @@ class Trunk(nnx.Module):
 
         With a cache, tokens stand behind what it holds; rows grow by this chunk once `routed` has read it too.
         """
-        x_BSD = self.embedding[...][tokens_BS].astype(self.precision.compute)
+        x_BSD = self.layout.gather(self.embedding[...])[tokens_BS].astype(self.precision.compute)
         if self.spec.embedding_multiplier != 1:
             x_BSD = x_BSD * jnp.asarray(self.spec.embedding_multiplier, x_BSD.dtype)
+        x_BSD = self.layout.spread(x_BSD)
         return self._run(0, self.spec.routing_layer, x_BSD, segment_ids_BS, positions_BS, None, cache)
 
     def routed(
@@ -248,7 +255,9 @@ class Trunk(nnx.Module):
             if not first <= stack.first < end:
                 continue
             pools = [None if experts is None else experts.pools.get(stack.first + j) for j in range(stack.unit)]
-            x_BSD, made = run_stack(stack, self.layers[places], x_BSD, rows, experts, pools, caches[places])
+            x_BSD, made = run_stack(
+                stack, self.layers[places], x_BSD, rows, experts, pools, caches[places], self.layout
+            )
             caches[places] = made.caches
             left_out = left_out + made.left_out
             inputs |= {stack.first + j: h_TD for j, h_TD in enumerate(made.inputs) if h_TD is not None}
@@ -276,8 +285,13 @@ class Trunk(nnx.Module):
         return self.routed(entered.hidden_BSD, segment_ids_BS, positions_BS, experts, entered.cache)
 
     def _unembed(self) -> Unembedding:
-        weight_DV = self.embedding[...].T if self.unembedding is None else self.unembedding.weight[...]
+        own = self.unembedding
+        weight_DV = self.layout.gather(self.embedding[...]).T if own is None else self.layout.gather(own.weight[...])
         return Unembedding(weight_DV, self.spec.logit_multiplier, self.spec.logit_softcap)
+
+    @property
+    def _tokens_at_once(self) -> int:
+        return choose_tokens_at_once(self.spec.vocab_size, self.layout.devices)
 
     def head(self, x_BSD: jax.Array) -> jax.Array:
         """Logits, float32[B, S, V], of the hidden states that come out of the layers."""
@@ -285,11 +299,11 @@ class Trunk(nnx.Module):
 
     def losses(self, x_BSD: jax.Array, targets_BS: jax.Array) -> jax.Array:
         """Cross-entropy in nats, float32[B, S]; of a large vocabulary all logits are never there at once."""
-        return self._unembed().losses(self.norm(x_BSD), targets_BS)
+        return self._unembed().losses(self.norm(x_BSD), targets_BS, self._tokens_at_once)
 
     def scores(self, x_BSD: jax.Array, targets_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
         """As `losses`, with whether greedy decoding gives the target: for measuring."""
-        return self._unembed().scores(self.norm(x_BSD), targets_BS)
+        return self._unembed().scores(self.norm(x_BSD), targets_BS, self._tokens_at_once)
 
     def __call__(
         self,

@@ -16,7 +16,14 @@ from einops import rearrange
 from jax.custom_derivatives import SymbolicZero
 
 LOGITS_AT_ONCE = 2**24
-"""Logits that are in memory at a time, 64 MiB; where a batch has no more, it is not cut."""
+"""Logits of one device that are in memory at a time, 64 MiB; where a batch has no more, it is not cut."""
+FEWEST_AT_ONCE = 512
+"""Tokens that share one reading of the head's matrix at least, or its bytes would take longer than its work."""
+
+
+def choose_tokens_at_once(vocabulary: int, devices: int = 1) -> int:
+    """Tokens, over all devices, whose logits are made at a time."""
+    return max(LOGITS_AT_ONCE // vocabulary, FEWEST_AT_ONCE) * devices
 
 
 class Unembedding(NamedTuple):
@@ -30,20 +37,18 @@ class Unembedding(NamedTuple):
         """float32[B, S, V]."""
         return _logits(x_BSD, self.weight_DV, self.multiplier, self.softcap)
 
-    def losses(self, x_BSD: jax.Array, targets_BS: jax.Array, at_once: int = LOGITS_AT_ONCE) -> jax.Array:
-        """Cross-entropy in nats of every position, float32[B, S]; never more than `at_once` logits at a time.
+    def losses(self, x_BSD: jax.Array, targets_BS: jax.Array, at_once: int) -> jax.Array:
+        """Cross-entropy in nats of every position, float32[B, S], from the logits of `at_once` tokens at a time.
 
         Its gradient in the hidden states is made while the logits are there, so what is not trained costs no second
         look at them. Where the weight is trained they are made again.
         """
-        if x_BSD.shape[0] * x_BSD.shape[1] * self.weight_DV.shape[1] <= at_once:
+        if targets_BS.size <= at_once:
             return token_losses(self.logits(x_BSD), targets_BS)
-        cut = _cut(x_BSD, self.weight_DV, at_once)
+        cut = cut_positions(targets_BS.shape, at_once)
         return _losses((self.multiplier, self.softcap, cut), x_BSD, self.weight_DV, targets_BS)
 
-    def scores(
-        self, x_BSD: jax.Array, targets_BS: jax.Array, at_once: int = LOGITS_AT_ONCE
-    ) -> tuple[jax.Array, jax.Array]:
+    def scores(self, x_BSD: jax.Array, targets_BS: jax.Array, at_once: int) -> tuple[jax.Array, jax.Array]:
         """Losses, and whether greedy decoding gives the target, both [B, S]: for measuring, without a gradient of
         their own."""
 
@@ -51,9 +56,9 @@ class Unembedding(NamedTuple):
             logits = self.logits(part[0])
             return token_losses(logits, part[1]), greedy_hits(logits, part[1])
 
-        if x_BSD.shape[0] * x_BSD.shape[1] * self.weight_DV.shape[1] <= at_once:
+        if targets_BS.size <= at_once:
             return score((x_BSD, targets_BS))
-        cut, length = _cut(x_BSD, self.weight_DV, at_once), x_BSD.shape[1]
+        cut, length = cut_positions(targets_BS.shape, at_once), x_BSD.shape[1]
         losses, hits = jax.lax.map(score, _in_chunks((x_BSD, targets_BS), cut))
         return _whole(losses, length), _whole(hits, length)
 
@@ -84,9 +89,10 @@ def _logits(x_BSD: jax.Array, weight_DV: jax.Array, multiplier: float, softcap: 
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
-def _cut(x_BSD: jax.Array, weight_DV: jax.Array, at_once: int) -> int:
-    """Positions of a chunk, which has all rows: rows may be spread over devices."""
-    return max(1, at_once // (x_BSD.shape[0] * weight_DV.shape[1]))
+def cut_positions(shape_BS: tuple[int, ...], at_once: int) -> int:
+    """Positions of a chunk of about `at_once` tokens. A chunk has all rows, which may be spread over devices."""
+    rows, length = shape_BS
+    return min(length, max(1, at_once // rows))
 
 
 def _in_chunks(arrays: Any, cut: int) -> Any:

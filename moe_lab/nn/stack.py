@@ -29,6 +29,11 @@ class Stack(NamedTuple):
     repeats: int
 
     @property
+    def name(self) -> str:
+        """Of its loop in a program, so that what a turn does can be counted for each time it runs."""
+        return f"layers{self.first}x{self.repeats}"
+
+    @property
     def end(self) -> int:
         """The layer behind it."""
         return self.first + self.unit * self.repeats

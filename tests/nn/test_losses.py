@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from moe_lab.nn.losses import Unembedding, mask_padding
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 2, 11, 6, 13
-EVERYTHING = ROWS * LENGTH * VOCABULARY
+EVERYTHING = ROWS * LENGTH
 
 
 def drawn(seed: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -43,13 +41,12 @@ def value_and_gradient(x: Any, weight: Any, targets: Any, counts: Any, *, of: tu
 def test_value_and_gradient_are_those_of_all_logits_at_once(how: dict, of: tuple[int, ...]) -> None:
     given = drawn(0)
     expected = value_and_gradient(*given, at_once=EVERYTHING, of=of, **how)
-    found = value_and_gradient(*given, at_once=4 * ROWS * VOCABULARY, of=of, **how)  # 4, 4 and 3 positions
+    found = value_and_gradient(*given, at_once=4 * ROWS, of=of, **how)  # 4, 4 and 3 positions
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
 
 @pytest.mark.slow
-@given(at_once=st.integers(1, EVERYTHING - 1))
-@settings(max_examples=4)
+@pytest.mark.parametrize("at_once", [1, EVERYTHING - 1])
 def test_however_the_positions_are_cut_losses_and_hits_are_the_same(at_once: int) -> None:
     x, weight, targets, _ = drawn(1)
     head = Unembedding(weight)
@@ -66,7 +63,7 @@ def test_all_logits_are_never_in_memory_at_once() -> None:
     weight, targets = jax.ShapeDtypeStruct((8, 1024), jnp.float32), jax.ShapeDtypeStruct((4, 256), jnp.int32)
 
     def total(x: jax.Array, weight: jax.Array, targets: jax.Array) -> jax.Array:
-        return Unembedding(weight).losses(x, targets, 2**16).sum()
+        return Unembedding(weight).losses(x, targets, 64).sum()
 
     compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(x, weight, targets).compile()
     everything = 4 * 256 * 1024 * 4
@@ -75,9 +72,9 @@ def test_all_logits_are_never_in_memory_at_once() -> None:
 
 def test_a_narrow_dtype_s_logits_and_losses_are_float32() -> None:
     x, weight, targets, _ = drawn(2)
-    losses = Unembedding(weight).losses(x.astype(jnp.bfloat16), targets)
+    losses = Unembedding(weight).losses(x.astype(jnp.bfloat16), targets, 8)
     assert losses.dtype == jnp.float32
-    np.testing.assert_allclose(losses, Unembedding(weight).losses(x, targets), rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(losses, Unembedding(weight).losses(x, targets, EVERYTHING), rtol=0.05, atol=0.05)
 
 
 def test_no_token_is_picked_from_the_padding_of_a_vocabulary() -> None:
