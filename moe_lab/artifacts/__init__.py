@@ -1,2 +1,1 @@
-"""What an artifact of each kind says in its manifest, and how its tensors are called: the one place that knows.
-"""
+"""What an artifact of each kind says in its manifest, and how its tensors are called: the one place that knows."""
