@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from moe_lab.artifacts.artifact import read_object
 from moe_lab.config import decode
 from moe_lab.config.spec import Spec
+from moe_lab.experts.kinds import DEFAULT
 
 CLAIM_COLUMNS = ("width", "metric", "value", "domain", "split", "rows", "stated_by")
 PARENT_COLUMNS = ("relation", "ref", "digest")
@@ -62,6 +63,7 @@ class _Interface(Spec):
     block: Annotated[int, Field(gt=0)]
     activation: str
     routed_layers: tuple[int, ...]
+    kind: str = DEFAULT
 
 
 class _Parent(Spec):

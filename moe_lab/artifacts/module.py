@@ -10,6 +10,7 @@ from moe_lab.artifacts.artifact import Artifact, read_domains, read_object, read
 from moe_lab.artifacts.tensor_names import by_layer
 from moe_lab.errors import Damaged
 from moe_lab.experts.interface import Interface
+from moe_lab.experts.kind import ExpertKind
 from moe_lab.registry.manifest import Manifest, Parent, TensorRecord
 
 KIND = "module"
@@ -73,6 +74,10 @@ class ModuleArtifact(Artifact):
         )
 
 
-def layer_blocks(records: Mapping[str, TensorRecord]) -> dict[int, int]:
+def layer_blocks(records: Mapping[str, TensorRecord], kind: ExpertKind) -> dict[int, int]:
     """Blocks per routed layer, read from the tensor records of a module's manifest."""
-    return {layer: parts["gate"].shape[0] for layer, parts in by_layer(records).items() if "gate" in parts}
+    return {
+        layer: kind.count_blocks({part: record.shape for part, record in parts.items()})
+        for layer, parts in by_layer(records).items()
+        if kind.parts[0] in parts
+    }

@@ -8,22 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_lab.artifacts.tensor_names import by_layer, layer_names
+from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.weights import ExpertWeights
-from moe_lab.nn.pool import PROJECTIONS, Blocks
 
 
-def to_tensors(weights: ExpertWeights) -> dict[str, np.ndarray]:
-    """As published: `layers.<layer>.gate|up|down`, block-major, so that a narrower width is a prefix."""
+def to_tensors(weights: ExpertWeights, kind: ExpertKind) -> dict[str, np.ndarray]:
+    """As published: `layers.<layer>.<part>`, block-major, so that a narrower width is a prefix."""
     return {
         name: np.asarray(projection)
         for layer, blocks in sorted(weights.items())
-        for name, projection in zip(layer_names(layer, PROJECTIONS), blocks, strict=True)
+        for name, projection in zip(layer_names(layer, kind.parts), blocks, strict=True)
     }
 
 
-def from_tensors(tensors: Mapping[str, np.ndarray]) -> ExpertWeights:
+def from_tensors(tensors: Mapping[str, np.ndarray], kind: ExpertKind) -> ExpertWeights:
     """The inverse of `to_tensors`."""
     return {
-        layer: Blocks(*(jnp.asarray(parts[projection]) for projection in PROJECTIONS))
+        layer: kind.from_parts([jnp.asarray(parts[part]) for part in kind.parts])
         for layer, parts in by_layer(tensors).items()
     }

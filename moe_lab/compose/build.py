@@ -106,6 +106,8 @@ def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tupl
     modules = tuple(find_module(registry, part) for part in lock.modules)
     for module in modules:
         trunk.interface.require_fit(module.interface, module.part.ref)
+    if len(kinds := {module.interface.kind for module in modules}) > 1:
+        raise Refused(f"composition {lock.name}: modules of kinds {', '.join(sorted(kinds))} cannot share a pool yet")
     if not modules:
         raise LabError(f"composition {lock.name} has no modules left; keep at least one")
     if isinstance(lock.router, LockedPart):

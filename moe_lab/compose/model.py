@@ -26,7 +26,7 @@ from moe_lab.compose.parts import (
 )
 from moe_lab.compose.pools import Pools, measured_load
 from moe_lab.errors import NotFound, did_you_mean
-from moe_lab.experts.interface import block_multiply_adds
+from moe_lab.experts.kinds import find_kind
 from moe_lab.nn.decoder import Experts, RunLayer, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.pool import Routing
@@ -102,7 +102,8 @@ class ComposedModel:
 
     @property
     def multiply_adds_per_block(self) -> int:
-        return block_multiply_adds(self.trunk.spec.d_model, self.trunk.spec.block)
+        kind = find_kind(self.modules[0].interface.kind)
+        return kind.cost(self.trunk.spec.d_model, self.trunk.spec.block).multiply_adds
 
     @property
     def trunk_graph(self) -> nnx.GraphDef:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -23,11 +24,13 @@ from moe_lab.data.spec import ByteTokenizerSpec, TokenizerSpec
 from moe_lab.data.tokenizers import ByteTokenizer, HFTokenizer
 from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.experts.interface import Interface, blocks_of, rung_cost
+from moe_lab.experts.kind import ExpertKind
+from moe_lab.experts.kinds import find_kind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.lab import Lab
 from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.layout import ONE_DEVICE, Layout
-from moe_lab.nn.pool import PROJECTIONS, Blocks
+from moe_lab.nn.pool import Blocks
 from moe_lab.nn.precision import FLOAT32, Precision, cast_params
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.mesh import MeshLayout, trunk_to_mesh
@@ -91,6 +94,10 @@ class PublishedModule:
         return self.artifact.interface
 
     @property
+    def kind(self) -> ExpertKind:
+        return find_kind(self.interface.kind)
+
+    @property
     def ladder(self) -> tuple[int, ...]:
         return self.artifact.ladder
 
@@ -98,8 +105,9 @@ class PublishedModule:
         """Blocks `first : first + count` of a layer as numpy, every byte checked; no other block is read."""
         rows = slice(first, first + count)
         try:
-            arrays: Any = [self.registry.tensor(self.manifest, name, rows) for name in layer_names(layer, PROJECTIONS)]
-            return Blocks(*arrays)
+            names = layer_names(layer, self.kind.parts)
+            blocks: Blocks = self.kind.from_parts([self.registry.tensor(self.manifest, name, rows) for name in names])
+            return blocks
         except LabError as error:
             raise type(error)(f"{self.part.ref}: {error}") from error
 
@@ -107,7 +115,7 @@ class PublishedModule:
     def weights(self) -> ExpertWeights:
         """All blocks, on the default device."""
         return {
-            layer: Blocks(*map(jax.numpy.asarray, self.read(layer, 0, blocks)))
+            layer: jax.tree.map(jax.numpy.asarray, self.read(layer, 0, blocks))
             for layer, blocks in self.layer_blocks.items()
         }
 
@@ -189,22 +197,32 @@ def find_module(registry: Registry, part: LockedPart) -> PublishedModule:
 
 
 def _layer_blocks(manifest: Manifest, interface: Interface, label: str) -> dict[int, int]:
-    names = {layer: layer_names(layer, PROJECTIONS) for layer in interface.routed_layers}
+    kind = find_kind(interface.kind)
+    names = {layer: layer_names(layer, kind.parts) for layer in interface.routed_layers}
     odd = set(manifest.records) ^ {name for layer in names.values() for name in layer}
     if odd:
         raise Damaged(f"{label}: its tensors do not match its routed layers (missing or unknown: {sorted(odd)[0]})")
     wide, block = interface.d_model, interface.block
     counts = {}
-    for layer, (gate, up, down) in names.items():
-        shapes = [manifest.record(name).shape for name in (gate, up, down)]
-        count = shapes[0][0] if shapes[0] else 0
-        if shapes != [(count, wide, block), (count, wide, block), (count, block, wide)]:
+    for layer, layer_parts in names.items():
+        shapes = {part: manifest.record(name).shape for part, name in zip(kind.parts, layer_parts, strict=True)}
+        counts[layer] = kind.count_blocks(shapes)
+        if shapes != kind.shapes(counts[layer], wide, block):
+            each = kind.block_shapes(wide, block)
             raise Damaged(
-                f"{label}: layer {layer} has tensors of shapes {shapes}; with d_model {wide} and block {block} they "
-                f"should be [N, {wide}, {block}] twice and [N, {block}, {wide}]"
+                f"{label}: layer {layer} has tensors of shapes {list(shapes.values())}; with d_model {wide} and block "
+                f"{block} they should be {_spell(each)}"
             )
-        counts[layer] = count
     return counts
+
+
+def _spell(shapes: Sequence[tuple[int, ...]]) -> str:
+    """`[N, 64, 16] twice and [N, 16, 64]`: equal neighbours once."""
+    runs = [(shape, len(list(same))) for shape, same in itertools.groupby(shapes)]
+    times = {1: "", 2: " twice"}
+    return " and ".join(
+        f"[N, {', '.join(map(str, shape))}]{times.get(count, f' {count} times')}" for shape, count in runs
+    )
 
 
 def candidate_space(modules: Sequence[PublishedModule]) -> CandidateSpace:

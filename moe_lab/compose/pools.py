@@ -41,7 +41,7 @@ def gather_modules(modules: Sequence[PublishedModule], layers: Sequence[int]) ->
     pools = {
         layer: make_pool(
             [
-                Blocks(*map(jnp.asarray, reads.run(layer, number, 0, module.layer_blocks[layer])))
+                jax.tree.map(jnp.asarray, reads.run(layer, number, 0, module.layer_blocks[layer]))
                 for number, module in enumerate(modules)
             ]
         )

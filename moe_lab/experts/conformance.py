@@ -23,13 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_lab.config import Spec, decode
-from moe_lab.experts.shrink import LayerStatistics, ShrinkStrategy, down_norms
+from moe_lab.experts.kinds import DEFAULT, find_kind
+from moe_lab.experts.shrink import LayerStatistics, ShrinkStrategy
 from moe_lab.experts.weights import ExpertWeights, permute
 from moe_lab.nn.pool import from_blocks, to_blocks
 
 WIDTHS = {1: 14, 3: 11}
 """Hidden units of the example's module in each routed layer; with a block of 4, units of padding follow them."""
 _BLOCK, _D_MODEL = 4, 6
+_KIND = find_kind(DEFAULT)
 _SHAPE = 2, 5, 7  # rows, positions, vocabulary
 
 
@@ -57,7 +59,7 @@ def draw_shrink_example(seed: int) -> ShrinkExample:
         statistics[layer] = LayerStatistics(
             mean_abs_F=np.abs(activation_TF).mean(0),
             mean_square_F=np.square(activation_TF).mean(0),
-            down_norm_F=down_norms(weights[layer]),
+            down_norm_F=_KIND.output_norms(weights[layer]),
         )
     rows, positions, vocabulary = _SHAPE
     student, teacher = (jnp.asarray(3 * rng.normal(size=_SHAPE), jnp.float32) for _ in range(2))
@@ -166,7 +168,7 @@ def scores_follow_their_units(bench: StrategyBench) -> None:
         )
         for layer, old in example.statistics.items()
     }
-    moved = bench.rank(example._replace(statistics=statistics, weights=permute(example.weights, order)))
+    moved = bench.rank(example._replace(statistics=statistics, weights=permute(example.weights, order, _KIND)))
     for layer, score in bench.scores.items():
         np.testing.assert_allclose(
             moved[layer],

@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_lab.errors import Damaged, LabError, Refused
+from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.nn.spec import TrunkSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interface:
-    """The socket of one trunk: modules made for another trunk, tokenizer or set of layers do not fit."""
+    """The socket of one trunk: modules made for another trunk, tokenizer or set of layers do not fit.
+
+    `kind` is the module's own: what it puts into that socket.
+    """
 
     trunk: str  # manifest digest
     tokenizer: str  # tokenizer digest
@@ -23,6 +27,7 @@ class Interface:
     block: int
     activation: str
     routed_layers: tuple[int, ...]
+    kind: str = DEFAULT
 
     @staticmethod
     def of_trunk(digest: str, tokenizer: str, spec: TrunkSpec) -> Interface:
@@ -39,19 +44,30 @@ class Interface:
     @staticmethod
     def from_json(section: Mapping[str, Any]) -> Interface:
         """Reads the `interface` section of a module's manifest."""
-        names = {field.name for field in dataclasses.fields(Interface)}
-        if set(section) != names:
-            odd = ", ".join(sorted(names ^ set(section)))
+        names = {field.name for field in dataclasses.fields(Interface)} - {"kind"}
+        if set(section) - {"kind"} != names:
+            odd = ", ".join(sorted(names ^ (set(section) - {"kind"})))
             raise Damaged(f"a module's interface names exactly {sorted(names)}; missing or unknown: {odd}")
-        return Interface(**{**section, "routed_layers": tuple(section["routed_layers"])})
+        interface = Interface(**{**section, "routed_layers": tuple(section["routed_layers"])})
+        find_kind(interface.kind)
+        return interface
 
     def to_json(self) -> dict[str, Any]:
-        """The `interface` section of a module's manifest."""
-        return {**dataclasses.asdict(self), "routed_layers": list(self.routed_layers)}
+        """The `interface` section of a module's manifest; `kind` stands in it only where it is not the usual one."""
+        section = {**dataclasses.asdict(self), "routed_layers": list(self.routed_layers)}
+        if self.kind == DEFAULT:
+            del section["kind"]
+        return section
+
+    def of_kind(self, kind: str) -> Interface:
+        """The interface of a module of that kind in this socket."""
+        return dataclasses.replace(self, kind=kind)
 
     def require_fit(self, module: Interface, name: str) -> None:
         """Raises a `Refused` that says in which point `module` was made for something else."""
         for field in dataclasses.fields(self):
+            if field.name == "kind":
+                continue
             mine, theirs = getattr(self, field.name), getattr(module, field.name)
             if mine != theirs:
                 raise Refused(
@@ -65,16 +81,11 @@ def blocks_of(width: int, block: int) -> int:
     return -(-width // block)
 
 
-def block_multiply_adds(d_model: int, block: int) -> int:
-    """Multiply-adds that one token spends in one block: gate, up and down."""
-    return 3 * d_model * block
-
-
 def rung_cost(interface: Interface, layer_blocks: Mapping[int, int], width: int) -> int:
     """Multiply-adds per token over all routed layers at one width; a narrower layer runs all it has."""
     rung = blocks_of(width, interface.block)
     blocks = sum(min(rung, count) for count in layer_blocks.values())
-    return blocks * block_multiply_adds(interface.d_model, interface.block)
+    return blocks * find_kind(interface.kind).cost(interface.d_model, interface.block).multiply_adds
 
 
 def declared_cost(interface: Interface, blocks_per_layer: Mapping[int, int], ladder: Sequence[int]) -> dict[str, int]:

@@ -13,13 +13,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moe_lab.config.spec import Spec
 from moe_lab.experts.weights import ExpertWeights
-from moe_lab.nn.activations import TRUNK_ACTIVATIONS
-from moe_lab.nn.pool import Blocks, from_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,17 +45,6 @@ class ShrinkStrategy:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the child minimises, averaged over the tokens of the mask."""
         raise NotImplementedError
-
-
-def hidden_activations(h_TD: jax.Array, blocks: Blocks, activation: str) -> jax.Array:
-    """[T, F]: what the hidden units of a module answer to normalised inputs."""
-    gate, up, _ = from_blocks(blocks)
-    return TRUNK_ACTIVATIONS[activation](h_TD @ gate) * (h_TD @ up)
-
-
-def down_norms(blocks: Blocks) -> np.ndarray:
-    """Euclidean norm of each hidden unit's row of `down`."""
-    return np.asarray(jnp.linalg.norm(from_blocks(blocks)[2], axis=-1))
 
 
 def order_by_importance(scores: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:

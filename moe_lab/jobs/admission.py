@@ -18,11 +18,11 @@ from moe_lab.compose.lockfile import pin_parent
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
+from moe_lab.experts.kinds import find_kind
 from moe_lab.jobs.candidate import Candidate
 from moe_lab.jobs.claims import module_claims, values_by_width
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
-from moe_lab.nn.pool import PROJECTIONS
 from moe_lab.registry import Manifest
 from moe_lab.registry.manifest import TensorRecord
 
@@ -81,7 +81,7 @@ def checks_of_weights(
     yield "trunk, tokenizer, routed layers", lambda: _fits(trunk, interface, name)
     yield "shapes", lambda: _shapes(manifest.records, interface)
     yield "finite values", lambda: _finite(tensors)
-    yield "declared cost", lambda: _cost(module, layer_blocks(manifest.records))
+    yield "declared cost", lambda: _cost(module, layer_blocks(manifest.records, find_kind(module.interface.kind)))
 
 
 def check_of_claims(
@@ -102,20 +102,22 @@ def _fits(trunk: LoadedTrunk, interface: Interface, name: str) -> str:
 
 
 def _shapes(records: Mapping[str, TensorRecord], interface: Interface) -> str:
-    expected = {name for layer in interface.routed_layers for name in layer_names(layer, PROJECTIONS)}
+    kind = find_kind(interface.kind)
+    expected = {name for layer in interface.routed_layers for name in layer_names(layer, kind.parts)}
     if set(records) != expected:
         odd = ", ".join(sorted(set(records) ^ expected)[:4])
-        raise Refused(f"tensors missing or unknown: {odd}; a module has gate, up and down for each routed layer")
+        parts = f"{', '.join(kind.parts[:-1])} and {kind.parts[-1]}"
+        raise Refused(f"tensors missing or unknown: {odd}; a module has {parts} for each routed layer")
     for name, record in records.items():
         if record.dtype != DTYPE or not record.shape:
             raise Refused(f"{name} is {record.dtype}{list(record.shape)}; a module's tensors are blocks of {DTYPE}")
-    for layer, count in layer_blocks(records).items():
-        for part, name in zip(PROJECTIONS, layer_names(layer, PROJECTIONS), strict=True):
-            inner = [interface.d_model, interface.block]
-            want = [count, *(inner if part != "down" else inner[::-1])]
-            if (got := list(records[name].shape)) != want:
-                raise Refused(f"{name} has shape {got}, but {want} is the interface's")
-    blocks = list(layer_blocks(records).values())
+    counts = layer_blocks(records, kind)
+    for layer, count in counts.items():
+        wanted = kind.shapes(count, interface.d_model, interface.block)
+        for part, name in zip(kind.parts, layer_names(layer, kind.parts), strict=True):
+            if (got := records[name].shape) != wanted[part]:
+                raise Refused(f"{name} has shape {list(got)}, but {list(wanted[part])} is the interface's")
+    blocks = list(counts.values())
     return f"{len(records)} tensors, {blocks} blocks of {interface.block} hidden units"
 
 
@@ -158,7 +160,7 @@ def _claims(
             f'the text of "{corpus.name}" has changed since training (claimed on {first["data"][:19]}, '
             f"found {corpus.digest[:19]}); train the module again on the text you have"
         )
-    weights = from_tensors(tensors)
+    weights = from_tensors(tensors, find_kind(module.interface.kind))
     again = module_claims(trunk, weights, module.ladder, corpus, first["rows"], first["seq_len"])
     claimed, measured = values_by_width(claims), values_by_width(again)
     if set(claimed) != set(measured):

@@ -17,7 +17,8 @@ from flax import nnx
 
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data import Batch
-from moe_lab.experts.shrink import LayerStatistics, down_norms, hidden_activations
+from moe_lab.experts.kind import ExpertKind
+from moe_lab.experts.shrink import LayerStatistics
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.jobs.objectives import alone
 
@@ -65,9 +66,9 @@ def module_losses(trunk: LoadedTrunk, weights: ExpertWeights, blocks: int) -> Ba
     return partial(_module_losses, trunk.graph, trunk.state, weights, jnp.int32(blocks))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _activation_sums(
-    graph: nnx.GraphDef, activation: str, state: nnx.State, weights: ExpertWeights, batch: Any
+    graph: nnx.GraphDef, kind: ExpertKind, activation: str, state: nnx.State, weights: ExpertWeights, batch: Any
 ) -> dict[int, tuple[jax.Array, jax.Array]]:
     rows, sequence = batch.tokens.shape
     full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in weights.values()), jnp.int32)
@@ -76,19 +77,19 @@ def _activation_sums(
     mask_T1 = batch.loss_mask.reshape(-1, 1)
     sums = {}
     for layer, h_TD in output.side.inputs.items():
-        a_TF = hidden_activations(h_TD, weights[layer], activation) * mask_T1
+        a_TF = kind.activations(h_TD, weights[layer], activation) * mask_T1
         sums[layer] = (jnp.abs(a_TF).sum(0), jnp.square(a_TF).sum(0))
     return sums
 
 
 def layer_statistics(
-    trunk: LoadedTrunk, weights: ExpertWeights, batches: Iterable[Batch]
+    trunk: LoadedTrunk, weights: ExpertWeights, kind: ExpertKind, batches: Iterable[Batch]
 ) -> dict[int, LayerStatistics]:
     """What every hidden unit of a module does on calibration text, run alone at full width."""
     totals: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     tokens = 0.0
     for batch in batches:
-        sums = _activation_sums(trunk.graph, trunk.spec.activation, trunk.state, weights, batch)
+        sums = _activation_sums(trunk.graph, kind, trunk.spec.activation, trunk.state, weights, batch)
         for layer, pair in sums.items():
             before = totals.get(layer, (np.zeros(()), np.zeros(())))
             totals[layer] = tuple(np.asarray(new, np.float64) + old for new, old in zip(pair, before, strict=True))
@@ -97,7 +98,7 @@ def layer_statistics(
         layer: LayerStatistics(
             mean_abs_F=total_abs / tokens,
             mean_square_F=total_square / tokens,
-            down_norm_F=down_norms(weights[layer]),
+            down_norm_F=kind.output_norms(weights[layer]),
         )
         for layer, (total_abs, total_square) in totals.items()
     }

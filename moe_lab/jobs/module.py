@@ -9,10 +9,10 @@ from typing import Any
 from moe_lab.artifacts.artifact import Claim
 from moe_lab.artifacts.module import ModuleArtifact
 from moe_lab.artifacts.weights import to_tensors
-from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
+from moe_lab.experts.kinds import find_kind
 from moe_lab.experts.weights import ExpertWeights, count_parameters, init_expert
 from moe_lab.jobs.candidate import Candidate, stage, staged
 from moe_lab.jobs.claims import module_claims
@@ -40,7 +40,8 @@ def layer_widths(spec: ModuleSpec, interface: Interface) -> dict[int, int]:
 def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidate:
     """Trains the module, or returns what an identical run made before."""
     trunk = workspace.trunk(workspace.pin_trunk(spec.trunk), spec.precision)
-    widths = layer_widths(spec, trunk.interface)
+    interface = trunk.interface.of_kind(spec.expert_kind)
+    widths = layer_widths(spec, interface)
     require_ladder(spec.ladder, spec.widest, trunk.spec.block, spec.name)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
     inputs = {"trunk": trunk.part.digest, **data_inputs([corpus])}
@@ -50,7 +51,7 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
         train = spec.train
         objective = ModuleObjective(
             trunk,
-            lambda key: init_expert(key, trunk.interface, widths),
+            lambda key: init_expert(key, interface, widths),
             spec.ladder,
             spec.widest_share,
             TrainBatches([corpus], None, train.batch_size, train.seq_len, train.seed),
@@ -60,7 +61,7 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
         weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         module = module_artifact(
-            spec, trunk, weights, spec.ladder, corpus, run, claims, parents=[trunk.part.as_parent("trunk")]
+            spec, interface, weights, spec.ladder, corpus, run, claims, parents=[trunk.part.as_parent("trunk")]
         )
         candidate = stage_module(run, module, weights)
         run.finish({"candidate": candidate.digest, "parameters": count_parameters(weights), "claims": claims})
@@ -69,7 +70,7 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
 
 def module_artifact(
     spec: Published,
-    trunk: LoadedTrunk,
+    interface: Interface,
     weights: ExpertWeights,
     ladder: Sequence[int],
     corpus: Corpus,
@@ -87,9 +88,9 @@ def module_artifact(
         parents=tuple(parents),
         run=run.fingerprint,
         claims=tuple(claims),
-        interface=trunk.interface,
+        interface=interface,
         ladder=tuple(ladder),
-        cost=declared_cost(trunk.interface, blocks, ladder),
+        cost=declared_cost(interface, blocks, ladder),
         domains=(corpus.describe(),),
         texts=(corpus.digest,),
         method=method,
@@ -99,5 +100,5 @@ def module_artifact(
 
 def stage_module(run: Run, module: ModuleArtifact, weights: ExpertWeights) -> Candidate:
     """Every tensor of a module is cut along its blocks, so that a narrower width reads a prefix."""
-    tensors = to_tensors(weights)
+    tensors = to_tensors(weights, find_kind(module.interface.kind))
     return stage(run, module.fields(), tensors, set(tensors))

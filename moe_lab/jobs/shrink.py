@@ -42,9 +42,9 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
             return staged(run)
         train = spec.train
         calibration = eval_batches(corpus, "train", train.batch_size, train.seq_len, spec.calibration_rows)
-        statistics = layer_statistics(trunk, teacher.weights, calibration)
+        statistics = layer_statistics(trunk, teacher.weights, teacher.kind, calibration)
         order = order_by_importance(strategy.importance(statistics, teacher.weights))
-        child = cut(permute(teacher.weights, order), spec.ladder[-1])
+        child = cut(permute(teacher.weights, order, teacher.kind), spec.ladder[-1], teacher.kind)
         before = module_claims(trunk, child, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         objective = DistilObjective(
             teacher.weights,
@@ -61,7 +61,7 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
         claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         module = module_artifact(
             spec,
-            trunk,
+            trunk.interface.of_kind(teacher.interface.kind),
             weights,
             spec.ladder,
             corpus,

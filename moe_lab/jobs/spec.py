@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
 from moe_lab.config.spec import Spec
 from moe_lab.data.spec import ByteTokenizerSpec, DataRef, DataShare, TokenizerSpec
 from moe_lab.errors import LabError
+from moe_lab.experts.kinds import DEFAULT, KINDS
 from moe_lab.nn.spec import PrecisionName, TrunkSpec
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.registry import ArtifactRef
 from moe_lab.training.spec import TrainSpec
+
+if TYPE_CHECKING:
+    KindName = str
+else:
+    KindName = Literal[KINDS]
 
 
 def _owner_and_name(text: str) -> str:
@@ -66,6 +72,7 @@ class ModuleSpec(Published):
         precision: what the frozen trunk lies in and what is computed in; the module itself is float32.
         heldout_rows: rows of held-out text on which the claims are measured.
         claim_tolerance: how far a claim may be from its re-measurement, relative.
+        expert_kind: what it adds to each routed layer, one of `moe_lab.experts.kinds`.
     """
 
     kind: Literal["module"]
@@ -78,6 +85,7 @@ class ModuleSpec(Published):
     heldout_rows: PositiveInt = 16
     precision: Computed = "float32"
     claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
+    expert_kind: KindName = Field(default=DEFAULT, exclude_if=lambda value: value == DEFAULT)
 
     @property
     def widest(self) -> int:

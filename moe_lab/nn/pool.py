@@ -62,7 +62,7 @@ def make_pool(modules: Sequence[Blocks]) -> Pool:
     assert modules, "a pool holds at least one module"
     count = np.array([module.num_blocks for module in modules], np.int32)
     start = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int32)
-    blocks = Blocks(*(jnp.concatenate(parts) for parts in zip(*modules, strict=True)))
+    blocks = type(modules[0])(*(jnp.concatenate(parts) for parts in zip(*modules, strict=True)))
     return Pool(blocks, jnp.asarray(start), jnp.asarray(count))
 
 

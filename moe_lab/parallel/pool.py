@@ -108,7 +108,7 @@ def _synchronised_backward(room: int, shared_S: jax.Array, gradient: Blocks) -> 
         everywhere = jax.lax.psum(gathered, EXPERT)
         return jnp.where(held_S[:, None, None], everywhere[jnp.where(held_S, shared_S, 0)], own)
 
-    return Blocks(*map(total, gradient)), None
+    return type(gradient)(*map(total, gradient)), None
 
 
 _synchronised.defvjp(lambda room, blocks, shared_S: (blocks, shared_S), _synchronised_backward)
@@ -229,7 +229,7 @@ def cut_evenly(blocks: Blocks, mesh: Mesh) -> PlacedPool:
     zero = jnp.zeros((devices, 1), jnp.int32)
     held = jnp.asarray(np.clip(count - first, 0, slots))
     return PlacedPool(
-        blocks=Blocks(*(jnp.pad(w, padding) for w in blocks)),
+        blocks=type(blocks)(*(jnp.pad(w, padding) for w in blocks)),
         holdings=Holdings(zero, held, jnp.asarray(first), zero),
         copies=jnp.ones(1, jnp.int32),
         count=jnp.full(1, count, jnp.int32),
@@ -251,7 +251,7 @@ def place_pool(read: ReadRun, layout: Layout, mesh: Mesh) -> PlacedPool:
     def fill(device: int) -> Blocks:
         """The slots of one device; empty ones hold zeros."""
         if device not in filled:
-            blocks: Any = Blocks(*(np.zeros((slots, *w.shape[1:]), w.dtype) for w in like))  # type: ignore[arg-type]
+            blocks: Any = type(like)(*(np.zeros((slots, *w.shape[1:]), w.dtype) for w in like))  # type: ignore[arg-type]
             for piece in layout.owner(device):
                 at = layout.start[piece]
                 for target, source in zip(blocks, read(piece.module, piece.first, piece.count), strict=True):
@@ -265,7 +265,7 @@ def place_pool(read: ReadRun, layout: Layout, mesh: Mesh) -> PlacedPool:
         shape = (layout.placement.devices * slots, *like[which].shape[1:])
         return jax.make_array_from_callback(shape, where, lambda index: fill(_device(index, slots))[which])
 
-    return with_tables(Blocks(*(projection(which) for which in range(len(Blocks._fields)))), layout, mesh)
+    return with_tables(type(like)(*(projection(which) for which in range(len(like)))), layout, mesh)
 
 
 def _device(index: Any, slots: int) -> int:
@@ -320,14 +320,15 @@ def exchange(
             parts.append(data)
         return jax.make_array_from_single_device_arrays(whole.shape, whole.sharding, parts)
 
-    return with_tables(Blocks(*(updated(which) for which in range(len(Blocks._fields)))), new, mesh)
+    return with_tables(type(pool.blocks)(*(updated(which) for which in range(len(pool.blocks)))), new, mesh)
 
 
 def reader(modules: Sequence[Blocks]) -> ReadRun:
     """Reads runs of modules that are in memory."""
 
     def read(module: int, first: int, count: int) -> Blocks:
-        return Blocks(*(np.asarray(w[first : first + count]) for w in modules[module]))  # type: ignore[arg-type]
+        whole = modules[module]
+        return type(whole)(*(np.asarray(w[first : first + count]) for w in whole))  # type: ignore[arg-type]
 
     return read
 
@@ -342,5 +343,5 @@ def gather(blocks: Blocks, layout: Layout) -> list[Blocks]:
             if piece.module == e and piece.copy == 0:
                 start = piece.device * layout.room.slots + slot
                 at[piece.first : piece.first + piece.count] = start + np.arange(piece.count)
-        modules.append(Blocks(*(w[at] for w in whole)))
+        modules.append(type(blocks)(*(w[at] for w in whole)))
     return modules

@@ -19,6 +19,7 @@ from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, require_le
 from moe_lab.compose.parts import abstract_trunk
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import blocks_of
+from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.placement import Placement, place
 from moe_lab.parallel.spec import MeshSpec
@@ -105,7 +106,7 @@ class PlannedModel:
     def block_bytes(self) -> int:
         """What a block takes for as long as the step runs: weights, and in training Adam's moments and the gradient."""
         item = 16 if self.settings.train else 4 if self.settings.dtype == "float32" else 2
-        return 3 * self.trunk.d_model * self.trunk.block * item
+        return find_kind(DEFAULT).block_parameters(self.trunk.d_model, self.trunk.block) * item
 
     @property
     def pool_bytes(self) -> int:
@@ -170,14 +171,14 @@ def model_of_lock(lock: Lock, registry: Registry, settings: PlanSettings) -> Pla
     modules = []
     for part in lock.modules:
         manifest = registry.manifest(part.digest)
-        ladder = ModuleArtifact.of(manifest, part.ref).ladder
-        rungs = [blocks_of(width, trunk.block) for width in ladder]
+        module = ModuleArtifact.of(manifest, part.ref)
+        rungs = [blocks_of(width, trunk.block) for width in module.ladder]
         use = {rung: float(rung == rungs[-1]) for rung in rungs}
         modules.append(
             PlannedModule(
                 name=artifact_name(part.ref),
-                width=ladder[-1],
-                layer_blocks=layer_blocks(manifest.records),
+                width=module.ladder[-1],
+                layer_blocks=layer_blocks(manifest.records, find_kind(module.interface.kind)),
                 rung_use=use,
             )
         )

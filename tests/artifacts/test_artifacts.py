@@ -16,6 +16,7 @@ from moe_lab.artifacts.trunk import TrunkArtifact
 from moe_lab.data.spec import ByteTokenizerSpec, HFTokenizerSpec
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import Interface
+from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.registry.manifest import Manifest, Parent, TensorRecord, build
 
@@ -269,7 +270,9 @@ def test_claims_and_further_sections_of_other_programs_may_have_any_form() -> No
 
 def test_blocks_per_layer_are_read_from_a_manifest() -> None:
     shapes = {"layers.3.gate": (2, 16, 4), "layers.3.down": (7, 4, 16), "layers.12.gate": (5,), "extra.gate": (9,)}
-    assert layer_blocks({name: TensorRecord("float32", shape, 4, (), True) for name, shape in shapes.items()}) == {
+    assert layer_blocks(
+        {name: TensorRecord("float32", shape, 4, (), True) for name, shape in shapes.items()}, KIND
+    ) == {
         3: 2,
         12: 5,
     }

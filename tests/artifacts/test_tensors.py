@@ -9,6 +9,7 @@ import pytest
 
 from moe_lab.artifacts.tensor_names import by_layer, layer_names, parameter_name
 from moe_lab.artifacts.weights import from_tensors, to_tensors
+from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.nn.pool import to_blocks
 
 
@@ -36,10 +37,10 @@ def test_stored_tensors_come_back_in_the_order_of_their_layers() -> None:
         )
         for layer, width in {2: 4, 10: 9, 1: 5}.items()
     }
-    tensors = to_tensors(weights)
+    tensors = to_tensors(weights, KIND)
     assert set(tensors) == {f"layers.{layer}.{part}" for layer in (1, 2, 10) for part in ("gate", "up", "down")}
     assert tensors["layers.10.gate"].shape == (3, 8, 4)
     assert tensors["layers.10.down"].shape == (3, 4, 8)
-    back = from_tensors(dict(reversed(tensors.items())))
+    back = from_tensors(dict(reversed(tensors.items())), KIND)
     assert list(back) == [1, 2, 10]
     jax.tree.map(np.testing.assert_array_equal, back, dict(sorted(weights.items())))

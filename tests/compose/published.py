@@ -21,6 +21,7 @@ from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import canonical_json
 from moe_lab.data import ByteTokenizer, ByteTokenizerSpec
 from moe_lab.experts.interface import Interface, declared_cost
+from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.lab import Lab, find_lab, init_lab
 from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.pool import to_blocks
@@ -122,7 +123,7 @@ class Published:
             "lineage": {"parents": [{**self.trunk.model_dump(), "relation": "trunk"}]},
             "config": {},
         }
-        return self.put(name, fields, to_tensors(weights))
+        return self.put(name, fields, to_tensors(weights, KIND))
 
     def put_router(
         self,

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import (
     Interface,
-    block_multiply_adds,
     blocks_of,
     declared_cost,
     require_ladder,
     rung_cost,
 )
+from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.nn.spec import TrunkSpec
 
 SPEC = TrunkSpec(d_model=16, num_layers=4, num_heads=2, ffn_width=24, routed_layers=(1, 3), block=4, activation="gelu")
@@ -67,7 +67,7 @@ def test_a_module_made_for_something_else_is_refused_by_name_and_point(field: st
 
 def test_every_field_must_agree() -> None:
     tested = {"trunk", "tokenizer", "d_model", "block", "activation", "routed_layers"}
-    assert {field.name for field in dataclasses.fields(Interface)} == tested
+    assert {field.name for field in dataclasses.fields(Interface)} - {"kind"} == tested
     INTERFACE.require_fit(Interface.of_trunk("sha256-trunk", "sha256-tokenizer", SPEC), "north/code@3")
 
 
@@ -90,7 +90,7 @@ def test_cost_counts_every_matrix_entry_of_every_block_that_runs(width: int, cou
 
 
 def test_a_token_spends_one_multiply_add_per_entry_of_a_block() -> None:
-    assert block_multiply_adds(16, 4) == 16 * 4 + 16 * 4 + 4 * 16
+    assert KIND.cost(16, 4).multiply_adds == 16 * 4 + 16 * 4 + 4 * 16
 
 
 @pytest.mark.parametrize(("ladder", "widest"), [([4, 8, 13], 13), ([13], 13), ([3], 3), ([8, 12], 12)])

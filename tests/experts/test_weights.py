@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lab.experts.interface import Interface
-from moe_lab.experts.shrink import down_norms, hidden_activations, order_by_importance
+from moe_lab.experts.kinds.gated_ffn import KIND
+from moe_lab.experts.shrink import order_by_importance
 from moe_lab.experts.weights import (
     ExpertWeights,
     count_parameters,
@@ -95,7 +96,7 @@ def test_a_fresh_module_changes_no_bit_of_the_trunk(backend: str) -> None:
 @given(width=st.integers(1, 12))
 def test_a_cut_module_is_the_first_hidden_units(width: int) -> None:
     weights = random_expert()
-    child = cut(weights, width)
+    child = cut(weights, width, KIND)
     for layer in WIDTHS:
         kept = min(width, WIDTHS[layer])
         assert child[layer].num_blocks == -(-min(width, 4 * weights[layer].num_blocks) // 4)
@@ -107,28 +108,30 @@ def test_a_cut_module_is_the_first_hidden_units(width: int) -> None:
 def test_a_cut_at_whole_blocks_is_a_prefix() -> None:
     weights = random_expert()
     jax.tree.map(
-        np.testing.assert_array_equal, cut(weights, 8), {0: Blocks(*(part[:2] for part in weights[0])), 1: weights[1]}
+        np.testing.assert_array_equal,
+        cut(weights, 8, KIND),
+        {0: Blocks(*(part[:2] for part in weights[0])), 1: weights[1]},
     )
-    jax.tree.map(np.testing.assert_array_equal, cut(weights, 12), weights)
+    jax.tree.map(np.testing.assert_array_equal, cut(weights, 12, KIND), weights)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_permuting_keeps_the_function_and_moves_the_units(seed: int) -> None:
     weights, rng = random_expert(), np.random.default_rng(seed)
     order = {0: rng.permutation(12), 1: rng.permutation(8)}  # the padding of layer 1 included
-    moved = permute(weights, order)
+    moved = permute(weights, order, KIND)
     h = rng.normal(size=(5, 8))
     for layer, index in order.items():
         np.testing.assert_allclose(function(moved[layer], h), function(weights[layer], h), rtol=1e-9, atol=1e-9)
         np.testing.assert_array_equal(from_blocks(moved[layer])[2], np.asarray(from_blocks(weights[layer])[2])[index])
-    back = permute(moved, {layer: np.argsort(index) for layer, index in order.items()})
+    back = permute(moved, {layer: np.argsort(index) for layer, index in order.items()}, KIND)
     jax.tree.map(np.testing.assert_array_equal, back, weights)
 
 
 @pytest.mark.parametrize("order", [[0, 0, *range(2, 12)], list(range(11))])
 def test_an_order_names_every_unit_once(order: list[int]) -> None:
     with pytest.raises(AssertionError, match="every hidden unit once"):
-        permute(random_expert(), {0: np.array(order), 1: np.arange(8)})
+        permute(random_expert(), {0: np.array(order), 1: np.arange(8)}, KIND)
 
 
 def test_units_are_ordered_by_falling_score_and_ties_stay_as_they_were() -> None:
@@ -143,7 +146,7 @@ def test_units_are_ordered_by_falling_score_and_ties_stay_as_they_were() -> None
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
 def test_hidden_activations_and_down_make_the_function(activation: str) -> None:
     blocks, h = random_expert()[0], jnp.asarray(np.random.default_rng(1).normal(size=(5, 8)), jnp.float32)
-    hidden = hidden_activations(h, blocks, activation)
+    hidden = KIND.activations(h, blocks, activation)
     gate, up, down = from_blocks(blocks)
     expected = {"silu": jax.nn.silu, "gelu": jax.nn.gelu}[activation](h @ gate) * (h @ up)
     np.testing.assert_allclose(hidden, expected, rtol=1e-6)
@@ -153,7 +156,7 @@ def test_hidden_activations_and_down_make_the_function(activation: str) -> None:
 
 
 def test_down_norms_are_one_per_unit_and_zero_for_padding() -> None:
-    norms = down_norms(random_expert()[1])
+    norms = KIND.output_norms(random_expert()[1])
     down = np.asarray(from_blocks(random_expert()[1])[2])
     np.testing.assert_allclose(norms, np.sqrt((down.astype(np.float64) ** 2).sum(1)), rtol=1e-6)
     assert norms.shape == (8,)

@@ -21,6 +21,7 @@ from moe_lab.compose.parts import state_tensors
 from moe_lab.config import canonical_json
 from moe_lab.data.tokenizers import ByteTokenizer
 from moe_lab.experts.interface import Interface, declared_cost
+from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.experts.weights import init_expert
 from moe_lab.lab import init_lab
 from moe_lab.nn.decoder import Trunk
@@ -64,7 +65,7 @@ def module_fields(interface: Interface) -> dict[str, Any]:
 
 def publish_module(registry: Registry, version: str | None = None, seed: int = 1) -> str:
     interface = publish_trunk(registry)
-    tensors = to_tensors(init_expert(jax.random.key(seed), interface, WIDTHS))
+    tensors = to_tensors(init_expert(jax.random.key(seed), interface, WIDTHS), KIND)
     fields = module_fields(interface)
     return registry.publish("north", "verse", version, fields, tensors, set(tensors)).digest
 

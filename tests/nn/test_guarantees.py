@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.experts.weights import permute
 from moe_lab.nn.expert_ffn import expert_ffn
 from moe_lab.nn.pool import Blocks, Pool, Routing, from_blocks, make_pool, to_blocks
@@ -108,7 +109,7 @@ def test_4_padding_and_permuting_hidden_units_change_only_rounding(backend, seed
     )
     np.testing.assert_allclose(run(h, [padded], full, backend), plain, rtol=1e-4, atol=1e-5)
     units = from_blocks(padded)[0].shape[1]
-    shuffled = permute({0: padded}, {0: rng.permutation(units)})[0]
+    shuffled = permute({0: padded}, {0: rng.permutation(units)}, KIND)[0]
     np.testing.assert_allclose(run(h, [shuffled], full, backend), plain, rtol=1e-4, atol=1e-5)
 
 
