@@ -192,6 +192,22 @@ class TrunkSpec(Spec):
         """Whether the trunk itself has an FFN in this layer."""
         return self.shared_ffn or layer not in self.routed_layers
 
+    def multiply_adds(self, layer: int, length: int) -> float:
+        """Of one token of a document of `length` in the matrices of a layer and in its attention, modules not counted.
+
+        A token meets half of its document on average, and no more than the layer's window.
+        """
+        heads, shared = self.num_heads * self.attention_dim, self.kv_heads * self.attention_dim
+        window = min(self.window_of(layer) or length, length)
+        met = window * (length - window / 2) / length
+        ffn = 3 * self.d_model * self.ffn_width if self.has_ffn(layer) else 0
+        return 2 * self.d_model * (heads + shared) + 2 * met * heads + ffn
+
+    @property
+    def head_multiply_adds(self) -> int:
+        """Of one token's logits."""
+        return self.d_model * self.vocab_size
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.head_dim is None and self.d_model % self.num_heads:

@@ -9,23 +9,21 @@ from moe_lab.planning.compiled import Compiled
 from moe_lab.planning.plan import Plan
 
 
+def _tokens(plan: Plan) -> int:
+    return plan.rows // plan.topology.num_devices * plan.model.settings.seq_len
+
+
 def _layer_flops(plan: Plan, layer: int) -> float:
     """Forward FLOPs of one layer; a grouped matmul as if its budget were full, attention over half the square."""
-    spec, settings = plan.model.trunk, plan.model.settings
-    tokens = plan.rows // plan.topology.num_devices * settings.seq_len
-    head = spec.attention_dim
-    flops = 4 * tokens * spec.d_model * head * (spec.num_heads + spec.kv_heads)
-    flops += 2 * tokens * settings.seq_len * spec.num_heads * head
-    if spec.has_ffn(layer):
-        flops += 6 * tokens * spec.d_model * spec.ffn_width
+    spec = plan.model.trunk
+    flops = 2 * _tokens(plan) * spec.multiply_adds(layer, plan.model.settings.seq_len)
     if layer in plan.placements:
         flops += 6 * whole_rows(plan.budget) * spec.d_model * spec.block
     return flops
 
 
 def _head_flops(plan: Plan) -> float:
-    tokens = plan.rows // plan.topology.num_devices * plan.model.settings.seq_len
-    return 2 * tokens * plan.model.trunk.d_model * plan.model.trunk.vocab_size
+    return 2 * _tokens(plan) * plan.model.trunk.head_multiply_adds
 
 
 def forward_flops(plan: Plan) -> float:

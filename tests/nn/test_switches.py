@@ -118,6 +118,23 @@ def test_layers_know_their_window_and_their_positions() -> None:
     assert local.rope_of(1) == RopeSpec(base=77.0)
 
 
+@pytest.mark.slow
+def test_multiply_adds_are_those_that_the_compiler_counts() -> None:
+    spec = TrunkSpec(d_model=128, num_layers=3, num_heads=4, num_kv_heads=2, ffn_width=512, vocab_size=1000)
+    sliding = TrunkSpec(**spec.model_dump(), sliding_layers=(0, 1, 2), sliding_window=64)
+    found = []
+    for some in (spec, sliding):
+        graph, state = nnx.split(nnx.eval_shape(lambda some=some: Trunk(some, rngs=nnx.Rngs(0))))
+        tokens = jax.ShapeDtypeStruct((1, 512), np.int32)
+        program = jax.jit(lambda state, *inputs, graph=graph: nnx.merge(graph, state)(*inputs))
+        flops = program.lower(state, tokens, tokens, tokens).compile().cost_analysis()["flops"]
+        counted = sum(some.multiply_adds(layer, 512) for layer in range(3)) + some.head_multiply_adds
+        found.append((flops, 2 * 512 * counted))
+    for flops, counted in found:  # the compiler also counts what is no matrix product, and whole tiles of the square
+        assert counted < flops < 1.15 * counted
+    assert found[1][1] < found[0][1]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
