@@ -94,7 +94,9 @@ def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, 
     return jax.random.choice(key, jnp.asarray(widths), (rows,), p=jnp.asarray(chance))
 
 
-def single_module_experts(weights: ExpertWeights, width_B: jax.Array, sequence: int, mesh: Mesh | None = None) -> Experts:
+def single_module_experts(
+    weights: ExpertWeights, width_B: jax.Array, sequence: int, mesh: Mesh | None = None
+) -> Experts:
     """A module as the only expert, at one width per row; on a mesh every device holds an even run of its blocks."""
     width_BS1 = jnp.broadcast_to(width_B[:, None, None], (*width_B.shape, sequence, 1))
     routing = Routing(jnp.zeros_like(width_BS1), width_BS1, jnp.ones(width_BS1.shape, jnp.float32))
