@@ -298,8 +298,8 @@ def load_results(path: str | Path) -> Results:
     except ValueError as error:
         raise Damaged(f"{path}: not a valid JSON text: {error}. Run the evaluation again.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else None
-        raise Refused(f"{path}: results format {found!r}; this version reads format {FORMAT}.")
+        version = data.get("format") if isinstance(data, dict) else None
+        raise Refused(f"{path}: results format {version!r}; this version reads format {FORMAT}.")
     try:
         return Results.model_validate_json(text)
     except ValidationError as error:

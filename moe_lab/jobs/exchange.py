@@ -114,8 +114,8 @@ def _manifest(fields: Mapping[str, Any], tensors: Mapping[str, Any], card: Card,
 
 def _published(registry: Registry, title: str, digest: str) -> LockedPart | None:
     """The highest version in use that has this content."""
-    found = (LockedPart(ref=str(one.ref), digest=digest) for one in registry.in_use(title) if one.digest == digest)
-    return next(found, None)
+    same = (LockedPart(ref=str(one.ref), digest=digest) for one in registry.in_use(title) if one.digest == digest)
+    return next(same, None)
 
 
 def _checks(

@@ -98,8 +98,8 @@ def _told(report: JoinReport) -> str:
 
 
 def _metrics(reports: tuple[JoinReport, ...]) -> dict[str, float]:
-    found = {}
+    metrics = {}
     for report in reports:
-        found[f"loss of {report.name} by its card"] = round(report.loss_before, 4)
-        found[f"loss of {report.name} by the other items"] = round(report.loss_left_out, 4)
-    return found
+        metrics[f"loss of {report.name} by its card"] = round(report.loss_before, 4)
+        metrics[f"loss of {report.name} by the other items"] = round(report.loss_left_out, 4)
+    return metrics

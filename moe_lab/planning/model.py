@@ -94,13 +94,13 @@ class PlannedModel:
     def place(self, devices: int, replicate: float) -> dict[int, Placement]:
         """A placement for each routed layer; layers with the same blocks share one."""
         placed: dict[tuple[int, ...], Placement] = {}
-        found = {}
+        placements = {}
         for layer in self.trunk.routed_layers:
             blocks_E = self.blocks_E(layer)
             if blocks_E not in placed:
                 placed[blocks_E] = place(blocks_E, self.block_load(layer), devices, replicate=replicate)
-            found[layer] = placed[blocks_E]
-        return found
+            placements[layer] = placed[blocks_E]
+        return placements
 
     @property
     def block_bytes(self) -> int:

@@ -107,11 +107,11 @@ def encode_texts(where: str, texts: Sequence[str], told: Told = lambda done: Non
 
 def _kept(encoder: SentenceEncoder, texts: Sequence[str]) -> Path | None:
     """Where the vectors of these texts are kept, or None on an account without a home."""
-    found = hashlib.sha256(f"{encoder.digest} {encoder.longest}".encode())
+    digest = hashlib.sha256(f"{encoder.digest} {encoder.longest}".encode())
     for text in texts:
-        found.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     try:
-        return user_cache() / "encoded" / f"{found.hexdigest()}.npz"
+        return user_cache() / "encoded" / f"{digest.hexdigest()}.npz"
     except RuntimeError:
         return None
 

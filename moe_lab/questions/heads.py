@@ -68,11 +68,11 @@ def fit_heads(
 
     first = np.concatenate([np.zeros(width * candidates), inverse(target_NC.mean(axis=0), link)])
     settings: Any = {"maxiter": iterations, "maxcor": 6}
-    found = minimize(objective, first, jac=True, method="L-BFGS-B", options=settings).x
+    best = minimize(objective, first, jac=True, method="L-BFGS-B", options=settings).x
     return Heads(
         link,
-        (found[:-candidates].reshape(width, candidates) * scale_C).astype(np.float32),
-        found[-candidates:] * scale_C,
+        (best[:-candidates].reshape(width, candidates) * scale_C).astype(np.float32),
+        best[-candidates:] * scale_C,
     )
 
 
@@ -142,8 +142,8 @@ def fit_calibration(
         loss, _ = link_loss(middle_C / scale_C + factor * blend_NC, quality_NC / scale_C, link)
         return loss + _PULL / 2 * (factor - 1) ** 2
 
-    found = minimize_scalar(objective, bounds=(0.0, 5.0), method="bounded").x
-    return Calibration(link, plain.weight_2 * found, middle_C)
+    best = minimize_scalar(objective, bounds=(0.0, 5.0), method="bounded").x
+    return Calibration(link, plain.weight_2 * best, middle_C)
 
 
 def rising(predicted_NC: np.ndarray, ladders: list[list[int]]) -> np.ndarray:

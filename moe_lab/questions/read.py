@@ -62,7 +62,7 @@ def map_table(spec: OutcomesSpec, base: Path) -> tuple[ItemTable, list[str]]:
 def _outcomes(items: Items, spec: OutcomesSpec) -> list[np.ndarray]:
     """What each candidate scored; NaN where that is missing."""
     right = items.column(spec.right_when_equals) if spec.right_when_equals else None
-    found: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
     readers: dict[tuple[int, str], str] = {}
     for candidate in spec.candidates:
         name = candidate.column or candidate.name
@@ -72,8 +72,8 @@ def _outcomes(items: Items, spec: OutcomesSpec) -> list[np.ndarray]:
                 f'{column.rows[0].path}: {other} and {candidate.name} have the same column, "{column.origin[1]}"; give '
                 "each its own, with the name of its file where files have columns of one name"
             )
-        found.append(_numbers(column, name) if right is None else _right(column, name, right))
-    return found
+        columns.append(_numbers(column, name) if right is None else _right(column, name, right))
+    return columns
 
 
 def _numbers(column: Column, name: str) -> np.ndarray:

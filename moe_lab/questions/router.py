@@ -239,13 +239,13 @@ def price_grid(predicted_NC: np.ndarray, relative: np.ndarray, points: int) -> l
     one number a candidate [C] or one for each item and candidate [N, C].
     """
     cost_NC = np.broadcast_to(relative, predicted_NC.shape)
-    found = np.zeros(1)
+    prices = np.zeros(1)
     for j, i in itertools.permutations(range(predicted_NC.shape[1]), 2):
         dearer = cost_NC[:, j] > cost_NC[:, i]
         gain = predicted_NC[dearer, j] - predicted_NC[dearer, i]
-        found = np.concatenate([found, gain / (cost_NC[dearer, j] - cost_NC[dearer, i])])
-    found = found[np.isfinite(found) & (found > 0)]
-    if not len(found):
+        prices = np.concatenate([prices, gain / (cost_NC[dearer, j] - cost_NC[dearer, i])])
+    prices = prices[np.isfinite(prices) & (prices > 0)]
+    if not len(prices):
         return [0.0]
-    inside = np.quantile(found, np.linspace(0, 1, max(points - 1, 2)))
-    return [0.0, *np.unique(inside).tolist(), float(found.max()) * (1 + 1e-9) + 1e-12]
+    inside = np.quantile(prices, np.linspace(0, 1, max(points - 1, 2)))
+    return [0.0, *np.unique(inside).tolist(), float(prices.max()) * (1 + 1e-9) + 1e-12]

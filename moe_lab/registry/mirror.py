@@ -204,8 +204,8 @@ class _Mirror:
             self._same(ref, claim.path, self.source.get(claim.path, size))
 
     def _marks(self, ref: ArtifactRef) -> None:
-        found = [split_key(key) for key in self.source.list(f"refs/{ref.title}")]
-        marks = [mark for item in found if item is not None and (mark := item[1]) is not None]
+        entries = [split_key(key) for key in self.source.list(f"refs/{ref.title}")]
+        marks = [mark for item in entries if item is not None and (mark := item[1]) is not None]
         for mark in sorted((mark for mark in marks if mark.ref == ref), key=lambda mark: mark.order):
             self._mark(ref, mark)
 

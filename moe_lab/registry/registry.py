@@ -126,10 +126,10 @@ class Registry:
         resolved = self._resolve(source)
         with self._reading():
             if resolved.ref is None:
-                found = signatures_of_digest(self.store, resolved.digest)
+                signed = signatures_of_digest(self.store, resolved.digest)
             else:
-                found = signatures(self.store, resolved.ref, resolved.digest)
-            return [(claim, problem_with(self.store, claim)) for claim in found]
+                signed = signatures(self.store, resolved.ref, resolved.digest)
+            return [(claim, problem_with(self.store, claim)) for claim in signed]
 
     def resolve(self, text: str | ArtifactRef) -> Resolved:
         """What `owner/name[@version][:width]` or `sha256-<hex>` means now; without a version, the highest.

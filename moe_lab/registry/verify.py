@@ -83,10 +83,10 @@ class _Check:
                 self.progress(self.files, self.bytes)
 
     def reference(self, key: str) -> int:
-        found = split_key(key)
-        if found is None:
+        entry = split_key(key)
+        if entry is None:
             raise Damaged(f"{self.store.where(key)!a} is neither a reference nor a mark of retirement; remove it.")
-        ref, mark = found
+        ref, mark = entry
         if mark is not None:
             return len(read_mark(self.store, mark))
         digest = read_ref(self.store, ref)
