@@ -25,6 +25,7 @@ from moe_lab.compose.pools import exchange_in_place, gather_modules, place_modul
 from moe_lab.errors import LabError, Refused
 from moe_lab.lab import Lab
 from moe_lab.nn.expert_ffn import OneDevice, require_backend
+from moe_lab.nn.precision import choose_precision
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.spec import Transport
 from moe_lab.registry import Registry
@@ -91,7 +92,7 @@ def build_model(
         spare_blocks: free room on each device of a mesh, for modules that `exchange_modules` brings later.
     """
     require_backend(lock.backend)
-    trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk)
+    trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk, precision=choose_precision(lock.dtype))
     modules, router = _parts(lock, registry, lab, trunk)
     run_layer = routed_layers_on(mesh, transport, lock.backend)
     homes = _homes(lock.router, registry)

@@ -16,15 +16,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
-from moe_lab.compose.parts import LoadedTrunk
+from moe_lab.compose.parts import LoadedTrunk, trunk_graph
 from moe_lab.data import Batch, TrainBatches
 from moe_lab.experts.interface import blocks_of
 from moe_lab.experts.weights import ExpertWeights
+from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.pool import Routing, make_pool
+from moe_lab.nn.precision import FLOAT32, Precision
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Trunk, token_losses
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh, trunk_to_mesh
+from moe_lab.parallel.mesh import TOKENS, replicate, to_host, to_mesh, trunk_to_mesh
 from moe_lab.parallel.pool import block_spec, cut_evenly
 from moe_lab.routing.joining import Seam
 from moe_lab.routing.outcomes import OutcomeTable
@@ -39,7 +40,7 @@ def mean_loss(loss_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
     return (loss_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1.0)
 
 
-def fetched(params: Any, mesh: Mesh | None) -> Any:
+def params_to_host(params: Any, mesh: Mesh | None) -> Any:
     """What was trained on a mesh, back on the default device of every process."""
     return params if mesh is None else jax.tree.map(jnp.asarray, to_host(params))
 
@@ -67,17 +68,19 @@ class TrunkObjective(LanguageObjective):
         units_per_step: int,
         mesh: Mesh | None = None,
         sharded: bool = False,
+        precision: Precision = FLOAT32,
     ):
         super().__init__(batches, units_per_step, mesh)
         self._spec, self._sharded = spec, sharded
-        self.graph = nnx.graphdef(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
+        self.graph = trunk_graph(spec, precision, mesh)
 
     def init(self, key: jax.Array) -> nnx.State:
         return trunk_to_mesh(nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key))), self._mesh, self._sharded)
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits = nnx.merge(self.graph, params)(batch.tokens, batch.segment_ids, batch.positions)
-        return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
+        trunk = nnx.merge(self.graph, params)
+        output = trunk.forward(batch.tokens, batch.segment_ids, batch.positions)
+        return mean_loss(trunk.losses(output.hidden_BSD, batch.targets), batch.loss_mask), {}
 
 
 def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, widest_share: float) -> jax.Array:
@@ -91,7 +94,7 @@ def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, 
     return jax.random.choice(key, jnp.asarray(widths), (rows,), p=jnp.asarray(chance))
 
 
-def alone(weights: ExpertWeights, width_B: jax.Array, sequence: int, mesh: Mesh | None = None) -> Experts:
+def single_module_experts(weights: ExpertWeights, width_B: jax.Array, sequence: int, mesh: Mesh | None = None) -> Experts:
     """A module as the only expert, at one width per row; on a mesh every device holds an even run of its blocks."""
     width_BS1 = jnp.broadcast_to(width_B[:, None, None], (*width_B.shape, sequence, 1))
     routing = Routing(jnp.zeros_like(width_BS1), width_BS1, jnp.ones(width_BS1.shape, jnp.float32))
@@ -128,16 +131,16 @@ class ModuleObjective(LanguageObjective):
             return weights
         return {layer: to_mesh(blocks, self._mesh, block_spec(blocks, self._mesh)) for layer, blocks in weights.items()}
 
-    def logits(self, params: ExpertWeights, frozen: Any, batch: Any, key: jax.Array) -> jax.Array:
-        """The trunk with the module at a drawn width per row."""
-        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
-        rows, sequence = batch.tokens.shape
-        width_B = nested_widths(key, rows, self._ladder, self._trunk.spec.block, self._widest_share)
-        return trunk(batch.tokens, batch.segment_ids, batch.positions, alone(params, width_B, sequence, self._mesh))
+    def hidden(self, trunk: Trunk, params: ExpertWeights, batch: Any, key: jax.Array) -> jax.Array:
+        """The hidden states of the trunk with the module at a drawn width per row."""
+        width_B = nested_widths(key, len(batch.tokens), self._ladder, self._trunk.spec.block, self._widest_share)
+        experts = single_module_experts(params, width_B, batch.tokens.shape[1], self._mesh)
+        return trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts).hidden_BSD
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits = self.logits(params, frozen, batch, key)
-        return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
+        trunk = nnx.merge(self._trunk.graph_on(self._mesh), frozen["trunk"])
+        hidden_BSD = self.hidden(trunk, params, batch, key)
+        return mean_loss(trunk.losses(hidden_BSD, batch.targets), batch.loss_mask), {}
 
 
 DistilLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
@@ -153,11 +156,11 @@ class DistilObjective(ModuleObjective):
         self.frozen = {**self.frozen, "teacher": self._spread(teacher)}
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        student = self.logits(params, frozen, batch, key)
-        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
+        trunk = nnx.merge(self._trunk.graph_on(self._mesh), frozen["trunk"])
+        student = trunk.head(self.hidden(trunk, params, batch, key))
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
-        experts = alone(frozen["teacher"], full_B, sequence, self._mesh)
+        experts = single_module_experts(frozen["teacher"], full_B, sequence, self._mesh)
         teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, experts)
         return self._distil_loss(student, teacher, batch.targets, batch.loss_mask)
 
@@ -187,7 +190,7 @@ class OutcomeObjective(Objective):
         self._count(router, self._features(self._of_table(np.arange(len(table.group_N))), jnp.float32(0)))
         split: Any = nnx.split(router, nnx.Param, ...)
         self._graph, self._state, counted = split
-        self.frozen = everywhere(counted, mesh)
+        self.frozen = replicate(counted, mesh)
         self.units_per_step = self._rows * table.segment_ids_NS.shape[1]
 
     def _count(self, router: Router, features: Features) -> None:
@@ -206,7 +209,7 @@ class OutcomeObjective(Objective):
         return dict(zip(self._table.groups, own, strict=True))
 
     def init(self, key: jax.Array) -> nnx.State:
-        return everywhere(self._state, self._mesh)
+        return replicate(self._state, self._mesh)
 
     def batch(self, step: int) -> dict[str, Any]:
         per_epoch = len(self._table.group_N) // self._rows
@@ -218,7 +221,7 @@ class OutcomeObjective(Objective):
             text = self._text.batch(step)
             own_BS = np.broadcast_to(self.own_G[text.domain][:, None], text.tokens.shape)
             batch["text"] = (text.tokens, text.segment_ids, own_BS)
-        return everywhere(batch, self._mesh)
+        return replicate(batch, self._mesh)
 
     def _of_table(self, rows: np.ndarray) -> dict[str, Any]:
         return {
@@ -264,7 +267,7 @@ class JoinObjective(OutcomeObjective):
         whole, theirs = self._state, nnx.state(known, nnx.Param)
         self._seam = Seam(whole, theirs)
         self._state = self._seam.behind(whole, theirs)
-        self.frozen = {"counted": self.frozen, "known": everywhere(theirs, self._mesh)}
+        self.frozen = {"counted": self.frozen, "known": replicate(theirs, self._mesh)}
 
     def _count(self, router: Router, features: Features) -> None:
         router.join(self._known, features)
@@ -294,12 +297,12 @@ class RouterLanguageObjective(LanguageObjective):
         self.frozen = arrays._replace(router=nnx.State({}))
 
     def init(self, key: jax.Array) -> nnx.State:
-        return everywhere(self._state, self._model.mesh)
+        return replicate(self._state, self._model.mesh)
 
     def loss(self, params: Any, frozen: ModelArrays, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        trunk = nnx.merge(self._model.trunk.graph, frozen.trunk)
+        trunk = nnx.merge(self._model.trunk_graph, frozen.trunk)
         router = nnx.merge(self._graph, params)
-        hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions)
+        hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions).hidden_BSD
         features = Features(
             hidden_BSD=normalised(hidden_BSD),
             tokens_BS=batch.tokens,
@@ -308,9 +311,9 @@ class RouterLanguageObjective(LanguageObjective):
             price=jnp.float32(0),
         )
         parts = (batch.tokens, batch.targets, batch.segment_ids, batch.positions)
-        logits, _, _, left_out = compose_pass(
+        made = compose_pass(
             trunk, router, frozen, parts, features, hidden_BSD, jnp.int32(UNCAPPED), self._model.run_layer
         )
         auxiliary, metrics = router.auxiliary_loss(features)
-        language = mean_loss(token_losses(logits, batch.targets), batch.loss_mask)
-        return language + auxiliary, {"language_loss": language, "left_out": left_out, **metrics}
+        language = mean_loss(trunk.losses(made.hidden_BSD, batch.targets), batch.loss_mask)
+        return language + auxiliary, {"language_loss": language, "left_out": made.left_out, **metrics}

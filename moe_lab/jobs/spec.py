@@ -10,7 +10,7 @@ from moe_lab.config.spec import Spec
 from moe_lab.data.spec import ByteTokenizerSpec, DataRef, DataShare, TokenizerSpec
 from moe_lab.errors import LabError
 from moe_lab.experts.kinds import DEFAULT, KINDS
-from moe_lab.nn.spec import TrunkSpec
+from moe_lab.nn.spec import PrecisionName, TrunkSpec
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.registry import ArtifactRef
 from moe_lab.training.spec import TrainSpec
@@ -34,11 +34,14 @@ def _owner_and_name(text: str) -> str:
 ArtifactName = Annotated[str, AfterValidator(_owner_and_name)]
 """`owner/name`: the version is given at publishing, the next free integer."""
 
-Choice = dict[str, Any]
+Computed = Annotated[PrecisionName, Field(exclude_if=lambda name: name == "float32")]
+"""See `moe_lab.nn.precision`; written only where it says something, so that earlier runs keep their fingerprints."""
+
+ContributionConfig = dict[str, Any]
 """`type:` names a contributed class; the other keys are that class's own config."""
 
 
-class Published(Spec):
+class Publishable(Spec):
     """What everything that ends up in the registry says of itself."""
 
     name: ArtifactName
@@ -46,8 +49,8 @@ class Published(Spec):
     licence: str
 
 
-class TrunkRun(Published):
-    """Trains a trunk on a mixture of domains and publishes it."""
+class TrunkRun(Publishable):
+    """Trains a trunk on a mixture of domains and publishes it, in float32 whatever it is computed in."""
 
     kind: Literal["trunk"]
     trunk: TrunkSpec
@@ -55,9 +58,10 @@ class TrunkRun(Published):
     data: tuple[DataShare, ...] = Field(min_length=1)
     train: TrainSpec
     heldout_rows: PositiveInt = 16
+    precision: Computed = "float32"
 
 
-class ModuleSpec(Published):
+class ModuleSpec(Publishable):
     """One expert module: trained beside a frozen trunk, alone, as wide as its team can afford.
 
     Attributes:
@@ -65,6 +69,7 @@ class ModuleSpec(Published):
         width: hidden units, one number for all routed layers or one per layer (`{2: 512, 3: 256}`).
         ladder: the widths it learns to be cut to, rising, the last one its full width.
         widest_share: share of the training rows that run the full width; the rest spread over the narrower rungs.
+        precision: what the frozen trunk lies in and what is computed in; the module itself is float32.
         heldout_rows: rows of held-out text on which the claims are measured.
         claim_tolerance: how far a claim may be from its re-measurement, relative.
         expert_kind: what it adds to each routed layer, one of `moe_lab.experts.kinds`.
@@ -78,6 +83,7 @@ class ModuleSpec(Published):
     train: TrainSpec
     widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     heldout_rows: PositiveInt = 16
+    precision: Computed = "float32"
     claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
     expert_kind: KindName = Field(default=DEFAULT, exclude_if=lambda value: value == DEFAULT)
 
@@ -87,7 +93,7 @@ class ModuleSpec(Published):
         return max(self.width.values()) if isinstance(self.width, dict) else self.width
 
 
-class DistillRun(Published):
+class DistillRun(Publishable):
     """Shrinks a published module into a smaller one and publishes the child with its lineage.
 
     Attributes:
@@ -100,16 +106,17 @@ class DistillRun(Published):
     kind: Literal["distill"]
     teacher: str
     ladder: tuple[PositiveInt, ...]
-    strategy: Choice
+    strategy: ContributionConfig
     data: DataRef
     train: TrainSpec
     widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     calibration_rows: PositiveInt = 16
     heldout_rows: PositiveInt = 16
+    precision: Computed = "float32"
     claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
 
 
-class RouterRun(Published):
+class RouterRun(Publishable):
     """Trains a router for a trunk and a set of modules and publishes it.
 
     Attributes:
@@ -119,7 +126,7 @@ class RouterRun(Published):
     """
 
     kind: Literal["router"]
-    router: Choice
+    router: ContributionConfig
     trunk: str
     modules: tuple[str, ...] = Field(min_length=1)
     domains: tuple[DataRef, ...] = Field(min_length=1)
@@ -144,7 +151,7 @@ _SaidByTheExtended = Annotated[
 ]
 
 
-class RouterJoinRun(Published):
+class RouterJoinRun(Publishable):
     """Lets modules join a trained router; what it says of the others stays. A config of kind router with `extends`.
 
     Attributes:
@@ -166,7 +173,7 @@ class RouterJoinRun(Published):
     modules: _SaidByTheExtended = None
 
 
-class QuestionRouterRun(Published, QuestionRouterSettings):
+class QuestionRouterRun(Publishable, QuestionRouterSettings):
     """Trains a router that picks one candidate for each question of somebody's outcome table.
 
     Attributes:
@@ -178,7 +185,7 @@ class QuestionRouterRun(Published, QuestionRouterSettings):
     table: str
 
 
-class QuestionJoinRun(Published):
+class QuestionJoinRun(Publishable):
     """Lets candidates join a question router on a handful of items; what it says of the others stays the same.
 
     Attributes:

@@ -6,6 +6,7 @@ over all devices, and the routed layer brings those of one `expert` row together
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moe_lab.errors import LabError
+from moe_lab.nn.layout import Layout, T
 from moe_lab.parallel.spec import MeshSpec
 
 DATA, EXPERT = "data", "expert"
@@ -23,7 +25,7 @@ TOKENS = PartitionSpec((DATA, EXPERT))
 """Rows of a batch, and tokens: over all devices."""
 BLOCKS = PartitionSpec(EXPERT)
 """The pool's blocks and the tables that say what a device holds: over `expert`, the same for every `data` row."""
-EVERYWHERE = PartitionSpec()
+REPLICATED = PartitionSpec()
 """The router, what is small, and the trunk unless it is sharded."""
 
 
@@ -34,7 +36,7 @@ def longest_axis(shape: Sequence[int], devices: int, stacked: bool = False) -> P
     """
     axes = [axis for axis in range(stacked, len(shape)) if shape[axis] and shape[axis] % devices == 0]
     if not axes:
-        return EVERYWHERE
+        return REPLICATED
     longest = max(axes, key=lambda axis: shape[axis])
     return PartitionSpec(*[None] * longest, (DATA, EXPERT))
 
@@ -69,16 +71,34 @@ def to_mesh(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     return jax.tree.map(put, tree)
 
 
-def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """On every device of a mesh, or on the default device without one."""
-    return jax.tree.map(jnp.asarray, tree) if mesh is None else to_mesh(tree, mesh, EVERYWHERE)
+    return jax.tree.map(jnp.asarray, tree) if mesh is None else to_mesh(tree, mesh, REPLICATED)
 
 
 def trunk_to_mesh(state: Any, mesh: Mesh | None, sharded: bool) -> Any:
     """A trunk's parameters on a mesh, if there is one: whole on every device, or each device its part."""
     if mesh is None or not sharded:
-        return everywhere(state, mesh)
+        return replicate(state, mesh)
     return jax.tree.map(lambda leaf: to_mesh(leaf, mesh, longest_axis(leaf.shape, mesh.devices.size)), state)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshLayout(Layout):
+    """Tokens over all devices of a mesh; parameters gathered where they are multiplied, whatever they lie on."""
+
+    mesh: Mesh = dataclasses.field(kw_only=True)
+
+    @property
+    def devices(self) -> int:
+        return int(self.mesh.devices.size)
+
+    def gather(self, params: T) -> T:
+        where = NamedSharding(self.mesh, REPLICATED)
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, where), params)
+
+    def spread(self, x_BSD: T) -> T:
+        return jax.lax.with_sharding_constraint(x_BSD, NamedSharding(self.mesh, TOKENS))
 
 
 def to_host(tree: Any) -> Any:
