@@ -56,17 +56,17 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Staged
     if not known.joins:
         kind, modules = old.choice["type"], ", ".join([*(part.ref for part in parts), *spec.add])
         raise Refused(f"{spec.extends}: no module joins a {kind} router so set; train one with modules: [{modules}]")
-    newcomers = _newcomers(workspace, spec, known)
+    added = _added_modules(workspace, spec, known)
     text = _text(workspace, spec, old, base, trunk)
     code = contribution_digest(workspace.lab.get("routers", old.choice["type"]).path)
     inputs = {"extends": extended.part.digest, "router code": code, **data_inputs(text.all)}
-    inputs |= {f"module/{part.ref}": part.digest for part in newcomers}
+    inputs |= {f"module/{part.ref}": part.digest for part in added}
     with workspace.open_run(spec, inputs) as run:
         if run.done:
             return find_staged(run)
         started, d_model, rngs = time.perf_counter(), trunk.spec.d_model, nnx.Rngs(settings.train.seed)
         model = routed_model(
-            workspace, trunk, [*parts, *newcomers], lambda space: joined_router(known, space, d_model, rngs=rngs)
+            workspace, trunk, [*parts, *added], lambda space: joined_router(known, space, d_model, rngs=rngs)
         )
         table, cost = _table(workspace, model, len(parts), text, settings)
         objective = _objective(model, known, old, table, text, settings)
@@ -84,7 +84,7 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Staged
         )
         candidate = stage_artifact(run, router.fields(), tensors)
         seconds = time.perf_counter() - started
-        for line in (*_warnings(objective, model, known), _told(newcomers, cost, seconds)):
+        for line in (*_warnings(objective, model, known), _describe_cost(added, cost, seconds)):
             workspace.progress.note(line)
         run.finish({"candidate": candidate.digest, "metrics": result.metrics, "cost": {**cost, "seconds": seconds}})
         return candidate
@@ -120,7 +120,7 @@ def _known(
     return trunk, router, [parts[name] for name in router.space.modules]
 
 
-def _newcomers(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list[LockedPart]:
+def _added_modules(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list[LockedPart]:
     parts = [pin(workspace.registry, ref, "module") for ref in spec.add]
     names = [artifact_name(part.ref) for part in parts]
     for name in names:
@@ -201,7 +201,7 @@ def _warnings(objective: JoinObjective, model: ComposedModel, known: Router) -> 
     return lines
 
 
-def _told(newcomers: Sequence[LockedPart], cost: Mapping[str, int], seconds: float) -> str:
-    names = " and ".join(artifact_name(part.ref) for part in newcomers)
+def _describe_cost(added: Sequence[LockedPart], cost: Mapping[str, int], seconds: float) -> str:
+    names = " and ".join(artifact_name(part.ref) for part in added)
     share = f"{cost['measured']:,} of the {cost['of']:,} outcomes (a candidate on a row) that training anew measures"
     return f"{names} joined in {seconds:.1f} s with {share}"
