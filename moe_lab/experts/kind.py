@@ -15,11 +15,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from moe_lab.errors import Refused
+
 if TYPE_CHECKING:
     import jax
     import numpy as np
 
     from moe_lab.nn.pool import Pool, Routing
+    from moe_lab.nn.trunk import RunLayer
 
 
 class Cost(NamedTuple):
@@ -36,10 +39,12 @@ class ExpertKind(abc.ABC):
     Attributes:
         name: what `kind` says in a module's interface.
         parts: names of the arrays of one layer, in the order of the NamedTuple that holds them.
+        runs_on_mesh: whether the routed layer of `moe_lab.parallel` computes it; others run on one device.
     """
 
     name: str
     parts: tuple[str, ...]
+    runs_on_mesh: bool = False
 
     @abc.abstractmethod
     def block_shapes(self, d_model: int, block: int) -> tuple[tuple[int, ...], ...]:
@@ -76,6 +81,18 @@ class ExpertKind(abc.ABC):
     @abc.abstractmethod
     def output_norms(self, weights: Any) -> np.ndarray:
         """float[F]: Euclidean norm of what each unit adds where its activation is 1."""
+
+    def on_one_device(self, backend: str = "auto") -> RunLayer:
+        """How a model runs its routed layers where everything is on one device: `run`, or one of several backends.
+
+        Raises:
+            Refused: the backend is not one of this kind's.
+        """
+        from moe_lab.experts.layer import KindLayer
+
+        if backend != "auto":
+            raise Refused(f'backend "{backend}" does not run experts of kind {self.name}; leave it at auto')
+        return KindLayer(self)
 
     def block_parameters(self, d_model: int, block: int) -> int:
         """Stored numbers of one block."""

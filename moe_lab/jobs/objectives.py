@@ -15,15 +15,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from moe_lab.compose.build import routed_layers_on
 from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data import Batch, TrainBatches
 from moe_lab.experts.interface import blocks_of
+from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.nn.pool import Routing, make_pool
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.trunk import Experts, Trunk, token_losses
-from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh, trunk_to_mesh
 from moe_lab.parallel.pool import block_spec, cut_evenly
 from moe_lab.routing.joining import Seam
@@ -91,14 +92,16 @@ def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, 
     return jax.random.choice(key, jnp.asarray(widths), (rows,), p=jnp.asarray(chance))
 
 
-def alone(weights: ExpertWeights, width_B: jax.Array, sequence: int, mesh: Mesh | None = None) -> Experts:
+def alone(
+    weights: ExpertWeights, kind: ExpertKind, width_B: jax.Array, sequence: int, mesh: Mesh | None = None
+) -> Experts:
     """A module as the only expert, at one width per row; on a mesh every device holds an even run of its blocks."""
     width_BS1 = jnp.broadcast_to(width_B[:, None, None], (*width_B.shape, sequence, 1))
     routing = Routing(jnp.zeros_like(width_BS1), width_BS1, jnp.ones(width_BS1.shape, jnp.float32))
+    run_layer = routed_layers_on(kind, mesh)
     if mesh is None:
-        return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing)
-    pools = {layer: cut_evenly(blocks, mesh) for layer, blocks in weights.items()}
-    return Experts(pools, routing, ShardedLayer(mesh=mesh))
+        return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing, run_layer)
+    return Experts({layer: cut_evenly(blocks, mesh) for layer, blocks in weights.items()}, routing, run_layer)
 
 
 class ModuleObjective(LanguageObjective):
@@ -107,6 +110,7 @@ class ModuleObjective(LanguageObjective):
     def __init__(
         self,
         trunk: LoadedTrunk,
+        kind: ExpertKind,
         start: Callable[[jax.Array], ExpertWeights],
         ladder: Sequence[int],
         widest_share: float,
@@ -115,7 +119,7 @@ class ModuleObjective(LanguageObjective):
         mesh: Mesh | None = None,
     ):
         super().__init__(batches, units_per_step, mesh)
-        self._trunk, self._start = trunk, start
+        self._trunk, self._kind, self._start = trunk, kind, start
         self._ladder, self._widest_share = tuple(ladder), widest_share
         self.frozen = {"trunk": trunk.on(mesh)}
 
@@ -133,7 +137,8 @@ class ModuleObjective(LanguageObjective):
         trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
         rows, sequence = batch.tokens.shape
         width_B = nested_widths(key, rows, self._ladder, self._trunk.spec.block, self._widest_share)
-        return trunk(batch.tokens, batch.segment_ids, batch.positions, alone(params, width_B, sequence, self._mesh))
+        experts = alone(params, self._kind, width_B, sequence, self._mesh)
+        return trunk(batch.tokens, batch.segment_ids, batch.positions, experts)
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits = self.logits(params, frozen, batch, key)
@@ -157,7 +162,7 @@ class DistilObjective(ModuleObjective):
         trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
-        experts = alone(frozen["teacher"], full_B, sequence, self._mesh)
+        experts = alone(frozen["teacher"], self._kind, full_B, sequence, self._mesh)
         teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, experts)
         return self._distil_loss(student, teacher, batch.targets, batch.loss_mask)
 
