@@ -26,8 +26,9 @@ from moe_lab.errors import LabError, Refused
 from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.lab import Lab
+from moe_lab.nn.decoder import RunLayer
 from moe_lab.nn.expert_ffn import require_backend
-from moe_lab.nn.trunk import RunLayer
+from moe_lab.nn.precision import choose_precision
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.spec import Transport
 from moe_lab.registry import Registry
@@ -104,7 +105,7 @@ def build_model(
         spare_blocks: free room on each device of a mesh, for modules that `exchange_modules` brings later.
     """
     require_backend(lock.backend)
-    trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk)
+    trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk, precision=choose_precision(lock.dtype))
     modules, router = _parts(lock, registry, lab, trunk)
     run_layer = routed_layers_on(shared_kind(modules), mesh, transport, lock.backend)
     homes = _homes(lock.router, registry)

@@ -14,6 +14,7 @@ from moe_lab.compose.spec import CompositionSpec
 from moe_lab.config import decode
 from moe_lab.config.spec import Spec
 from moe_lab.errors import Damaged, LabError, Refused, classify
+from moe_lab.nn.spec import PrecisionName
 from moe_lab.registry import ArtifactRef, Registry
 from moe_lab.registry.manifest import Parent
 
@@ -44,7 +45,7 @@ class Lock(Spec):
     router: LockedPart | dict[str, Any]
     price: float
     backend: str
-    dtype: Literal["float32"] = "float32"
+    dtype: PrecisionName = "float32"
     replaced: dict[str, LockedPart] = Field(default={}, exclude_if=lambda replaced: not replaced)
 
 
@@ -78,6 +79,7 @@ def resolve(spec: CompositionSpec, registry: Registry, accept_replaced: bool = F
         router=router,
         price=float(spec.price),
         backend=spec.backend,
+        dtype=spec.precision,
         replaced=replaced,
     )
 

@@ -27,9 +27,9 @@ from moe_lab.compose.parts import (
 from moe_lab.compose.pools import Pools, measured_load
 from moe_lab.errors import NotFound, did_you_mean
 from moe_lab.experts.kinds import find_kind
+from moe_lab.nn.decoder import Experts, RunLayer, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.pool import Routing
-from moe_lab.nn.trunk import Experts, RunLayer, Trunk, greedy_hits, token_losses
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh
 from moe_lab.routing.router import Features, Router, normalised
@@ -105,6 +105,11 @@ class ComposedModel:
         kind = find_kind(self.modules[0].interface.kind)
         return kind.cost(self.trunk.spec.d_model, self.trunk.spec.block).multiply_adds
 
+    @property
+    def trunk_graph(self) -> nnx.GraphDef:
+        """The trunk's structure, for the devices that the model lies on."""
+        return self.trunk.graph_on(self.mesh)
+
     @cached_property
     def _trunk_state(self) -> nnx.State:
         return self.trunk.on(self.mesh)
@@ -147,7 +152,7 @@ class ComposedModel:
         self, arrays: ModelArrays, batch: TokenBatch, hidden_BSD: jax.Array, only: Sequence[int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Every composed candidate, or only some, alone on the batch: losses in nats, greedy hits, both [B, S, C]."""
-        run = partial(_run_fixed, self.trunk.graph, self.run_layer, arrays, self._place(_arrays(batch)), hidden_BSD)
+        run = partial(_run_fixed, self.trunk_graph, self.run_layer, arrays, self._place(_arrays(batch)), hidden_BSD)
         space = self.candidates
         chosen = range(len(space)) if only is None else only
         results = [run(jnp.int32(space.module_C[c]), jnp.int32(space.blocks_C[c])) for c in chosen]
@@ -164,7 +169,7 @@ class ComposedModel:
 
     def enter(self, arrays: ModelArrays, batch: TokenBatch) -> jax.Array:
         """The trunk's state in front of the first routed layer: [B, S, D]."""
-        return _enter(self.trunk.graph, arrays, self._place(_arrays(batch)))
+        return _enter(self.trunk_graph, arrays, self._place(_arrays(batch)))
 
     def run(
         self,
@@ -223,7 +228,7 @@ class ComposedModel:
         if hint_BE is None:
             hint_BE = self.hint([""] * len(batch.tokens))
         return (
-            (self.trunk.graph, nnx.graphdef(self.router), self.run_layer),
+            (self.trunk_graph, nnx.graphdef(self.router), self.run_layer),
             arrays,
             self._place(_arrays(batch)),
             hidden_BSD,
@@ -246,7 +251,7 @@ def _arrays(batch: TokenBatch) -> tuple[Any, Any, Any, Any]:
 @partial(jax.jit, static_argnums=0)
 def _enter(graph: nnx.GraphDef, arrays: ModelArrays, batch: tuple) -> jax.Array:
     tokens, _, segment_ids, positions = batch
-    return nnx.merge(graph, arrays.trunk).enter(tokens, segment_ids, positions)
+    return nnx.merge(graph, arrays.trunk).enter(tokens, segment_ids, positions).hidden_BSD
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -263,9 +268,17 @@ def _run_fixed(
     trunk = nnx.merge(graph, arrays.trunk)
     shape = (*segment_ids.shape, 1)
     routing = Routing(jnp.full(shape, expert), jnp.full(shape, blocks), jnp.ones(shape, jnp.float32))
-    x_BSD = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, routing, run_layer))
-    logits = trunk.head(x_BSD)
-    return token_losses(logits, targets), greedy_hits(logits, targets)
+    output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, routing, run_layer))
+    return trunk.scores(output.hidden_BSD, targets)
+
+
+class ComposedPass(NamedTuple):
+    """What comes out of the layers of a composed model."""
+
+    hidden_BSD: jax.Array  # for the trunk's `head`, `losses` or `scores`
+    routing: Routing  # in the router's terms
+    blocks_BS: jax.Array  # int32 blocks run
+    left_out: jax.Array  # int32, what limits of the layers had no room for
 
 
 def compose_pass(
@@ -277,26 +290,20 @@ def compose_pass(
     hidden_BSD: jax.Array,
     width_cap: jax.Array,
     run_layer: RunLayer,
-) -> tuple[jax.Array, Routing, jax.Array, jax.Array]:
-    """Routes by `features`, runs the experts.
-
-    Returns:
-        Logits, the routing in the router's terms, blocks run [B, S], and what limits of the layers left out.
-    """
+) -> ComposedPass:
+    """Routes by `features`, runs the experts."""
     _, _, segment_ids, positions = batch
     routing = router.route(features)
     width = jnp.where((width_cap < 0) | (routing.width == 0), routing.width, width_cap)
     width = jnp.where(features.available_E[routing.expert], width, 0)
     routing = routing._replace(width=width)
     in_pool = routing._replace(expert=arrays.pool_index_E[routing.expert])
-    left_out: dict[int, jax.Array] = {}
-    experts = Experts(arrays.pools, in_pool, run_layer, left_out=left_out)
-    x_BSD = trunk.routed(hidden_BSD, segment_ids, positions, experts)
+    output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, in_pool, run_layer))
     blocks_BS = sum(jnp.minimum(width, pool.count[in_pool.expert]).sum(-1) for pool in arrays.pools.values())
-    return trunk.head(x_BSD), routing, jnp.asarray(blocks_BS), jnp.asarray(sum(left_out.values()))
+    return ComposedPass(output.hidden_BSD, routing, jnp.asarray(blocks_BS), output.side.left_out)
 
 
-def _pass_with_logits(
+def _pass(
     static: tuple[nnx.GraphDef, nnx.GraphDef, RunLayer],
     arrays: ModelArrays,
     batch: tuple,
@@ -306,7 +313,8 @@ def _pass_with_logits(
     width_cap: jax.Array,
     outcomes_BSC: jax.Array | None,
     hint_BE: jax.Array,
-) -> tuple[jax.Array, Decision]:
+) -> tuple[Trunk, jax.Array, Decision]:
+    """The trunk, the hidden states in front of its head, and what was decided."""
     trunk_graph, router_graph, run_layer = static
     trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
     tokens, targets, segment_ids, _ = batch
@@ -319,22 +327,18 @@ def _pass_with_logits(
         outcomes_BSC=outcomes_BSC,
         hint_BE=hint_BE,
     )
-    logits, routing, blocks_BS, left_out = compose_pass(
-        trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer
-    )
-    return logits, Decision(
-        token_losses(logits, targets),
-        greedy_hits(logits, targets),
-        routing.expert,
-        routing.width,
-        blocks_BS,
-        left_out,
-    )
+    made = compose_pass(trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer)
+    loss_BS, hit_BS = trunk.scores(made.hidden_BSD, targets)
+    decision = Decision(loss_BS, hit_BS, made.routing.expert, made.routing.width, made.blocks_BS, made.left_out)
+    return trunk, made.hidden_BSD, decision
 
 
-_composed_with_logits = jax.jit(_pass_with_logits, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
+def _composed_with_logits(*inputs: Any) -> tuple[jax.Array, Decision]:
+    trunk, hidden_BSD, decision = _pass(*inputs)
+    return trunk.head(hidden_BSD), decision
 
 
 @partial(jax.jit, static_argnums=0)
 def _composed(*inputs: Any) -> Decision:
-    return _pass_with_logits(*inputs)[1]
+    return _pass(*inputs)[2]

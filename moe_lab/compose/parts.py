@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -27,10 +28,12 @@ from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.kinds import find_kind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.lab import Lab
+from moe_lab.nn.decoder import Trunk
+from moe_lab.nn.layout import ONE_DEVICE, Layout
 from moe_lab.nn.pool import Blocks
+from moe_lab.nn.precision import FLOAT32, Precision, cast_params
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Trunk
-from moe_lab.parallel.mesh import trunk_to_mesh
+from moe_lab.parallel.mesh import MeshLayout, trunk_to_mesh
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
 from moe_lab.routing.router import Router
@@ -42,6 +45,7 @@ class LoadedTrunk:
     """A published trunk in memory, split into what compiles and what flows.
 
     Attributes:
+        graph: for a computation on the default device; see `graph_on`.
         sharded: on a mesh each device holds a part of it instead of the whole.
     """
 
@@ -51,6 +55,11 @@ class LoadedTrunk:
     graph: nnx.GraphDef
     state: nnx.State
     sharded: bool = False
+    precision: Precision = FLOAT32
+
+    def graph_on(self, mesh: Mesh | None) -> nnx.GraphDef:
+        """Its structure for a computation on these devices."""
+        return trunk_graph(self.spec, self.precision, mesh)
 
     def on(self, mesh: Mesh | None) -> nnx.State:
         """Its parameters where a computation on these devices needs them."""
@@ -111,9 +120,17 @@ class PublishedModule:
         }
 
 
-def abstract_trunk(spec: TrunkSpec) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_trunk(
+    spec: TrunkSpec, precision: Precision = FLOAT32, layout: Layout = ONE_DEVICE
+) -> tuple[nnx.GraphDef, nnx.State]:
     """The structure and the shapes of a trunk, without its numbers."""
-    return nnx.split(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0), precision=precision, layout=layout)))
+
+
+@functools.cache
+def trunk_graph(spec: TrunkSpec, precision: Precision, mesh: Mesh | None) -> nnx.GraphDef:
+    """The structure alone, for a computation on these devices."""
+    return abstract_trunk(spec, precision, ONE_DEVICE if mesh is None else MeshLayout(mesh=mesh))[0]
 
 
 def state_tensors(state: nnx.State) -> dict[str, np.ndarray]:
@@ -144,15 +161,19 @@ def _tensors(registry: Registry, manifest: Manifest, part: LockedPart) -> dict[s
         raise type(error)(f"{part.ref}: {error}") from error
 
 
-def load_trunk(registry: Registry, part: LockedPart, sharded: bool = False) -> LoadedTrunk:
-    """Reads a trunk from the registry, every byte checked."""
+def load_trunk(
+    registry: Registry, part: LockedPart, sharded: bool = False, precision: Precision = FLOAT32
+) -> LoadedTrunk:
+    """Reads a trunk from the registry, every byte checked, and keeps it as the precision says."""
     manifest = registry.manifest(part.digest)
     trunk = TrunkArtifact.of(manifest, part.ref)
     tensors = _tensors(registry, manifest, part)
     tokenizer = _tokenizer(trunk.tokenizer, tensors.pop(TOKENIZER_TENSOR, None))
-    graph, abstract = abstract_trunk(trunk.spec)
-    state = state_from_tensors(abstract, tensors, part.ref)
-    return LoadedTrunk(part=part, spec=trunk.spec, tokenizer=tokenizer, graph=graph, state=state, sharded=sharded)
+    graph, abstract = abstract_trunk(trunk.spec, precision)
+    state = cast_params(state_from_tensors(abstract, tensors, part.ref), precision)
+    return LoadedTrunk(
+        part=part, spec=trunk.spec, tokenizer=tokenizer, graph=graph, state=state, sharded=sharded, precision=precision
+    )
 
 
 def _tokenizer(spec: TokenizerSpec, definition: np.ndarray | None) -> Tokenizer:

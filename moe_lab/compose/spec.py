@@ -8,6 +8,7 @@ from pydantic import Field
 
 from moe_lab.config.spec import Spec
 from moe_lab.nn.backends import COMPOSABLE
+from moe_lab.nn.spec import PrecisionName
 
 if TYPE_CHECKING:
     BackendName = str
@@ -24,6 +25,7 @@ class CompositionSpec(Spec):
         router: a published router (`owner/name[@version]`), or an untrained one (`{type: fixed, candidate: ...}`).
         price: nats per token that running the dearest candidate must save; 0 buys all that helps.
         backend: how the routed layers are computed: `auto`, or a backend that drops nothing (`moe_lab.nn.backends`).
+        precision: in which dtype the trunk lies and everything is computed; `auto` is bfloat16 on accelerators.
     """
 
     kind: Literal["composition"]
@@ -33,3 +35,4 @@ class CompositionSpec(Spec):
     router: str | dict[str, Any]
     price: Annotated[float, Field(ge=0)] = 0.0
     backend: BackendName = "auto"
+    precision: PrecisionName = "float32"

@@ -11,6 +11,7 @@ Shape letters: T tokens, K choices per token, N blocks, D model width, B units p
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
+    from moe_lab.nn.decoder import RunLayer
+    from moe_lab.nn.expert_ffn import LayerOutput
     from moe_lab.nn.pool import Pool, Routing
-    from moe_lab.nn.trunk import RunLayer
 
 
 class Cost(NamedTuple):
@@ -88,8 +90,6 @@ class ExpertKind(abc.ABC):
         Raises:
             Refused: the backend is not one of this kind's.
         """
-        from moe_lab.experts.layer import KindLayer
-
         if backend != "auto":
             raise Refused(f'backend "{backend}" does not run experts of kind {self.name}; leave it at auto')
         return KindLayer(self)
@@ -107,3 +107,18 @@ class ExpertKind(abc.ABC):
         """Blocks of a layer by the shapes of its parts; 0 if they have none."""
         first = shapes[self.parts[0]]
         return first[0] if first else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class KindLayer:
+    """A routed layer on one device that runs what the kind itself computes; nothing is left out."""
+
+    kind: ExpertKind
+
+    def __call__(self, h_TD: jax.Array, pool: Pool, routing: Routing, *, activation: str) -> LayerOutput:
+        """Runs one layer."""
+        import jax.numpy as jnp
+
+        from moe_lab.nn.expert_ffn import LayerOutput
+
+        return LayerOutput(self.kind.run(h_TD, pool, routing, activation=activation), jnp.zeros((), jnp.int32))

@@ -21,7 +21,6 @@ from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.shrink import LayerStatistics
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.jobs.objectives import alone
-from moe_lab.nn.trunk import token_losses
 
 BatchLosses = Callable[[Batch], jax.Array]
 
@@ -41,8 +40,9 @@ def bits_per_byte(losses: BatchLosses, batches: Iterable[Batch]) -> float:
 
 @partial(jax.jit, static_argnums=0)
 def _trunk_losses(graph: nnx.GraphDef, state: nnx.State, batch: Any) -> jax.Array:
-    logits = nnx.merge(graph, state)(batch.tokens, batch.segment_ids, batch.positions)
-    return token_losses(logits, batch.targets)
+    trunk = nnx.merge(graph, state)
+    output = trunk.forward(batch.tokens, batch.segment_ids, batch.positions)
+    return trunk.losses(output.hidden_BSD, batch.targets)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -51,8 +51,9 @@ def _module_losses(
 ) -> jax.Array:
     rows, sequence = batch.tokens.shape
     experts = alone(weights, kind, jnp.broadcast_to(blocks, (rows,)), sequence)
-    logits = nnx.merge(graph, state)(batch.tokens, batch.segment_ids, batch.positions, experts)
-    return token_losses(logits, batch.targets)
+    trunk = nnx.merge(graph, state)
+    output = trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts)
+    return trunk.losses(output.hidden_BSD, batch.targets)
 
 
 def trunk_losses(graph: nnx.GraphDef, state: nnx.State) -> BatchLosses:
@@ -71,12 +72,11 @@ def _activation_sums(
 ) -> dict[int, tuple[jax.Array, jax.Array]]:
     rows, sequence = batch.tokens.shape
     full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in weights.values()), jnp.int32)
-    taps: dict[int, jax.Array] = {}
-    experts = alone(weights, kind, full_B, sequence)._replace(taps=taps)
-    nnx.merge(graph, state)(batch.tokens, batch.segment_ids, batch.positions, experts)
+    experts = alone(weights, kind, full_B, sequence)._replace(keep_inputs=True)
+    output = nnx.merge(graph, state).forward(batch.tokens, batch.segment_ids, batch.positions, experts)
     mask_T1 = batch.loss_mask.reshape(-1, 1)
     sums = {}
-    for layer, h_TD in taps.items():
+    for layer, h_TD in output.side.inputs.items():
         a_TF = kind.activations(h_TD, weights[layer], activation) * mask_T1
         sums[layer] = (jnp.abs(a_TF).sum(0), jnp.square(a_TF).sum(0))
     return sums

@@ -39,7 +39,7 @@ def layer_widths(spec: ModuleSpec, interface: Interface) -> dict[int, int]:
 
 def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidate:
     """Trains the module, or returns what an identical run made before."""
-    trunk = workspace.trunk(workspace.pin_trunk(spec.trunk))
+    trunk = workspace.trunk(workspace.pin_trunk(spec.trunk), spec.precision)
     kind, interface = find_kind(spec.expert_kind), trunk.interface.of_kind(spec.expert_kind)
     widths = layer_widths(spec, interface)
     require_ladder(spec.ladder, spec.widest, trunk.spec.block, spec.name)

@@ -17,14 +17,15 @@ from jax.sharding import Mesh
 
 from moe_lab.compose.build import routed_layers_on
 from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
-from moe_lab.compose.parts import LoadedTrunk
+from moe_lab.compose.parts import LoadedTrunk, trunk_graph
 from moe_lab.data import Batch, TrainBatches
 from moe_lab.experts.interface import blocks_of
 from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.weights import ExpertWeights
+from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.pool import Routing, make_pool
+from moe_lab.nn.precision import FLOAT32, Precision
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Trunk, token_losses
 from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh, trunk_to_mesh
 from moe_lab.parallel.pool import block_spec, cut_evenly
 from moe_lab.routing.joining import Seam
@@ -68,17 +69,19 @@ class TrunkObjective(LanguageObjective):
         units_per_step: int,
         mesh: Mesh | None = None,
         sharded: bool = False,
+        precision: Precision = FLOAT32,
     ):
         super().__init__(batches, units_per_step, mesh)
         self._spec, self._sharded = spec, sharded
-        self.graph = nnx.graphdef(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0))))
+        self.graph = trunk_graph(spec, precision, mesh)
 
     def init(self, key: jax.Array) -> nnx.State:
         return trunk_to_mesh(nnx.state(Trunk(self._spec, rngs=nnx.Rngs(params=key))), self._mesh, self._sharded)
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits = nnx.merge(self.graph, params)(batch.tokens, batch.segment_ids, batch.positions)
-        return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
+        trunk = nnx.merge(self.graph, params)
+        output = trunk.forward(batch.tokens, batch.segment_ids, batch.positions)
+        return mean_loss(trunk.losses(output.hidden_BSD, batch.targets), batch.loss_mask), {}
 
 
 def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, widest_share: float) -> jax.Array:
@@ -132,17 +135,16 @@ class ModuleObjective(LanguageObjective):
             return weights
         return {layer: to_mesh(blocks, self._mesh, block_spec(blocks, self._mesh)) for layer, blocks in weights.items()}
 
-    def logits(self, params: ExpertWeights, frozen: Any, batch: Any, key: jax.Array) -> jax.Array:
-        """The trunk with the module at a drawn width per row."""
-        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
-        rows, sequence = batch.tokens.shape
-        width_B = nested_widths(key, rows, self._ladder, self._trunk.spec.block, self._widest_share)
-        experts = alone(params, self._kind, width_B, sequence, self._mesh)
-        return trunk(batch.tokens, batch.segment_ids, batch.positions, experts)
+    def hidden(self, trunk: Trunk, params: ExpertWeights, batch: Any, key: jax.Array) -> jax.Array:
+        """The hidden states of the trunk with the module at a drawn width per row."""
+        width_B = nested_widths(key, len(batch.tokens), self._ladder, self._trunk.spec.block, self._widest_share)
+        experts = alone(params, self._kind, width_B, batch.tokens.shape[1], self._mesh)
+        return trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts).hidden_BSD
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits = self.logits(params, frozen, batch, key)
-        return mean_loss(token_losses(logits, batch.targets), batch.loss_mask), {}
+        trunk = nnx.merge(self._trunk.graph_on(self._mesh), frozen["trunk"])
+        hidden_BSD = self.hidden(trunk, params, batch, key)
+        return mean_loss(trunk.losses(hidden_BSD, batch.targets), batch.loss_mask), {}
 
 
 DistilLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
@@ -158,8 +160,8 @@ class DistilObjective(ModuleObjective):
         self.frozen = {**self.frozen, "teacher": self._spread(teacher)}
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        student = self.logits(params, frozen, batch, key)
-        trunk = nnx.merge(self._trunk.graph, frozen["trunk"])
+        trunk = nnx.merge(self._trunk.graph_on(self._mesh), frozen["trunk"])
+        student = trunk.head(self.hidden(trunk, params, batch, key))
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
         experts = alone(frozen["teacher"], self._kind, full_B, sequence, self._mesh)
@@ -302,9 +304,9 @@ class RouterLanguageObjective(LanguageObjective):
         return everywhere(self._state, self._model.mesh)
 
     def loss(self, params: Any, frozen: ModelArrays, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        trunk = nnx.merge(self._model.trunk.graph, frozen.trunk)
+        trunk = nnx.merge(self._model.trunk_graph, frozen.trunk)
         router = nnx.merge(self._graph, params)
-        hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions)
+        hidden_BSD = trunk.enter(batch.tokens, batch.segment_ids, batch.positions).hidden_BSD
         features = Features(
             hidden_BSD=normalised(hidden_BSD),
             tokens_BS=batch.tokens,
@@ -313,9 +315,9 @@ class RouterLanguageObjective(LanguageObjective):
             price=jnp.float32(0),
         )
         parts = (batch.tokens, batch.targets, batch.segment_ids, batch.positions)
-        logits, _, _, left_out = compose_pass(
+        made = compose_pass(
             trunk, router, frozen, parts, features, hidden_BSD, jnp.int32(UNCAPPED), self._model.run_layer
         )
         auxiliary, metrics = router.auxiliary_loss(features)
-        language = mean_loss(token_losses(logits, batch.targets), batch.loss_mask)
-        return language + auxiliary, {"language_loss": language, "left_out": left_out, **metrics}
+        language = mean_loss(trunk.losses(made.hidden_BSD, batch.targets), batch.loss_mask)
+        return language + auxiliary, {"language_loss": language, "left_out": made.left_out, **metrics}

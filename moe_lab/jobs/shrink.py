@@ -31,7 +31,7 @@ def make_strategy(lab: Lab, choice: Choice) -> ShrinkStrategy:
 def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate:
     """Makes the child, or returns what an identical run made before."""
     teacher = find_module(workspace.registry, pin(workspace.registry, spec.teacher, "module"))
-    trunk = workspace.trunk(pin_parent(teacher.artifact.trunk))
+    trunk = workspace.trunk(pin_parent(teacher.artifact.trunk), spec.precision)
     strategy = make_strategy(workspace.lab, spec.strategy)
     _require_smaller(spec, teacher)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)

@@ -10,7 +10,7 @@ from moe_lab.config.spec import Spec
 from moe_lab.data.spec import ByteTokenizerSpec, DataRef, DataShare, TokenizerSpec
 from moe_lab.errors import LabError
 from moe_lab.experts.kinds import DEFAULT, KINDS
-from moe_lab.nn.spec import TrunkSpec
+from moe_lab.nn.spec import PrecisionName, TrunkSpec
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.registry import ArtifactRef
 from moe_lab.training.spec import TrainSpec
@@ -34,6 +34,9 @@ def _owner_and_name(text: str) -> str:
 ArtifactName = Annotated[str, AfterValidator(_owner_and_name)]
 """`owner/name`: the version is given at publishing, the next free integer."""
 
+Computed = Annotated[PrecisionName, Field(exclude_if=lambda name: name == "float32")]
+"""See `moe_lab.nn.precision`; written only where it says something, so that earlier runs keep their fingerprints."""
+
 Choice = dict[str, Any]
 """`type:` names a contributed class; the other keys are that class's own config."""
 
@@ -47,7 +50,7 @@ class Published(Spec):
 
 
 class TrunkRun(Published):
-    """Trains a trunk on a mixture of domains and publishes it."""
+    """Trains a trunk on a mixture of domains and publishes it, in float32 whatever it is computed in."""
 
     kind: Literal["trunk"]
     trunk: TrunkSpec
@@ -55,6 +58,7 @@ class TrunkRun(Published):
     data: tuple[DataShare, ...] = Field(min_length=1)
     train: TrainSpec
     heldout_rows: PositiveInt = 16
+    precision: Computed = "float32"
 
 
 class ModuleSpec(Published):
@@ -65,6 +69,7 @@ class ModuleSpec(Published):
         width: hidden units, one number for all routed layers or one per layer (`{2: 512, 3: 256}`).
         ladder: the widths it learns to be cut to, rising, the last one its full width.
         widest_share: share of the training rows that run the full width; the rest spread over the narrower rungs.
+        precision: what the frozen trunk lies in and what is computed in; the module itself is float32.
         heldout_rows: rows of held-out text on which the claims are measured.
         claim_tolerance: how far a claim may be from its re-measurement, relative.
         expert_kind: what it adds to each routed layer, one of `moe_lab.experts.kinds`.
@@ -78,6 +83,7 @@ class ModuleSpec(Published):
     train: TrainSpec
     widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     heldout_rows: PositiveInt = 16
+    precision: Computed = "float32"
     claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
     expert_kind: KindName = Field(default=DEFAULT, exclude_if=lambda value: value == DEFAULT)
 
@@ -106,6 +112,7 @@ class DistillRun(Published):
     widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     calibration_rows: PositiveInt = 16
     heldout_rows: PositiveInt = 16
+    precision: Computed = "float32"
     claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
 
 

@@ -20,6 +20,7 @@ from moe_lab.evaluation.spec import MeasuredText
 from moe_lab.jobs.outcome_table import measuring_batches
 from moe_lab.jobs.outcomes import composed_corpora
 from moe_lab.jobs.workspace import Workspace
+from moe_lab.nn.decoder import RunLayer
 from moe_lab.nn.expert_ffn import choose_backend
 from moe_lab.nn.pool import Pool, Routing
 from moe_lab.routing.router import normalised

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from moe_lab.artifacts.trunk import TOKENIZER_TENSOR, TrunkArtifact
-from moe_lab.compose.parts import state_tensors
+from moe_lab.compose.parts import state_tensors, trunk_graph
 from moe_lab.data import TrainBatches, load_tokenizer
 from moe_lab.data.tokenizers import HFTokenizer
 from moe_lab.errors import LabError
@@ -18,6 +18,7 @@ from moe_lab.jobs.measure import trunk_losses
 from moe_lab.jobs.objectives import TrunkObjective, fetched
 from moe_lab.jobs.spec import TrunkRun
 from moe_lab.jobs.workspace import Workspace, data_inputs
+from moe_lab.nn.precision import choose_precision
 from moe_lab.training import fit
 
 
@@ -38,11 +39,10 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
         batches = TrainBatches(
             corpora, [share.weight for share in spec.data], train.batch_size, train.seq_len, train.seed
         )
-        objective = TrunkObjective(
-            spec.trunk, batches, train.batch_size * train.seq_len, workspace.mesh, workspace.shard_trunk
-        )
+        units, precision = train.batch_size * train.seq_len, choose_precision(spec.precision)
+        objective = TrunkObjective(spec.trunk, batches, units, workspace.mesh, workspace.shard_trunk, precision)
         params = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
-        losses = trunk_losses(objective.graph, params)
+        losses = trunk_losses(trunk_graph(spec.trunk, precision, None), params)
         claims = [claim(corpus, losses, rows=spec.heldout_rows, seq_len=train.seq_len, width=0) for corpus in corpora]
         tensors = state_tensors(params)
         if isinstance(tokenizer, HFTokenizer):

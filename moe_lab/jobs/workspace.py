@@ -22,6 +22,8 @@ from moe_lab.data.spec import DataRef, DataSpec
 from moe_lab.errors import LabError, NotFound
 from moe_lab.jobs.spec import Choice, ModuleSpec, Published
 from moe_lab.lab import Lab
+from moe_lab.nn.precision import Precision, choose_precision
+from moe_lab.nn.spec import PrecisionName
 from moe_lab.parallel.spec import Transport
 from moe_lab.registry import Registry
 from moe_lab.training import Progress, Run, SilentProgress, open_run
@@ -53,7 +55,7 @@ class Workspace:
 
     def __post_init__(self) -> None:
         self._corpora: dict[tuple[str, str], Corpus] = {}
-        self._trunks: dict[str, LoadedTrunk] = {}
+        self._trunks: dict[tuple[str, Precision], LoadedTrunk] = {}
 
     @cached_property
     def registry(self) -> Registry:
@@ -96,11 +98,12 @@ class Workspace:
                 raise LabError(f'domain "{name}" is listed twice; list each domain once')
         return corpora
 
-    def trunk(self, part: LockedPart) -> LoadedTrunk:
+    def trunk(self, part: LockedPart, precision: PrecisionName = "float32") -> LoadedTrunk:
         """A published trunk."""
-        if part.digest not in self._trunks:
-            self._trunks[part.digest] = load_trunk(self.registry, part, sharded=self.shard_trunk)
-        return self._trunks[part.digest]
+        key = part.digest, choose_precision(precision)
+        if key not in self._trunks:
+            self._trunks[key] = load_trunk(self.registry, part, sharded=self.shard_trunk, precision=key[1])
+        return self._trunks[key]
 
     def pin_trunk(self, ref: str) -> LockedPart:
         """The trunk that a name means now."""

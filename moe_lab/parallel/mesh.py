@@ -6,6 +6,7 @@ over all devices, and the routed layer brings those of one `expert` row together
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moe_lab.errors import LabError
+from moe_lab.nn.layout import Layout, T
 from moe_lab.parallel.spec import MeshSpec
 
 DATA, EXPERT = "data", "expert"
@@ -79,6 +81,24 @@ def trunk_to_mesh(state: Any, mesh: Mesh | None, sharded: bool) -> Any:
     if mesh is None or not sharded:
         return everywhere(state, mesh)
     return jax.tree.map(lambda leaf: to_mesh(leaf, mesh, longest_axis(leaf.shape, mesh.devices.size)), state)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshLayout(Layout):
+    """Tokens over all devices of a mesh; parameters gathered where they are multiplied, whatever they lie on."""
+
+    mesh: Mesh = dataclasses.field(kw_only=True)
+
+    @property
+    def devices(self) -> int:
+        return int(self.mesh.devices.size)
+
+    def gather(self, params: T) -> T:
+        where = NamedSharding(self.mesh, EVERYWHERE)
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, where), params)
+
+    def spread(self, x_BSD: T) -> T:
+        return jax.lax.with_sharding_constraint(x_BSD, NamedSharding(self.mesh, TOKENS))
 
 
 def to_host(tree: Any) -> Any:

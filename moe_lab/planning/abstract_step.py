@@ -1,6 +1,6 @@
 """One step of a composed model over a mesh, as shapes only: what the compiler needs and no weights.
 
-The layers are the project's own. Layers that are alike are stacked and scanned, so each kind compiles once.
+The forward pass is `Trunk`'s own. Layers that are alike are stacked and scanned, so each kind compiles once.
 
 Shape letters: B batch, S sequence, T = B * S tokens, D model width, V vocabulary, E modules, R rungs, K choices,
 P devices of the `expert` axis, L layers of one stack.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -20,17 +19,16 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moe_lab.nn.layers import RMSNorm
+from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.pool import Blocks, Routing
+from moe_lab.nn.precision import PRECISIONS
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Layer, token_losses
+from moe_lab.nn.stack import stack_trunk
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import BLOCKS, EVERYWHERE, TOKENS, longest_axis
+from moe_lab.parallel.mesh import BLOCKS, EVERYWHERE, TOKENS, MeshLayout, longest_axis
 from moe_lab.parallel.placement import Placement
 from moe_lab.parallel.pool import Holdings, PlacedPool, room_for
-from moe_lab.planning.compiled import LOOP
-
-LONGEST_UNIT = 8  # layers after which a pattern of layers may repeat
+from moe_lab.routing.router import normalised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +42,10 @@ class StepShape:
         top_k: choices per token.
         rows: sequences in the batch, over all devices.
         seq_len: tokens of a sequence.
-        train: gradients and Adam for the modules, in float32, with every layer recomputed; the trunk stays frozen.
+        train: gradients and Adam for the modules, in float32; the trunk stays frozen.
         dtype: of activations and of all weights that are not trained.
         trunk_sharding: `replicated`, or `sharded` over all devices and gathered layer by layer.
+        recompute: makes every layer again for its gradient.
     """
 
     trunk: TrunkSpec
@@ -58,6 +57,7 @@ class StepShape:
     train: bool
     dtype: Literal["bfloat16", "float32"]
     trunk_sharding: Literal["replicated", "sharded"]
+    recompute: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,23 +83,6 @@ def bytes_per_device(array: jax.ShapeDtypeStruct) -> int:
     return int(np.prod(array.sharding.shard_shape(array.shape), dtype=np.int64)) * array.dtype.itemsize
 
 
-def stacks(kinds: Sequence[Any]) -> list[tuple[int, int, int]]:
-    """Cuts layers into repeats of short patterns: (first layer, layers of the pattern, repeats)."""
-    found, first = [], 0
-    while first < len(kinds):
-        best = (1, 1)
-        for unit in range(1, min(LONGEST_UNIT, len(kinds) - first) + 1):
-            repeats = 1
-            while kinds[first : first + unit] == kinds[first + repeats * unit : first + (repeats + 1) * unit]:
-                repeats += 1
-            # A longer pattern must cover more layers to be worth compiling.
-            if repeats > 1 and unit * repeats > best[0] * best[1]:
-                best = (unit, repeats)
-        found.append((first, *best))
-        first += best[0] * best[1]
-    return found
-
-
 class Builder:
     """Shapes with their shardings on one mesh."""
 
@@ -112,34 +95,32 @@ class Builder:
         """A `ShapeDtypeStruct`; untyped, because it stands where arrays will be."""
         return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=NamedSharding(self.mesh, spec))
 
-    def weight(self, leaf: Any, repeats: int | None = None) -> jax.ShapeDtypeStruct:
-        """A trunk parameter, or `repeats` of them in a stack."""
-        shape = leaf.shape if repeats is None else (repeats, *leaf.shape)
+    def weight(self, leaf: Any, stacked: bool) -> jax.ShapeDtypeStruct:
+        """A trunk parameter, or one of each turn of a stack."""
         sharded = self.shape.trunk_sharding == "sharded"
-        spec = longest_axis(shape, self.mesh.devices.size, repeats is not None) if sharded else EVERYWHERE
-        return self.array(shape, self.dtype, spec)
+        spec = longest_axis(leaf.shape, self.mesh.devices.size, stacked) if sharded else EVERYWHERE
+        return self.array(leaf.shape, self.dtype, spec)
 
-    def layer(self, index: int, repeats: int) -> tuple[nnx.GraphDef, Any]:
-        graph, state = nnx.split(nnx.eval_shape(lambda: Layer(self.shape.trunk, index, rngs=nnx.Rngs(0))))
-        return graph, jax.tree.map(partial(self.weight, repeats=repeats), state)
-
-    def blocks(self, placement: Placement, repeats: int | None = None) -> Blocks:
-        """The slots of all devices, of one layer or of a stack."""
+    def blocks(self, placement: Placement, repeats: int = 1) -> Blocks:
+        """The slots of all devices, of one layer or of each turn of a stack."""
         slots = placement.devices * room_for(placement).slots
         d, b = self.shape.trunk.d_model, self.shape.trunk.block
-        stack = () if repeats is None else (repeats,)
-        spec = BLOCKS if repeats is None else PartitionSpec(None, *BLOCKS)
         shapes = ((slots, d, b), (slots, d, b), (slots, b, d))
-        return Blocks(*(self.array((*stack, *shape), self.pool_dtype, spec) for shape in shapes))
+        return Blocks(*(self._stacked(repeats, shape, self.pool_dtype, BLOCKS) for shape in shapes))
 
-    def tables(self, placement: Placement) -> PlacedPool:
-        """A pool's tables; its blocks travel apart, because they are stacked or trained."""
+    def _stacked(self, repeats: int, shape: Sequence[int], dtype: Any, spec: PartitionSpec) -> Any:
+        if repeats == 1:
+            return self.array(shape, dtype, spec)
+        return self.array((repeats, *shape), dtype, PartitionSpec(None, *spec))
+
+    def tables(self, placement: Placement, repeats: int = 1) -> PlacedPool:
+        """A pool's tables; its blocks travel apart, because they may be trained."""
         room, devices = room_for(placement), placement.devices
 
         def table(spec: PartitionSpec, *shape: int) -> Any:
-            return self.array(shape, jnp.int32, spec)
+            return self._stacked(repeats, shape, jnp.int32, spec)
 
-        nothing = self.array((), self.dtype, EVERYWHERE)
+        nothing = self._stacked(repeats, (), self.dtype, EVERYWHERE)
         return PlacedPool(
             blocks=Blocks(nothing, nothing, nothing),
             holdings=Holdings(*(table(BLOCKS, devices, room.modules) for _ in Holdings._fields)),
@@ -160,110 +141,64 @@ class Builder:
         return jax.tree.map(place, jax.eval_shape(optimizer.init, pools))
 
 
-def route(x_BSD: jax.Array, router: Mapping[str, jax.Array], norm: RMSNorm, top_k: int) -> Routing:
+def route(x_BSD: jax.Array, router: Mapping[str, jax.Array], top_k: int) -> Routing:
     """A linear router in float32: modules by their logits, then a rung of the ladder for each choice."""
-    h_TD = norm(x_BSD).reshape(-1, x_BSD.shape[-1]).astype(jnp.float32)
-    logit_TK, expert_TK = jax.lax.top_k(h_TD @ router["module_DE"], top_k)
-    rung_T = jnp.argmax(h_TD @ router["rung_DR"], axis=-1)
-    return Routing(expert_TK, router["rungs_ER"][expert_TK, rung_T[:, None]], jax.nn.softmax(logit_TK))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stack:
-    """Layers that repeat: `graphs` is one turn of the pattern, which runs `repeats` times."""
-
-    first: int
-    repeats: int
-    graphs: tuple[nnx.GraphDef, ...]
+    h_BSD = normalised(x_BSD)
+    logit_BSK, expert_BSK = jax.lax.top_k(h_BSD @ router["module_DE"], top_k)
+    rung_BS = jnp.argmax(h_BSD @ router["rung_DR"], axis=-1)
+    return Routing(expert_BSK, router["rungs_ER"][expert_BSK, rung_BS[..., None]], jax.nn.softmax(logit_BSK))
 
 
 class _Model:
-    """The model as a function of its arguments, which it makes the shapes of."""
+    """The composed model by shapes: the trunk that trains and evaluates, stacked, over placed pools."""
 
     def __init__(self, shape: StepShape, run: ShardedLayer):
-        self.shape, self.run, self.make = shape, run, Builder(shape, run.mesh)
-        spec = shape.trunk
-        self.norm, self.norm_state = nnx.split(nnx.eval_shape(lambda: RMSNorm(spec.d_model, spec.rms_norm_eps)))
-        self.stacks: list[_Stack] = []
-        self.layers: list[list[Any]] = []  # stack, place in the pattern
-        self.pools: list[dict[int, Blocks]] = []  # stack, place in the pattern if it is routed
-        self.tables: list[dict[int, PlacedPool]] = []
-        for first, unit, repeats in stacks(layer_kinds(spec, shape.placements)):
-            built = [self.make.layer(index, repeats) for index in range(first, first + unit)]
-            placed = {j: shape.placements[first + j] for j in range(unit) if first + j in shape.placements}
-            self.stacks.append(_Stack(first, repeats, tuple(graph for graph, _ in built)))
-            self.layers.append([state for _, state in built])
-            self.pools.append({j: self.make.blocks(placement, repeats) for j, placement in placed.items()})
-            self.tables.append({j: self.make.tables(placement) for j, placement in placed.items()})
+        self.shape, self.run = shape, run
+        self.make = Builder(shape, run.mesh)
+        self.stacks = stack_trunk(shape.trunk, shape.placements)
+        self.graph, state = nnx.split(nnx.eval_shape(self._trunk))
+        turns = enumerate(stack.repeats for stack in self.stacks for _ in range(stack.unit))
+        stacked = {("layers", place) for place, repeats in turns if repeats > 1}
+        leaves = (self.make.weight(leaf, path[:2] in stacked) for path, leaf in nnx.to_flat_state(state))
+        self.trunk = jax.tree.unflatten(jax.tree.structure(state), leaves)
+        placed = {
+            stack.first + j: (shape.placements[stack.first + j], stack.repeats)
+            for stack in self.stacks
+            for j in range(stack.unit)
+            if stack.first + j in shape.placements
+        }
+        self.pools = {layer: self.make.blocks(*where) for layer, where in placed.items()}
+        self.tables = {layer: self.make.tables(*where) for layer, where in placed.items()}
+
+    def _trunk(self) -> Trunk:
+        shape = self.shape
+        layout = MeshLayout(mesh=self.run.mesh, recompute=shape.recompute)
+        precision = PRECISIONS[shape.dtype]
+        return Trunk(shape.trunk, rngs=nnx.Rngs(0), precision=precision, stacks=self.stacks, layout=layout)
 
     def arguments(self) -> dict[str, Any]:
         """Shapes of everything the loss depends on."""
-        spec, make = self.shape.trunk, self.make
-        vocabulary = jax.ShapeDtypeStruct((spec.vocab_size, spec.d_model), make.dtype)
-        trunk = {
-            "layers": self.layers,
-            "embedding": make.weight(vocabulary),
-            "norm": jax.tree.map(make.weight, self.norm_state),
-        }
-        if not spec.tie_embeddings:
-            trunk["unembedding"] = make.weight(vocabulary)
+        make, d_model = self.make, self.shape.trunk.d_model
         modules, rungs = np.shape(self.shape.rungs_ER)
         router = {
-            "module_DE": make.array((spec.d_model, modules), jnp.float32, EVERYWHERE),
-            "rung_DR": make.array((spec.d_model, rungs), jnp.float32, EVERYWHERE),
+            "module_DE": make.array((d_model, modules), jnp.float32, EVERYWHERE),
+            "rung_DR": make.array((d_model, rungs), jnp.float32, EVERYWHERE),
             "rungs_ER": make.array((modules, rungs), jnp.int32, EVERYWHERE),
         }
         tokens = make.array((self.shape.rows, self.shape.seq_len), jnp.int32, TOKENS)
-        return {"pools": self.pools, "trunk": trunk, "tables": self.tables, "router": router, "tokens": tokens}
-
-    def _whole(self, tree: Any) -> Any:
-        """Weights gathered on every device."""
-        everywhere = NamedSharding(self.run.mesh, EVERYWHERE)
-        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, everywhere), tree)
-
-    def _by_token(self, x_BSD: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x_BSD, NamedSharding(self.run.mesh, TOKENS))
-
-    def _turn(self, stack: _Stack, tables: Mapping[int, PlacedPool], carry: Any, stacked: Any) -> tuple[Any, None]:
-        """One turn of a pattern of layers: the body of a scan."""
-        (x_BSD, missing, routing), (states, blocks) = carry, stacked
-        positions_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1], dtype=jnp.int32), x_BSD.shape[:2])
-        for j, graph in enumerate(stack.graphs):
-            experts = None
-            left_out: dict[int, jax.Array] = {}
-            if j in tables:
-                pool = dataclasses.replace(tables[j], blocks=blocks[j])
-                experts = Experts(pools={j: pool}, routing=routing, run=self.run, left_out=left_out)
-            layer = nnx.merge(graph, self._whole(states[j]))
-            x_BSD = self._by_token(layer(x_BSD, jnp.zeros_like(positions_BS), positions_BS, experts, j))
-            missing = missing + sum(left_out.values(), jnp.zeros((), jnp.int32))
-        return (x_BSD, missing, routing), None
+        return {"pools": self.pools, "trunk": self.trunk, "tables": self.tables, "router": router, "tokens": tokens}
 
     def loss(self, pools: Any, trunk: Any, tables: Any, router: Any, tokens: Any) -> tuple[jax.Array, jax.Array]:
-        """Mean loss, and the block rows that found no room. The first stack with a routed layer asks the router."""
-        embedding, norm = self._whole(trunk["embedding"]), nnx.merge(self.norm, self._whole(trunk["norm"]))
-        x_BSD, routing = self._by_token(embedding[tokens]), None
-        missing = jnp.zeros((), jnp.int32)
-        for index, stack in enumerate(self.stacks):
-            if tables[index] and routing is None:
-                routing = route(x_BSD, router, norm, self.shape.top_k)
-            turn = partial(self._turn, stack, tables[index])
-            with jax.named_scope(LOOP.format(first=stack.first, times=stack.repeats)):
-                (x_BSD, missing, routing), _ = jax.lax.scan(
-                    jax.checkpoint(turn) if self.shape.train else turn,
-                    (x_BSD, missing, routing),
-                    (trunk["layers"][index], pools[index]),
-                    length=stack.repeats,
-                )
-        head = self._whole(trunk.get("unembedding", trunk["embedding"]))
-        logits_BSV = (norm(x_BSD) @ head.T).astype(jnp.float32)
-        return token_losses(logits_BSV[:, :-1], tokens[:, 1:]).mean(), missing
-
-
-def layer_kinds(trunk: TrunkSpec, placements: Mapping[int, Placement]) -> list[Any]:
-    """Something for each layer that is equal where layers are alike: a placement, or whether there is an own FFN."""
-    dense = (trunk.shared_ffn or index not in trunk.routed_layers for index in range(trunk.num_layers))
-    return [placements.get(index, has_ffn) for index, has_ffn in enumerate(dense)]
+        """Mean loss, and the block rows that found no room."""
+        model: Trunk = nnx.merge(self.graph, trunk)
+        positions_BS = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        where = jnp.ones_like(positions_BS), positions_BS
+        hidden_BSD = model.enter(tokens, *where).hidden_BSD
+        routing = route(hidden_BSD, router, self.shape.top_k)
+        placed = {layer: dataclasses.replace(tables[layer], blocks=blocks) for layer, blocks in pools.items()}
+        output = model.routed(hidden_BSD, *where, Experts(placed, routing, self.run))
+        losses_BS = model.losses(output.hidden_BSD, jnp.roll(tokens, -1, axis=1))
+        return losses_BS[:, :-1].mean(), output.side.left_out
 
 
 def build_step(shape: StepShape, run: ShardedLayer) -> AbstractStep:

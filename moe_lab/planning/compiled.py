@@ -15,12 +15,9 @@ from typing import Any
 from moe_lab.errors import Unavailable
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-LOOP = "layers{first}x{times}"
-"""Name of a scan over layers, so that its collectives can be counted once for each time it runs."""
-
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%\S+ = (.*?) (?:ragged-)?({'|'.join(COLLECTIVES)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([\d,]*)\]")
-_LOOP = re.compile(r"layers\d+x(\d+)\)*/while/body")
+_LOOP = re.compile(r"layers\d+x(\d+)\)*/while/body")  # `Stack.name`
 _NAME = re.compile(r'op_name="((?:[^"\\\\]|\\\\.)*)"')
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%[\w.-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")

@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 
+import jax
 import numpy as np
 
 from moe_lab.artifacts.module import ModuleArtifact, layer_blocks
 from moe_lab.artifacts.trunk import TrunkArtifact
 from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, require_learned
+from moe_lab.compose.parts import abstract_trunk
 from moe_lab.errors import LabError
 from moe_lab.experts.interface import blocks_of
 from moe_lab.experts.kinds import DEFAULT, find_kind
@@ -111,15 +113,11 @@ class PlannedModel:
         """All blocks of all layers, each stored once."""
         return self.block_bytes * sum(sum(self.blocks_E(layer)) for layer in self.trunk.routed_layers)
 
-    @property
+    @cached_property
     def trunk_bytes(self) -> int:
         """The whole trunk."""
-        spec = self.trunk
-        attention = 2 * spec.d_model * spec.attention_dim * (spec.num_heads + spec.kv_heads)
-        with_ffn = spec.num_layers if spec.shared_ffn else spec.num_layers - len(spec.routed_layers)
-        embeddings = spec.vocab_size * spec.d_model * (1 if spec.tie_embeddings else 2)
-        count = spec.num_layers * attention + with_ffn * 3 * spec.d_model * spec.ffn_width + embeddings
-        return count * (4 if self.settings.dtype == "float32" else 2)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_trunk(self.trunk)[1]))
+        return parameters * (4 if self.settings.dtype == "float32" else 2)
 
     def choose_mesh(self, topology: Topology) -> MeshSpec:
         """The mesh that was asked for, or the smallest `expert` axis from the usual one on at which the weights fit."""

@@ -23,9 +23,9 @@ from moe_lab.data import ByteTokenizer, ByteTokenizerSpec
 from moe_lab.experts.interface import Interface, declared_cost
 from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.lab import Lab, find_lab, init_lab
+from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.pool import to_blocks
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Trunk
 from moe_lab.registry import Registry
 from tests.nn.oracle import randomised
 

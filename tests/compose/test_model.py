@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,7 +17,7 @@ from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.model import ComposedModel, Decision
 from moe_lab.compose.parts import load_trunk
 from moe_lab.errors import LabError
-from moe_lab.nn.trunk import token_losses
+from moe_lab.nn.losses import token_losses
 from tests.compose.published import (
     ADDED,
     FIXED,
@@ -95,6 +96,20 @@ WITH_BACKENDS = [
 def test_a_backend_for_another_machine_is_refused(published: Published) -> None:
     with pytest.raises(LabError, match='backend "megablox" needs a tpu, and this is a cpu; use backend: auto'):
         published.model(published.lock("lab/gain", backend="megablox"))
+
+
+def test_a_composition_in_bfloat16_keeps_its_trunk_narrow_and_is_near_the_wide_one(
+    published: Published, batch: Tokens, bare_BS: np.ndarray
+) -> None:
+    lock = published.lock(FIXED, backend=QUICK).model_copy(update={"dtype": "bfloat16"})
+    model = published.model(lock)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.trunk.state)} == {jnp.dtype(jnp.bfloat16)}
+    arrays = model.arrays()
+    assert model.enter(arrays, batch).dtype == jnp.bfloat16
+    made = model.run(arrays, batch, model.enter(arrays, batch), available_E=model.available(MODULES))
+    assert made.loss_BS.dtype == jnp.float32
+    np.testing.assert_allclose(made.loss_BS, bare_BS, rtol=0.05)
+    assert 0 < np.abs(made.loss_BS - bare_BS).mean() < 0.03
 
 
 @pytest.mark.parametrize(("router", "backend"), WITH_BACKENDS)

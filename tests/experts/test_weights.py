@@ -20,10 +20,10 @@ from moe_lab.experts.weights import (
     init_expert,
     permute,
 )
+from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.pool import Blocks, Routing, from_blocks, make_pool, to_blocks
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Trunk
 from tests.nn.oracle import randomised
 
 pytestmark = pytest.mark.slow

@@ -24,8 +24,8 @@ from moe_lab.experts.interface import Interface, declared_cost
 from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.experts.weights import init_expert
 from moe_lab.lab import init_lab
+from moe_lab.nn.decoder import Trunk
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Trunk
 from moe_lab.registry import Registry
 from tests.registry.scenario import files
 

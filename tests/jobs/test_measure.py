@@ -14,6 +14,7 @@ from moe_lab.compose.lockfile import pin
 from moe_lab.compose.parts import LoadedTrunk, find_module, load_trunk
 from moe_lab.data import ByteTokenizer, Document, build_corpus, eval_batches
 from moe_lab.evaluation.outcomes import measure_outcomes
+from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.jobs.measure import bits_per_byte, layer_statistics, trunk_losses
 from moe_lab.jobs.objectives import nested_widths
@@ -76,9 +77,9 @@ def test_tokens_that_do_not_count_change_nothing_that_shrinking_ranks_by(
     assert padded.sum() > 80
     noise = np.random.default_rng(0).integers(0, 256, batch.tokens.shape).astype(np.int32)
     dirty = batch._replace(tokens=np.where(batch.segment_ids == 0, noise, batch.tokens))
-    clean, other = (layer_statistics(trunk, module, [some]) for some in (batch, dirty))
+    clean, other = (layer_statistics(trunk, module, find_kind(DEFAULT), [some]) for some in (batch, dirty))
     [whole] = eval_batches(corpus, "test", 1, 80)
-    single = layer_statistics(trunk, module, [whole])
+    single = layer_statistics(trunk, module, find_kind(DEFAULT), [whole])
     for layer, statistics in clean.items():
         for field in ("mean_abs_F", "mean_square_F"):
             value = getattr(statistics, field)

@@ -9,15 +9,21 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 
-from moe_lab.nn.layers import QUERY_CHUNK, Attention, Linear, RMSNorm, causal_attention, rotate
-from moe_lab.nn.spec import TrunkSpec
+from moe_lab.nn.attention import QUERY_CHUNK, Attention, Scoring, causal_attention
+from moe_lab.nn.ffn import Linear
+from moe_lab.nn.norms import RMSNorm
+from moe_lab.nn.rope import rotate
+from moe_lab.nn.spec import RopeSpec, TrunkSpec
 from tests.nn import oracle
 from tests.nn.drawing import seeds
 
 LENGTH = 2 * QUERY_CHUNK + 13
 """Two whole query chunks and part of a third."""
 
-attend = jax.jit(causal_attention)
+HALF = Scoring(0.5)
+"""Heads of four numbers."""
+
+attend = jax.jit(causal_attention, static_argnums=4)
 turn = jax.jit(rotate, static_argnums=2)
 
 
@@ -42,7 +48,7 @@ def test_attention_is_a_softmax_over_the_earlier_tokens_of_the_document(seed: in
     rng = np.random.default_rng(seed)
     q, k, v = (normal(rng, 2, 3, LENGTH, 4) for _ in range(3))
     segments, _ = packed(rng, 2, LENGTH, 5)
-    got = attend(2 * q, 2 * k, v, segments)
+    got = attend(2 * q, 2 * k, v, segments, HALF)
     for row, head in np.ndindex(2, 3):
         expected = oracle.attend(*(t[row, head].astype(np.float64) for t in (2 * q, 2 * k, v)), segments[row])
         np.testing.assert_allclose(got[row, head], expected, rtol=1e-5, atol=1e-5)
@@ -50,7 +56,7 @@ def test_attention_is_a_softmax_over_the_earlier_tokens_of_the_document(seed: in
 
 def test_large_scores_do_not_overflow() -> None:
     q = jnp.full((1, 1, 5, 2), 1e4, jnp.float32)
-    got = attend(q, q, jnp.ones((1, 1, 5, 2)), jnp.ones((1, 5), jnp.int32))
+    got = attend(q, q, jnp.ones((1, 1, 5, 2)), jnp.ones((1, 5), jnp.int32), HALF)
     np.testing.assert_allclose(got, 1.0, rtol=1e-6)
 
 
@@ -60,7 +66,7 @@ def test_no_gradient_reaches_later_tokens_or_other_documents() -> None:
     q, k, v = (jnp.asarray(normal(rng, 1, 1, 9, 4)) for _ in range(3))
     segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 0]])
     # Token 6 may use tokens 4, 5 and 6.
-    for gradient in jax.grad(lambda k, v: attend(q, k, v, segments)[0, 0, 6].sum(), argnums=(0, 1))(k, v):
+    for gradient in jax.grad(lambda k, v: attend(q, k, v, segments, HALF)[0, 0, 6].sum(), argnums=(0, 1))(k, v):
         used = np.asarray(jnp.abs(gradient[0, 0]).sum(-1)) > 0
         np.testing.assert_array_equal(used, [False] * 4 + [True] * 3 + [False] * 2)
 
@@ -69,9 +75,9 @@ def test_no_gradient_reaches_later_tokens_or_other_documents() -> None:
 def test_rotation_turns_pairs_by_position_times_frequency(base: float) -> None:
     rng = np.random.default_rng(1)
     x, positions = normal(rng, 2, 7, 3, 6), rng.integers(0, 200, (2, 7)).astype(np.int32)
-    got = turn(x, positions, base)
+    got = turn(x, positions, RopeSpec(base=base))
     for row, head in np.ndindex(2, 3):
-        expected = oracle.rotate(x[row, :, head].astype(np.float64), positions[row], base)
+        expected = oracle.rotate(x[row, :, head].astype(np.float64), positions[row], RopeSpec(base=base))
         np.testing.assert_allclose(got[row, :, head], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -84,7 +90,7 @@ def test_rotated_products_depend_on_distance_alone(seed: int) -> None:
 
     def product(query_at: int, key_at: int) -> jax.Array:
         at = [np.full((1, 1), place, np.int32) for place in (query_at, key_at)]
-        return (turn(q, at[0], 10_000.0) * turn(k, at[1], 10_000.0)).sum()
+        return (turn(q, at[0], RopeSpec()) * turn(k, at[1], RopeSpec())).sum()
 
     np.testing.assert_allclose(product(near, far), product(near + shift, far + shift), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(product(near, near), (q * k).sum(), rtol=1e-4, atol=1e-4)
@@ -93,7 +99,7 @@ def test_rotated_products_depend_on_distance_alone(seed: int) -> None:
 @pytest.mark.slow
 def test_rms_norm_divides_by_the_root_mean_square_in_float32() -> None:
     rng = np.random.default_rng(2)
-    norm = RMSNorm(6, eps=0.1)
+    norm = RMSNorm(6, TrunkSpec(rms_norm_eps=0.1))
     norm.scale[...] = jnp.asarray(normal(rng, 6))
     x = 3 * normal(rng, 4, 6)
     expected = oracle.rms_norm(x.astype(np.float64), np.asarray(norm.scale[...], np.float64), 0.1)
@@ -117,10 +123,10 @@ def test_linear_is_a_matrix_and_a_bias(bias: bool) -> None:
 def test_query_heads_share_the_key_value_heads_of_their_group(kv_heads: int) -> None:
     rng = np.random.default_rng(4)
     spec = TrunkSpec(d_model=8, num_heads=4, num_kv_heads=kv_heads, head_dim=6)
-    graph, state = oracle.randomised(lambda: nnx.Dict(a=Attention(spec, rngs=nnx.Rngs(0))))
+    graph, state = oracle.randomised(lambda: nnx.Dict(a=Attention(spec, 0, rngs=nnx.Rngs(0))))
     segments, positions = packed(rng, 1, LENGTH, 3)
     x = normal(rng, 1, LENGTH, 8)
-    got = jax.jit(lambda state, *inputs: nnx.merge(graph, state).a(*inputs))(state, x, segments, positions)
+    got = jax.jit(lambda state, *inputs: nnx.merge(graph, state).a(*inputs)[0])(state, x, segments, positions)
     weights = oracle.weights_of(state)
     expected = oracle.attention(weights, "a", x[0].astype(np.float64), segments[0], positions[0], spec)
     np.testing.assert_allclose(got[0], expected, rtol=1e-4, atol=1e-5)

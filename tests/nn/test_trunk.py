@@ -12,10 +12,11 @@ import pytest
 from flax import nnx
 from pydantic import ValidationError
 
+from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
+from moe_lab.nn.losses import greedy_hits, token_losses
 from moe_lab.nn.pool import Routing, make_pool
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Trunk, greedy_hits, token_losses
 from tests.nn import oracle
 from tests.nn.drawing import random_blocks
 
@@ -107,10 +108,11 @@ def three_parts() -> Any:
 
     @jax.jit
     def run(pools: Any, routing: Routing) -> tuple:
-        trunk, taps = nnx.merge(graph, state), {}
-        hidden = trunk.enter(*inputs)
-        x = trunk.routed(hidden, *inputs[1:], Experts(pools, routing, OneDevice(backend="reference"), taps))
-        return hidden, trunk.head(x), trunk(*inputs, Experts(pools, routing, OneDevice(backend="reference"))), taps
+        trunk = nnx.merge(graph, state)
+        experts = Experts(pools, routing, OneDevice(backend="reference"), keep_inputs=True)
+        hidden = trunk.enter(*inputs).hidden_BSD
+        routed = trunk.routed(hidden, *inputs[1:], experts)
+        return hidden, trunk.head(routed.hidden_BSD), trunk(*inputs, experts), routed.side.inputs
 
     return spec, state, inputs, run
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moe_lab.compose.parts import abstract_trunk
+from moe_lab.nn.decoder import Experts
 from moe_lab.nn.expert_ffn import OneDevice
-from moe_lab.nn.layers import RMSNorm
+from moe_lab.nn.losses import token_losses
 from moe_lab.nn.pool import Pool
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.nn.trunk import Experts, Layer, token_losses
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import BLOCKS, DATA, EVERYWHERE, EXPERT, longest_axis, make_mesh
 from moe_lab.parallel.placement import Piece, Placement
@@ -27,7 +28,6 @@ from moe_lab.planning.abstract_step import (
     build_step,
     bytes_per_device,
     route,
-    stacks,
 )
 
 BLOCKS_E = (1, 2, 3)
@@ -59,33 +59,17 @@ def filled(step: AbstractStep) -> dict:
 
     arguments = jax.tree.map(fill, step.arguments)
     written = tables(lay_out(PLACED))
-    for table in (table for stack in arguments["tables"] for table in stack.values()):
-        assert table.shared_blocks == 0
+    (table,) = arguments["tables"].values()
+    assert table.shared_blocks == 0
     real = {
         "holdings": written.holdings,
         "copies": written.copies_E,
         "count": written.count_E,
         "shared": written.shared_S,
     }
-    arguments["tables"] = [
-        {j: dataclasses.replace(table, **real) for j, table in stack.items()} for stack in arguments["tables"]
-    ]
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), real)
+    arguments["tables"] = {1: dataclasses.replace(table, **both)}
     return arguments
-
-
-@pytest.mark.parametrize(
-    ("kinds", "cut"),
-    [
-        ("aaaa", [(0, 1, 4)]),
-        ("abab", [(0, 2, 2)]),
-        ("aaabbb", [(0, 1, 3), (3, 1, 3)]),
-        ("ababa", [(0, 2, 2), (4, 1, 1)]),
-        ("abc", [(0, 1, 1), (1, 1, 1), (2, 1, 1)]),
-        ("", []),
-    ],
-)
-def test_layers_that_repeat_are_stacked(kinds: str, cut: list) -> None:
-    assert stacks(kinds) == cut
 
 
 def test_the_trunk_is_cut_along_the_longest_axis_that_divides() -> None:
@@ -110,23 +94,28 @@ def test_bytes_are_those_of_one_device() -> None:
 
 
 def plain_loss(trunk: Any, tokens: jax.Array, router: Any, pools: Any) -> jax.Array:
-    """The loss of the filled step by the trunk's own layers, one behind the other."""
-    graph = nnx.split(nnx.eval_shape(lambda: Layer(TRUNK, 0, rngs=nnx.Rngs(0))))[0]
-    norm = nnx.merge(nnx.split(RMSNorm(16, TRUNK.rms_norm_eps))[0], trunk["norm"])
-    x_BSD = trunk["embedding"][tokens]
-    routing = route(x_BSD, router, norm, 2)
-    segments, positions = jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(8), tokens.shape)
-    for index in range(5):
-        stack, place, turn = (0, index % 2, index // 2) if index < 4 else (1, 0, 0)
-        experts = None
-        if place:
-            blocks = jax.tree.map(lambda w, turn=turn: w[turn], pools[0][1])
-            # On either device the slots are full, so all of them in a row are the modules in a row.
-            pool = Pool(blocks, jnp.array([0, 1, 3]), jnp.array(BLOCKS_E))
-            experts = Experts(pools={0: pool}, routing=routing, run=OneDevice(backend="reference"))
-        state = jax.tree.map(lambda w, turn=turn: w[turn], trunk["layers"][stack][place])
-        x_BSD = nnx.merge(graph, state)(x_BSD, segments, positions, experts, 0)
-    logits = norm(x_BSD) @ trunk["embedding"].T
+    """The loss of the filled step by an unrolled trunk on one device."""
+    flat = dict(nnx.to_flat_state(trunk))
+    place = {0: (0, None), 1: (1, 0), 2: (2, 0), 3: (1, 1), 4: (2, 1)}  # by layer: place in the stacks, turn
+    graph, abstract = abstract_trunk(TRUNK)
+
+    def leaf(path: tuple) -> Any:
+        if path[0] != "layers":
+            return flat[path]
+        at, turn = place[path[1]]
+        stacked = flat["layers", at, *path[2:]]
+        return stacked if turn is None else jax.tree.map(lambda w: w[turn], stacked)
+
+    model = nnx.merge(graph, nnx.from_flat_state({path: leaf(path) for path, _ in nnx.to_flat_state(abstract)}))
+    where = jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(8), tokens.shape)
+    hidden = model.enter(tokens, *where).hidden_BSD
+    # On either device the slots are full, so all of them in a row are the modules in a row.
+    table = jnp.array([0, 1, 3]), jnp.array(BLOCKS_E)
+    placed = {
+        layer: Pool(jax.tree.map(lambda w, turn=turn: w[turn], pools[1]), *table) for turn, layer in enumerate((1, 3))
+    }
+    experts = Experts(placed, route(hidden, router, 2), OneDevice(backend="reference"))
+    logits = model.head(model.routed(hidden, *where, experts).hidden_BSD)
     return token_losses(logits[:, :-1], tokens[:, 1:]).mean()
 
 

@@ -73,11 +73,11 @@ class GatedFFN(ExpertKind):
         return OneDevice(backend=backend)
 
     def activations(self, h_TD: jax.Array, weights: Blocks, activation: str) -> jax.Array:
-        from moe_lab.nn.activations import ACTIVATIONS
+        from moe_lab.nn.activations import TRUNK_ACTIVATIONS
         from moe_lab.nn.pool import from_blocks
 
         gate, up, _ = from_blocks(weights)
-        return ACTIVATIONS[activation](h_TD @ gate) * (h_TD @ up)
+        return TRUNK_ACTIVATIONS[activation](h_TD @ gate) * (h_TD @ up)
 
     def output_norms(self, weights: Blocks) -> np.ndarray:
         import jax.numpy as jnp

@@ -1,0 +1,165 @@
+"""Grouped-query attention over a whole row, or over a chunk behind what a cache holds.
+
+Shape letters: B batch, S sequence, D model width, H query heads, G key-value heads, N = H / G, A width of one head,
+C slots of a cache.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+
+from moe_lab.nn.cache import Chunk, LayerCache, remember, remembered
+from moe_lab.nn.ffn import Linear
+from moe_lab.nn.norms import RMSNorm
+from moe_lab.nn.rope import rotate
+from moe_lab.nn.spec import TrunkSpec
+
+QUERY_CHUNK = 64
+_UNSEEN = -1e30
+
+
+class Scoring(NamedTuple):
+    """What is done to scores in front of the softmax, and how many tokens a token sees, itself included."""
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+
+    def score(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """float32 scores of queries `[..., S, A]` and keys `[..., C, A]`."""
+        scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * self.scale
+        return scores if self.softcap is None else self.softcap * jnp.tanh(scores / self.softcap)
+
+
+def causal_attention(
+    q_BHSA: jax.Array, k_BHSA: jax.Array, v_BHSA: jax.Array, segment_ids_BS: jax.Array, scoring: Scoring
+) -> jax.Array:
+    """Softmax attention in which a token sees itself and what came before it in its own document.
+
+    Queries go in chunks that meet only the keys up to their own end: half the work of a full square, and scores that
+    stay in cache. Long sequences go in eight, so that the program does not grow with them.
+    """
+    chunks = []
+    chunk = max(QUERY_CHUNK, q_BHSA.shape[2] // 8)
+    for start in range(0, q_BHSA.shape[2], chunk):
+        end = min(start + chunk, q_BHSA.shape[2])
+        first = 0 if scoring.window is None else max(0, start - scoring.window + 1)
+        seen = segment_ids_BS[:, None, start:end, None] == segment_ids_BS[:, None, None, first:end]
+        seen = seen & (jnp.arange(start, end)[:, None] >= jnp.arange(first, end))
+        if scoring.window is not None:
+            seen = seen & (jnp.arange(start, end)[:, None] - jnp.arange(first, end) < scoring.window)
+        q, k, v = q_BHSA[:, :, start:end], k_BHSA[:, :, first:end], v_BHSA[:, :, first:end]
+        scores = jnp.where(seen, scoring.score(q, k), _UNSEEN)
+        # Subtracting the maximum changes no softmax, so it needs no gradient.
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        chunks.append((weights.astype(v.dtype) @ v) / weights.sum(-1, keepdims=True).astype(v.dtype))
+    return jnp.concatenate(chunks, axis=2)
+
+
+def cached_attention(
+    q_BHSA: jax.Array, k_BGSA: jax.Array, v_BGSA: jax.Array, cache: LayerCache, chunk: Chunk, scoring: Scoring
+) -> jax.Array:
+    """The same over a chunk's own keys and those that the cache held before it, which are not copied."""
+    groups = k_BGSA.shape[1]
+    q_BGNSA = rearrange(q_BHSA, "b (g n) s a -> b g n s a", g=groups)
+    index_BC, segments_BC = remembered(chunk, cache.slots)
+    own_BS = jnp.broadcast_to(jnp.arange(q_BHSA.shape[2]), chunk.segment_ids_BS.shape)
+    earlier = own_BS[:, :, None] >= own_BS[:, None, :]
+    old = _seen(chunk, index_BC, segments_BC, scoring.window) & (index_BC >= 0)[:, None]
+    new = _seen(chunk, chunk.index_BS, chunk.segment_ids_BS, scoring.window) & earlier
+    keys = (cache.key_BGCA.astype(q_BHSA.dtype), k_BGSA)
+    values = (cache.value_BGCA.astype(q_BHSA.dtype), v_BGSA)
+    scores = jnp.concatenate(
+        [
+            jnp.where(seen[:, None, None], _grouped(scoring.score, q_BGNSA, key), _UNSEEN)
+            for seen, key in zip((old, new), keys, strict=True)
+        ],
+        axis=-1,
+    )
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    parts = jnp.split(weights.astype(q_BHSA.dtype), [cache.slots], axis=-1)
+    sums = [_grouped(jnp.matmul, part, value) for part, value in zip(parts, values, strict=True)]
+    out_BGNSA = (sums[0] + sums[1]) / weights.sum(-1, keepdims=True).astype(q_BHSA.dtype)
+    return rearrange(out_BGNSA, "b g n s a -> b (g n) s a")
+
+
+def _grouped(function, x_BGNSA, y_BGCA):  # type: ignore[no-untyped-def]
+    """A matrix product of all query heads of a group with what they share, which is not repeated for each."""
+    heads = x_BGNSA.shape[2]
+    result = function(rearrange(x_BGNSA, "b g n s a -> b g (n s) a"), y_BGCA)
+    return rearrange(result, "b g (n s) c -> b g n s c", n=heads)
+
+
+def _seen(chunk: Chunk, index_BC: jax.Array, segments_BC: jax.Array, window: int | None) -> jax.Array:
+    """Which keys are of a token's document and inside its window: bool[B, S, C]."""
+    same_document = chunk.segment_ids_BS[:, :, None] == segments_BC[:, None, :]
+    if window is None:
+        return same_document
+    return same_document & (chunk.index_BS[:, :, None] - index_BC[:, None, :] < window)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), optionally with normalised queries and keys.
+
+    Args:
+        spec: of the trunk.
+        layer: which of its layers this is; it decides on window and rotary positions.
+        rngs: for the weights.
+    """
+
+    def __init__(self, spec: TrunkSpec, layer: int, *, rngs: nnx.Rngs):
+        width, head = spec.d_model, spec.attention_dim
+        queries, shared = spec.num_heads * head, spec.kv_heads * head
+        project = partial(Linear, width, bias=spec.attention_bias, rngs=rngs)
+        self.query, self.key, self.value = project(queries), project(shared), project(shared)
+        depth_scale = (2 * spec.num_layers) ** -0.5
+        self.out = Linear(queries, width, bias=spec.out_bias, scale=depth_scale, rngs=rngs)
+        whole = spec.qk_norm_over == "projection"
+        self.query_norm = RMSNorm(queries if whole else head, spec) if spec.qk_norm else None
+        self.key_norm = RMSNorm(shared if whole else head, spec) if spec.qk_norm else None
+        self.norm_whole = whole
+        self.rope, self.rotary_dim = spec.rope_of(layer), spec.rotary_dim
+        self.head_dim, self.queries_per_key = head, spec.num_heads // spec.kv_heads
+        self.scoring = Scoring(
+            head**-0.5 if spec.attention_scale is None else spec.attention_scale,
+            spec.attention_softcap,
+            spec.window_of(layer),
+        )
+
+    def _heads(self, x_BSD: jax.Array, project: Linear, norm: RMSNorm | None) -> jax.Array:
+        """[B, S, heads, A], normed on this or that side of the split."""
+        y = project(x_BSD)
+        if norm is not None and self.norm_whole:
+            y = norm(y)
+        y = rearrange(y, "b s (h a) -> b s h a", a=self.head_dim)
+        return norm(y) if norm is not None and not self.norm_whole else y
+
+    def __call__(
+        self,
+        x_BSD: jax.Array,
+        segment_ids_BS: jax.Array,
+        positions_BS: jax.Array,
+        cache: LayerCache | None = None,
+        chunk: Chunk | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """What attention adds, [B, S, D], and the cache with this chunk in it, if there is one."""
+        q = self._heads(x_BSD, self.query, self.query_norm)
+        k = self._heads(x_BSD, self.key, self.key_norm)
+        v = self._heads(x_BSD, self.value, None)
+        if self.rope is not None:
+            q, k = (rotate(t, positions_BS, self.rope, self.rotary_dim) for t in (q, k))
+        if cache is None or chunk is None:
+            k, v = (repeat(t, "b s g a -> b s (g n) a", n=self.queries_per_key) for t in (k, v))
+            q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
+            out_BHSA = causal_attention(q, k, v, segment_ids_BS, self.scoring)
+            return self.out(rearrange(out_BHSA, "b h s a -> b s (h a)")), None
+        after = remember(cache, chunk, k, v)
+        q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
+        out_BHSA = cached_attention(q, k, v, cache, chunk, self.scoring)
+        return self.out(rearrange(out_BHSA, "b h s a -> b s (h a)")), after
