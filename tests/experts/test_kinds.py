@@ -18,7 +18,7 @@ from moe_lab.compose.lockfile import pin
 from moe_lab.compose.parts import load_trunk
 from moe_lab.config import decode
 from moe_lab.data import ByteTokenizer, Document, build_corpus, eval_batches
-from moe_lab.errors import LabError, Refused
+from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.experts.interface import Interface, rung_cost
 from moe_lab.experts.kind_conformance import CHECKS, KindBench, check_kind
 from moe_lab.experts.kinds import KINDS, find_kind
@@ -163,6 +163,11 @@ def test_a_kind_that_this_version_does_not_know_is_refused() -> None:
     interface = Interface(trunk="t", tokenizer="t", d_model=6, block=4, activation="silu", routed_layers=(0,))
     with pytest.raises(LabError, match='unknown kind of expert "rank_8".*gated_ffn'):
         Interface.from_json({**interface.to_json(), "kind": "rank_8"})
+    with pytest.raises(LabError, match='Did you mean "gated_ffn"'):
+        Interface.from_json({**interface.to_json(), "kind": "gatd_ffn"})
+    for odd in (3, None, ["gated_ffn"]):
+        with pytest.raises(Damaged, match="names its kind as text"):
+            Interface.from_json({**interface.to_json(), "kind": odd})
 
 
 def test_another_kind_fits_the_same_socket() -> None:
