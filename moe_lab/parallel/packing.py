@@ -15,7 +15,7 @@ SWEEPS = 200
 TINY = 1e-9
 
 
-class Run(NamedTuple):
+class BlockRun(NamedTuple):
     """Neighbouring blocks of one copy of a module."""
 
     module: int
@@ -41,8 +41,8 @@ class _Runs(NamedTuple):
     def column(self) -> _Runs:
         return _Runs(*(column[:, None] for column in self))
 
-    def run(self, index: int) -> Run:
-        return Run(int(self.module[index]), int(self.copy[index]), int(self.first[index]), int(self.length[index]))
+    def run(self, index: int) -> BlockRun:
+        return BlockRun(int(self.module[index]), int(self.copy[index]), int(self.first[index]), int(self.length[index]))
 
 
 class Packing:
@@ -62,15 +62,15 @@ class Packing:
         self._copy_PE, self._first_PE, self._length_PE = np.zeros((3, devices, len(block_load)), np.int64)
         self._home_PEB: np.ndarray | None = None  # blocks of the module before this one that are at home on the device
 
-    def runs(self) -> list[tuple[Run, int]]:
+    def runs(self) -> list[tuple[BlockRun, int]]:
         """Each run and its device."""
         runs = self._all_runs(cut=False)
         return [(runs.run(index), int(device)) for index, device in enumerate(runs.device)]
 
-    def load(self, run: Run) -> float:
+    def load(self, run: BlockRun) -> float:
         return float(self._before_EB[run.module, run.first + run.length] - self._before_EB[run.module, run.first])
 
-    def add(self, run: Run, device: int) -> None:
+    def add(self, run: BlockRun, device: int) -> None:
         """Gives a run to a device. It grows the neighbouring run of the same copy where there is one."""
         admitted, joins = self._admits(run, np.array(device))
         assert admitted, "two runs of a module on a device"
@@ -81,7 +81,7 @@ class Packing:
         self._first_PE[at] = min(self._first_PE[at], run.first) if joins else run.first
         self._length_PE[at] += run.length
 
-    def remove(self, run: Run, device: int) -> None:
+    def remove(self, run: BlockRun, device: int) -> None:
         """Takes a run, or the first or last blocks of one, from a device."""
         at = device, run.module
         self.load_P[device] = max(self.load_P[device] - self.load(run), 0)
@@ -97,7 +97,7 @@ class Packing:
             self._home_PEB[device, run.module, run.first + 1 : run.first + run.length + 1] = 1
         self._home_PEB = np.cumsum(self._home_PEB, 2)
 
-    def fill(self, runs: Iterable[Run], scale: tuple[float, float], split: bool, tight: bool) -> Run | None:
+    def fill(self, runs: Iterable[BlockRun], scale: tuple[float, float], split: bool, tight: bool) -> BlockRun | None:
         """Adds the largest run first, always where load and blocks then stay lowest.
 
         Args:
@@ -110,7 +110,7 @@ class Packing:
             A run that finds no room, if there is one.
         """
 
-        def size(run: Run) -> float:
+        def size(run: BlockRun) -> float:
             return max(self.load(run) / scale[0], run.length / scale[1])
 
         for run in sorted(runs, key=lambda run: (-size(run), run)):
@@ -200,7 +200,7 @@ class Packing:
         before = self._home_PEB[device, runs.module, runs.first]
         return self._home_PEB[device, runs.module, runs.first + runs.length] - before
 
-    def _admits(self, runs: Run | _Runs, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _admits(self, runs: BlockRun | _Runs, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whether a device may hold a run too, as far as its other runs go, and whether the two then become one."""
         at = device, runs.module
         first, length = self._first_PE[at], np.where(np.asarray(runs.module) < 0, 0, self._length_PE[at])

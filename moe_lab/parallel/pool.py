@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_lab.errors import Refused
 from moe_lab.nn.pool import Blocks, Pool, Routing
-from moe_lab.parallel.mesh import BLOCKS, EVERYWHERE, EXPERT, to_host, to_mesh
+from moe_lab.parallel.mesh import BLOCKS, EXPERT, REPLICATED, to_host, to_mesh
 from moe_lab.parallel.placement import Piece, Placement
 
 NOWHERE = -1
@@ -61,8 +61,8 @@ def specs(pool: PlacedPool) -> PlacedPool:
         pool,
         blocks=Blocks(BLOCKS, BLOCKS, BLOCKS),  # type: ignore[arg-type]
         holdings=Holdings(BLOCKS, BLOCKS, BLOCKS, BLOCKS),
-        copies=EVERYWHERE,
-        count=EVERYWHERE,
+        copies=REPLICATED,
+        count=REPLICATED,
         shared=BLOCKS,
     )
 
@@ -217,7 +217,7 @@ def tables(layout: Layout) -> Tables:
 
 def block_spec(blocks: Blocks, mesh: Mesh) -> PartitionSpec:
     """How a module in training lies on a mesh: over `expert` where its blocks divide, everywhere where they do not."""
-    return EVERYWHERE if blocks.num_blocks % mesh.shape[EXPERT] else BLOCKS
+    return REPLICATED if blocks.num_blocks % mesh.shape[EXPERT] else BLOCKS
 
 
 def cut_evenly(blocks: Blocks, mesh: Mesh) -> PlacedPool:
@@ -279,8 +279,8 @@ def with_tables(blocks: Blocks, layout: Layout, mesh: Mesh) -> PlacedPool:
     return PlacedPool(
         blocks=blocks,
         holdings=to_mesh(written.holdings, mesh, BLOCKS),
-        copies=to_mesh(written.copies_E, mesh, EVERYWHERE),
-        count=to_mesh(written.count_E, mesh, EVERYWHERE),
+        copies=to_mesh(written.copies_E, mesh, REPLICATED),
+        count=to_mesh(written.count_E, mesh, REPLICATED),
         shared=to_mesh(written.shared_S, mesh, BLOCKS),
         shared_blocks=layout.room.shared_blocks,
     )

@@ -18,7 +18,7 @@ from moe_lab.registry.refs import Resolved, read_ref, split_key
 from moe_lab.registry.signatures import FOLDER, check_file, signatures_of_digest
 from moe_lab.registry.stores import Store
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with the files and the bytes checked so far."""
 Job = Callable[[], int]
 """Checks one file and returns its bytes."""
@@ -37,7 +37,7 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(store: Store, one: Resolved | None, progress: Progress | None = None) -> VerifyReport:
+def verify(store: Store, one: Resolved | None, progress: OnProgress | None = None) -> VerifyReport:
     """Checks one artifact, or with None all of them and every other file in the registry's folders."""
     check = _Check(store, progress)
     if one is not None:
@@ -63,7 +63,7 @@ def _signature_files(store: Store, one: Resolved | None) -> list[str]:
 class _Check:
     """The tally, and what each stage leaves for the next: digests to labels, then chunks to their uses."""
 
-    def __init__(self, store: Store, progress: Progress | None) -> None:
+    def __init__(self, store: Store, progress: OnProgress | None) -> None:
         self.store = store
         self.progress = progress
         self.files = 0
