@@ -88,7 +88,7 @@ class ComposedModel:
     pools: Pools
     price: float = 0.0
     homes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # domain -> the module whose own text it is
-    run_layer: OneDevice | ShardedLayer = dataclasses.field(default_factory=OneDevice)
+    run_layer: RunLayer = dataclasses.field(default_factory=OneDevice)
 
     @property
     def space(self) -> CandidateSpace:

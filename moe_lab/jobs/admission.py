@@ -162,8 +162,9 @@ def _claims(
             f'the text of "{corpus.name}" has changed since training (claimed on {first["data"][:19]}, '
             f"found {corpus.digest[:19]}); train the module again on the text you have"
         )
-    weights = from_tensors(tensors, find_kind(module.interface.kind))
-    again = module_claims(trunk, weights, module.ladder, corpus, first["rows"], first["seq_len"])
+    kind = find_kind(module.interface.kind)
+    weights = from_tensors(tensors, kind)
+    again = module_claims(trunk, weights, kind, module.ladder, corpus, first["rows"], first["seq_len"])
     claimed, measured = values_by_width(claims), values_by_width(again)
     if set(claimed) != set(measured):
         raise Refused(f"claims are made for widths {sorted(claimed)}, the ladder is {list(module.ladder)}")

@@ -40,7 +40,7 @@ def layer_widths(spec: ModuleSpec, interface: Interface) -> dict[int, int]:
 def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> StagedArtifact:
     """Trains the module, or returns what an identical run made before."""
     trunk = workspace.trunk(workspace.pin_trunk(spec.trunk), spec.precision)
-    interface = trunk.interface.of_kind(spec.expert_kind)
+    kind, interface = find_kind(spec.expert_kind), trunk.interface.of_kind(spec.expert_kind)
     widths = layer_widths(spec, interface)
     require_ladder(spec.ladder, spec.widest, trunk.spec.block, spec.name)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
@@ -51,6 +51,7 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> StagedAr
         train = spec.train
         objective = ModuleObjective(
             trunk,
+            kind,
             lambda key: init_expert(key, interface, widths),
             spec.ladder,
             spec.widest_share,
@@ -59,7 +60,7 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> StagedAr
             workspace.mesh,
         )
         weights = params_to_host(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
-        claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
+        claims = module_claims(trunk, weights, kind, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         module = module_artifact(
             spec, interface, weights, spec.ladder, corpus, run, claims, parents=[trunk.part.as_parent("trunk")]
         )

@@ -15,16 +15,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from moe_lab.compose.build import routed_layers_on
 from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
 from moe_lab.compose.parts import LoadedTrunk, trunk_graph
 from moe_lab.data import Batch, TrainBatches
 from moe_lab.experts.interface import blocks_of
+from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.pool import Routing, make_pool
 from moe_lab.nn.precision import FLOAT32, Precision
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, replicate, to_host, to_mesh, trunk_to_mesh
 from moe_lab.parallel.pool import block_spec, cut_evenly
 from moe_lab.routing.joining import Seam
@@ -95,15 +96,15 @@ def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, 
 
 
 def single_module_experts(
-    weights: ExpertWeights, width_B: jax.Array, sequence: int, mesh: Mesh | None = None
+    weights: ExpertWeights, kind: ExpertKind, width_B: jax.Array, sequence: int, mesh: Mesh | None = None
 ) -> Experts:
     """A module as the only expert, at one width per row; on a mesh every device holds an even run of its blocks."""
     width_BS1 = jnp.broadcast_to(width_B[:, None, None], (*width_B.shape, sequence, 1))
     routing = Routing(jnp.zeros_like(width_BS1), width_BS1, jnp.ones(width_BS1.shape, jnp.float32))
+    run_layer = routed_layers_on(kind, mesh)
     if mesh is None:
-        return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing)
-    pools = {layer: cut_evenly(blocks, mesh) for layer, blocks in weights.items()}
-    return Experts(pools, routing, ShardedLayer(mesh=mesh))
+        return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing, run_layer)
+    return Experts({layer: cut_evenly(blocks, mesh) for layer, blocks in weights.items()}, routing, run_layer)
 
 
 class ModuleObjective(LanguageObjective):
@@ -112,6 +113,7 @@ class ModuleObjective(LanguageObjective):
     def __init__(
         self,
         trunk: LoadedTrunk,
+        kind: ExpertKind,
         start: Callable[[jax.Array], ExpertWeights],
         ladder: Sequence[int],
         widest_share: float,
@@ -120,7 +122,7 @@ class ModuleObjective(LanguageObjective):
         mesh: Mesh | None = None,
     ):
         super().__init__(batches, units_per_step, mesh)
-        self._trunk, self._start = trunk, start
+        self._trunk, self._kind, self._start = trunk, kind, start
         self._ladder, self._widest_share = tuple(ladder), widest_share
         self.frozen = {"trunk": trunk.on(mesh)}
 
@@ -136,7 +138,7 @@ class ModuleObjective(LanguageObjective):
     def hidden(self, trunk: Trunk, params: ExpertWeights, batch: Any, key: jax.Array) -> jax.Array:
         """The hidden states of the trunk with the module at a drawn width per row."""
         width_B = nested_widths(key, len(batch.tokens), self._ladder, self._trunk.spec.block, self._widest_share)
-        experts = single_module_experts(params, width_B, batch.tokens.shape[1], self._mesh)
+        experts = single_module_experts(params, self._kind, width_B, batch.tokens.shape[1], self._mesh)
         return trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts).hidden_BSD
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -162,7 +164,7 @@ class DistilObjective(ModuleObjective):
         student = trunk.head(self.hidden(trunk, params, batch, key))
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
-        experts = single_module_experts(frozen["teacher"], full_B, sequence, self._mesh)
+        experts = single_module_experts(frozen["teacher"], self._kind, full_B, sequence, self._mesh)
         teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, experts)
         return self._distil_loss(student, teacher, batch.targets, batch.loss_mask)
 

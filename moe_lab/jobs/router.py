@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_lab.artifacts.router import RouterArtifact
-from moe_lab.compose.build import assemble, routed_layers_on
+from moe_lab.compose.build import assemble, routed_layers_on, shared_kind
 from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import (
@@ -93,7 +93,7 @@ def routed_model(
     modules = tuple(find_module(workspace.registry, part) for part in parts)
     for module in modules:
         trunk.interface.require_fit(module.interface, module.part.ref)
-    run_layer = routed_layers_on(workspace.mesh, workspace.transport)
+    run_layer = routed_layers_on(shared_kind(modules), workspace.mesh, workspace.transport)
     return assemble(trunk, modules, make(candidate_space(modules)), run_layer=run_layer)
 
 

@@ -45,11 +45,12 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> StagedArt
         statistics = layer_statistics(trunk, teacher.weights, teacher.kind, calibration)
         order = order_by_importance(strategy.importance(statistics, teacher.weights))
         child = cut(permute(teacher.weights, order, teacher.kind), spec.ladder[-1], teacher.kind)
-        before = module_claims(trunk, child, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
+        before = module_claims(trunk, child, teacher.kind, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         objective = DistilObjective(
             teacher.weights,
             strategy.loss,
             trunk=trunk,
+            kind=teacher.kind,
             start=lambda key: child,
             ladder=spec.ladder,
             widest_share=spec.widest_share,
@@ -58,7 +59,7 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> StagedArt
             mesh=workspace.mesh,
         )
         weights = params_to_host(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
-        claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
+        claims = module_claims(trunk, weights, teacher.kind, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         module = module_artifact(
             spec,
             trunk.interface.of_kind(teacher.interface.kind),

@@ -19,6 +19,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.pool import Blocks, Routing
 from moe_lab.nn.precision import PRECISIONS
@@ -104,9 +105,10 @@ class Builder:
     def blocks(self, placement: Placement, repeats: int = 1) -> Blocks:
         """The slots of all devices, of one layer or of each turn of a stack."""
         slots = placement.devices * room_for(placement).slots
-        d, b = self.shape.trunk.d_model, self.shape.trunk.block
-        shapes = ((slots, d, b), (slots, d, b), (slots, b, d))
-        return Blocks(*(self._stacked(repeats, shape, self.pool_dtype, BLOCKS) for shape in shapes))
+        kind, trunk = find_kind(DEFAULT), self.shape.trunk
+        shapes = kind.shapes(slots, trunk.d_model, trunk.block).values()
+        blocks: Blocks = kind.from_parts([self._stacked(repeats, shape, self.pool_dtype, BLOCKS) for shape in shapes])
+        return blocks
 
     def _stacked(self, repeats: int, shape: Sequence[int], dtype: Any, spec: PartitionSpec) -> Any:
         if repeats == 1:
