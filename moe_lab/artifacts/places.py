@@ -26,10 +26,10 @@ def without_places(fields: Mapping[str, Any], root: Path) -> dict[str, Any]:
     in them would have to work elsewhere, and is refused.
     """
     settings = fields.get("config", {}).get("router")
-    if settings is not None and (found := _rewritten(settings, root)) != settings:
+    if settings is not None and (rewritten := _rewritten(settings, root)) != settings:
         raise LabError(
             f"the router's settings {settings} name a place on this machine, which nobody else has (it would be "
-            f"published as {found}); name a package, or a file relative to the lab"
+            f"published as {rewritten}); name a package, or a file relative to the lab"
         )
     return {key: value if key == "interface" else _rewritten(value, root) for key, value in fields.items()}
 

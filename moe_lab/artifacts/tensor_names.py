@@ -8,9 +8,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+UNNAMED_PARTS = frozenset({"home_evidence", "rung_loss"})
+"""Parts of a router that no name spells: `home_evidence.ngram_scores` was published as `ngram_scores` before there were
+parts, and still is."""
+
+
 def parameter_name(path: Iterable[Any]) -> str:
     """The name of a parameter of a trunk or router: its path in the model, `layers.0.attention.key.weight`."""
-    return ".".join(map(str, path))
+    first, *rest = path
+    return ".".join(map(str, rest if rest and first in UNNAMED_PARTS else (first, *rest)))
 
 
 def layer_names(layer: int, parts: Sequence[str]) -> tuple[str, ...]:

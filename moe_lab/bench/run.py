@@ -15,13 +15,13 @@ from moe_lab.nn.backends import BACKENDS
 
 def find_cases(names: Sequence[str]) -> list[Case]:
     """Cases by name or by a part of it; the quick ones if none is named, all of them for `all`."""
-    found: dict[str, Case] = {}
+    cases: dict[str, Case] = {}
     for name in names or QUICK:
         matching = {full: case for full, case in CASES.items() if name == "all" or name in full}
         if not matching:
             raise LabError(f'no case is called "{name}".{did_you_mean(name, list(CASES))}')
-        found |= {name: CASES[name]} if name in CASES else matching
-    return list(found.values())
+        cases |= {name: CASES[name]} if name in CASES else matching
+    return list(cases.values())
 
 
 def find_competitors(names: Sequence[str], peers: bool) -> dict[str, Prepare]:

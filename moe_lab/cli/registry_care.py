@@ -57,17 +57,24 @@ def diff(ctx: typer.Context, old: Ref, new: Ref) -> None:
     Example:
       moe-lab module diff snakes/python@1 snakes/python@2
     """
-    found = open_registry(ctx).diff(old, new)
-    for section in found.sections:
+    difference = open_registry(ctx).diff(old, new)
+    for section in difference.sections:
         print(f"{section.path}: {_short(section.old)} -> {_short(section.new)}")
-    for tensor in found.tensors:
+    for tensor in difference.tensors:
         shapes = [f"{record.dtype}{list(record.shape)}" for record in (tensor.old, tensor.new) if record]
         print(
             f"{tensor.name}: {tensor.change} {' -> '.join(dict.fromkeys(shapes))}, "
             f"{tensor.chunks} of {tensor.of_chunks} chunks, {tensor.bytes:,} bytes"
         )
-    equal = f"{found.equal_tensors} tensors are equal" if found.tensors or found.sections else "no difference"
-    print(f"{equal}; {found.shared_bytes:,} bytes are shared, of {found.old_bytes:,} and {found.new_bytes:,}")
+    equal = (
+        f"{difference.equal_tensors} tensors are equal"
+        if difference.tensors or difference.sections
+        else "no difference"
+    )
+    print(
+        f"{equal}; {difference.shared_bytes:,} bytes are shared, "
+        f"of {difference.old_bytes:,} and {difference.new_bytes:,}"
+    )
 
 
 def _short(value: Any) -> str:
@@ -115,10 +122,10 @@ def gc(
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)", text)
-    if not found or (not found[2] and float(found[1])):
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)", text)
+    if not match or (not match[2] and float(match[1])):
         raise LabError(f"{text!a} is not a length of time; write a number with s, m, h or d, such as 12h.")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def mirror(

@@ -47,8 +47,8 @@ def sign(
 
 def print_signatures(registry: Registry, manifest: Manifest) -> None:
     """Who signed an artifact, under the name it was asked for by or, asked for by digest, under any."""
-    found = registry.signatures(manifest.label)
-    for claim, problem in found:
+    signatures = registry.signatures(manifest.label)
+    for claim, problem in signatures:
         print(f"signed as {claim.ref} by {claim.key}" + (f": NOT VALID: {problem}" if problem else ""))
-    if not found:
+    if not signatures:
         print("not signed")

@@ -102,6 +102,6 @@ def print_acceptance(results: Any) -> None:
         right=("price", "multiply-adds per token", "bits per byte"),
     )
     print("", *budget_lines(results), sep="\n")
-    for found in (kept_at_half(results), beside_group_table(results)):
-        if found is not None:
-            print(f"{found.figure} {found.headline} ({found.detail})")
+    for sentence in (kept_at_half(results), beside_group_table(results)):
+        if sentence is not None:
+            print(f"{sentence.figure} {sentence.headline} ({sentence.detail})")

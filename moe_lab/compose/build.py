@@ -23,8 +23,11 @@ from moe_lab.compose.parts import (
 )
 from moe_lab.compose.pools import exchange_in_place, gather_modules, place_modules
 from moe_lab.errors import LabError, Refused
+from moe_lab.experts.kind import ExpertKind
+from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.lab import Lab
-from moe_lab.nn.expert_ffn import OneDevice, require_backend
+from moe_lab.nn.decoder import RunLayer
+from moe_lab.nn.expert_ffn import require_backend
 from moe_lab.nn.precision import choose_precision
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.spec import Transport
@@ -40,11 +43,11 @@ def assemble(
     *,
     price: float = 0.0,
     homes: Mapping[str, str] | None = None,
-    run_layer: OneDevice | ShardedLayer | None = None,
+    run_layer: RunLayer | None = None,
     spare_blocks: int = 0,
 ) -> ComposedModel:
     """Reads the modules' blocks to where they will run, and puts the model together. See `build_model`."""
-    run_layer = run_layer or OneDevice()
+    run_layer = run_layer or shared_kind(modules).on_one_device()
     layers, dtype = trunk.spec.routed_layers, trunk.precision.params
     if isinstance(run_layer, ShardedLayer):
         pools = place_modules(modules, layers, run_layer.mesh, spare_blocks=spare_blocks, dtype=dtype)
@@ -61,12 +64,22 @@ def assemble(
     )
 
 
+def shared_kind(modules: Sequence[PublishedModule]) -> ExpertKind:
+    """The kind of modules that share a pool."""
+    kinds = sorted({module.interface.kind for module in modules})
+    if len(kinds) > 1:
+        raise Refused(f"modules of kinds {', '.join(kinds)} cannot share a pool yet; compose modules of one kind")
+    return find_kind(*kinds or [DEFAULT])
+
+
 def routed_layers_on(
-    mesh: Mesh | None, transport: Transport = "ring", backend: str = "auto"
-) -> OneDevice | ShardedLayer:
-    """How the routed layers of a model run on these devices."""
+    kind: ExpertKind, mesh: Mesh | None, transport: Transport = "ring", backend: str = "auto"
+) -> RunLayer:
+    """How the routed layers of a model whose modules are of that kind run on these devices."""
     if mesh is None:
-        return OneDevice(backend=backend)
+        return kind.on_one_device(backend)
+    if not kind.runs_on_mesh:
+        raise Refused(f"experts of kind {kind.name} run on one device; leave the mesh out")
     return ShardedLayer(mesh=mesh, transport=transport, backend=backend)
 
 
@@ -94,7 +107,7 @@ def build_model(
     require_backend(lock.backend)
     trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk, precision=choose_precision(lock.dtype))
     modules, router = _parts(lock, registry, lab, trunk)
-    run_layer = routed_layers_on(mesh, transport, lock.backend)
+    run_layer = routed_layers_on(shared_kind(modules), mesh, transport, lock.backend)
     homes = _homes(lock.router, registry)
     return assemble(
         trunk, modules, router, price=lock.price, homes=homes, run_layer=run_layer, spare_blocks=spare_blocks
@@ -106,8 +119,6 @@ def _parts(lock: Lock, registry: Registry, lab: Lab, trunk: LoadedTrunk) -> tupl
     modules = tuple(find_module(registry, part) for part in lock.modules)
     for module in modules:
         trunk.interface.require_fit(module.interface, module.part.ref)
-    if len(kinds := {module.interface.kind for module in modules}) > 1:
-        raise Refused(f"composition {lock.name}: modules of kinds {', '.join(sorted(kinds))} cannot share a pool yet")
     if not modules:
         raise LabError(f"composition {lock.name} has no modules left; keep at least one")
     if isinstance(lock.router, LockedPart):
@@ -177,6 +188,8 @@ def exchange_modules(
     if lock.trunk.digest != model.trunk.part.digest:
         raise Refused(f"{lock.trunk.ref} is another trunk than {model.trunk.part.ref}; build the model anew")
     modules, router = _parts(lock, registry, lab, model.trunk)
+    if (kind := shared_kind(modules)) is not (resident := shared_kind(model.modules)):
+        raise Refused(f"modules of kind {kind.name} do not fit into a pool of {resident.name}; build the model anew")
     pools = exchange_in_place(model.pools, model.modules, modules, model.mesh, load)
     homes = _homes(lock.router, registry)
     return dataclasses.replace(model, modules=modules, router=router, pools=pools, price=lock.price, homes=homes)

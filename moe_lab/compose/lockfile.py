@@ -117,10 +117,10 @@ def require_learned(
     for name, learned in replaced_modules(registry, router, modules).items():
         if name in accepted and accepted[name].digest == learned.digest:
             continue
-        found = composed[name]
+        now = composed[name]
         raise Refused(
-            f"router {router.ref} learned from {learned.ref} ({learned.digest[:19]}), but {found.ref} "
-            f"({found.digest[:19]}) is composed, and what the router knows may not hold for it: train the router "
+            f"router {router.ref} learned from {learned.ref} ({learned.digest[:19]}), but {now.ref} "
+            f"({now.digest[:19]}) is composed, and what the router knows may not hold for it: train the router "
             f"again, or name {learned.ref} in the composition, or {way_on}"
         )
 
@@ -130,9 +130,9 @@ def pin(registry: Registry, ref: str, kind: str) -> LockedPart:
     resolved = registry.resolve(ref)
     if not ref.startswith("sha256-") and ArtifactRef.parse(ref).width is not None:
         raise LabError(f"{ref} names one width; name the whole module, the router chooses its widths")
-    found = registry.manifest(resolved.digest).kind
-    if found != kind:
-        raise LabError(f"{ref} is a {found}, but a {kind} is needed here; see moe-lab module list --all")
+    kind_there = registry.manifest(resolved.digest).kind
+    if kind_there != kind:
+        raise LabError(f"{ref} is a {kind_there}, but a {kind} is needed here; see moe-lab module list --all")
     return LockedPart(ref=str(resolved.ref or ref), digest=resolved.digest)
 
 

@@ -31,7 +31,7 @@ from moe_lab.nn.decoder import Experts, RunLayer, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.pool import Routing
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh
+from moe_lab.parallel.mesh import TOKENS, replicate, to_host, to_mesh
 from moe_lab.routing.router import Features, Router, normalised
 from moe_lab.routing.space import CandidateSpace
 
@@ -88,7 +88,7 @@ class ComposedModel:
     pools: Pools
     price: float = 0.0
     homes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # domain -> the module whose own text it is
-    run_layer: OneDevice | ShardedLayer = dataclasses.field(default_factory=OneDevice)
+    run_layer: RunLayer = dataclasses.field(default_factory=OneDevice)
 
     @property
     def space(self) -> CandidateSpace:
@@ -120,7 +120,7 @@ class ComposedModel:
         present = [name in names for name in self.space.modules]
         index = [self.pools.names.index(name) if name in names else 0 for name in self.space.modules]
         small = nnx.state(self.router), np.array(index, np.int32), np.array(present)
-        router, pool_index_E, present_E = everywhere(small, self.mesh)
+        router, pool_index_E, present_E = replicate(small, self.mesh)
         return ModelArrays(
             trunk=self._trunk_state,
             router=router,
@@ -232,7 +232,7 @@ class ComposedModel:
             arrays,
             self._place(_arrays(batch)),
             hidden_BSD,
-            *everywhere(
+            *replicate(
                 (available_E, np.float32(self.price if price is None else price), np.int32(width_cap)), self.mesh
             ),
             None if outcomes_BSC is None else self._place(outcomes_BSC),

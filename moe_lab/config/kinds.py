@@ -61,15 +61,15 @@ def load_config(
         LabError: the file cannot be read, has no or another kind, or does not fit its spec.
     """
     data = apply_overrides(load_yaml(path), overrides)
-    found = data.get("kind")
-    if not isinstance(found, str):
+    kind_there = data.get("kind")
+    if not isinstance(kind_there, str):
         raise LabError(f"{path}: kind: this is required and must be text.{did_you_mean('', kinds)}")
-    if found not in kinds:
-        raise LabError(f'{path}: kind: unknown kind "{found}".{did_you_mean(found, kinds)}')
-    if kind is not None and found != kind:
-        raise LabError(f'{path}: kind: expected "{kind}" here, got "{found}". Give a config of that kind.')
-    extending = "extends" in data and found in EXTENDING
-    return decode(spec_class(found, EXTENDING if extending else kinds), data, str(path))
+    if kind_there not in kinds:
+        raise LabError(f'{path}: kind: unknown kind "{kind_there}".{did_you_mean(kind_there, kinds)}')
+    if kind is not None and kind_there != kind:
+        raise LabError(f'{path}: kind: expected "{kind}" here, got "{kind_there}". Give a config of that kind.')
+    extending = "extends" in data and kind_there in EXTENDING
+    return decode(spec_class(kind_there, EXTENDING if extending else kinds), data, str(path))
 
 
 def json_schema(kind: str, kinds: Mapping[str, str] = KINDS) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if data is None:
         raise LabError(f"{path}: the file is empty. Write `key: value` lines.")
     if not isinstance(data, dict):
-        found = "a list" if isinstance(data, list) else "a single value"
-        raise LabError(f"{path}: expected `key: value` lines at the top level, got {found}.")
+        what = "a list" if isinstance(data, list) else "a single value"
+        raise LabError(f"{path}: expected `key: value` lines at the top level, got {what}.")
     return data
 
 

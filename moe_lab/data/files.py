@@ -19,13 +19,13 @@ def find_files(root: Path, patterns: Iterable[str], exclude: Iterable[str] = ())
         LabError: a pattern without wildcards names no file, or `**` shares a path part with other letters.
     """
     excluded = {os.path.realpath(path) for pattern in exclude for path in _expand(root, pattern, strict=False)}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for pattern in patterns:
         for path in _expand(root, pattern, strict=True):
             real = os.path.realpath(path)
             if real not in excluded:
-                found.setdefault(real, path)
-    return sorted(found.values())
+                files.setdefault(real, path)
+    return sorted(files.values())
 
 
 def _expand(root: Path, pattern: str, *, strict: bool) -> list[Path]:

@@ -34,12 +34,12 @@ def parse_json(text: str, where: str, remedy: str) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             raise LabError(f'{where}: the key "{printable(twice)}" is there twice in one object; leave one of them')
-        return found
+        return entries
 
     try:
         return json.loads(text, object_pairs_hook=unique)

@@ -104,5 +104,5 @@ def pack_rows(split: TokenSplit, stream: Stream, rows: Int64, seq_len: int, doma
 def _source(split: TokenSplit, stream: Stream, at: Int64) -> Int64:
     """Where in the split the tokens at positions of the stream are."""
     place = np.searchsorted(stream.bounds, at, side="right") - 1
-    found: Int64 = split.starts[stream.order[place]] + at - stream.bounds[place]
-    return found
+    positions: Int64 = split.starts[stream.order[place]] + at - stream.bounds[place]
+    return positions

@@ -203,15 +203,15 @@ def _package_folders(name: str) -> list[Path]:
     if not name.isidentifier():
         raise LabError(f'package "{name}": give the name of a top-level package, as one imports it')
     try:
-        found = importlib.util.find_spec(name)
+        module_spec = importlib.util.find_spec(name)
     except ValueError:  # __main__ and the like have no spec
-        found = None
-    if found is None:
+        module_spec = None
+    if module_spec is None:
         installed = importlib.metadata.packages_distributions()
         raise NotFound(f'package "{name}" is not installed; install it.{did_you_mean(name, installed)}')
-    if not found.submodule_search_locations:
+    if not module_spec.submodule_search_locations:
         raise LabError(f'"{name}" is a single module, not a package with files in it; use a files source')
-    return [Path(folder) for folder in found.submodule_search_locations]
+    return [Path(folder) for folder in module_spec.submodule_search_locations]
 
 
 def _read_readmes(source: ReadmesSource, _base: Path, _: DataSpec) -> Iterator[Document]:

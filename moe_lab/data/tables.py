@@ -116,12 +116,12 @@ class ReadTable:
         column = self.arrow.column(name)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise self.refused(f'the column "{name}" is of {column.type}, not of text')
-        found: list[str] = []
+        decoded: list[str] = []
         for row, raw in enumerate(column.cast(pa.large_binary()).to_pylist(), start=1):
             try:
-                found.append(raw.decode())
+                decoded.append(raw.decode())
             except AttributeError:
                 raise self.refused(f'the column "{name}" is null in row {row}') from None
             except UnicodeDecodeError as error:
                 raise self.refused(f'the column "{name}" is not UTF-8 in row {row}: {error}') from error
-        return tuple(found)
+        return tuple(decoded)

@@ -30,8 +30,8 @@ from moe_lab.evaluation.passes import (
 from moe_lab.evaluation.results import (
     Acceptance,
     BestSingle,
-    Candidate,
-    Domain,
+    CandidateEntry,
+    DomainEntry,
     ExactMatch,
     MatrixCell,
     RoutingShare,
@@ -150,10 +150,10 @@ class Evaluation:
         self.count_pass()
         return made
 
-    def _domains(self) -> list[Domain]:
+    def _domains(self) -> list[DomainEntry]:
         heldout = self.heldout
         return [
-            Domain(
+            DomainEntry(
                 name=name,
                 rows=len(np.unique(heldout.unit_T[heldout.domain_T == index])),
                 bytes=int(heldout.bytes_T[heldout.domain_T == index].sum()),
@@ -161,13 +161,13 @@ class Evaluation:
             for index, name in enumerate(heldout.domains)
         ]
 
-    def _candidates(self) -> list[Candidate]:
+    def _candidates(self) -> list[CandidateEntry]:
         space = self.available.space
-        trunk = Candidate(name="trunk", module=None, width=0, cost=0.0)
+        trunk = CandidateEntry(name="trunk", module=None, width=0, cost=0.0)
         return [
             trunk,
             *(
-                Candidate(
+                CandidateEntry(
                     name=space.names[c],
                     module=space.modules[e],
                     width=space.widths[e][r],

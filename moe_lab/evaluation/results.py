@@ -32,7 +32,7 @@ class _Record(Spec):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-class Domain(_Record):
+class DomainEntry(_Record):
     """One held-out set; `rows` is the number of bootstrap units."""
 
     name: str
@@ -41,7 +41,7 @@ class Domain(_Record):
     unit: Literal["bits_per_byte"] = "bits_per_byte"
 
 
-class Candidate(_Record):
+class CandidateEntry(_Record):
     """A fixed choice a router can make: a module at a width, or the trunk alone (no module, width 0)."""
 
     name: str
@@ -183,7 +183,7 @@ class Sample(_Record):
         return self
 
 
-class Parent(_Record):
+class ParentEntry(_Record):
     """An artifact that another was made from, as in the manifest's lineage."""
 
     ref: str
@@ -198,7 +198,7 @@ class Learned(_Record):
     digest: str
 
 
-class Module(_Record):
+class ModuleEntry(_Record):
     """What a reader wants to know about a module of the composition.
 
     `in_place_of` is there only where whoever composed the model accepted that the router learned from another artifact.
@@ -210,11 +210,11 @@ class Module(_Record):
     widths: list[Count]
     parameters: Count
     licence: str | None = None
-    parents: list[Parent] = Field(default_factory=list)
+    parents: list[ParentEntry] = Field(default_factory=list)
     in_place_of: Learned | None = Field(default=None, exclude_if=lambda learned: learned is None)
 
 
-class Trunk(_Record):
+class TrunkEntry(_Record):
     """The trunk that all modules were trained beside."""
 
     ref: str
@@ -223,7 +223,7 @@ class Trunk(_Record):
     licence: str | None = None
 
 
-class Router(_Record):
+class RouterEntry(_Record):
     """A router behind a curve of the same label; one that needs no weights has neither ref nor digest."""
 
     label: str
@@ -240,8 +240,8 @@ class Results(_Record):
     lockfile: dict[str, JsonValue]
     created: str
     elapsed_seconds: Annotated[float, Field(ge=0)]
-    domains: Annotated[list[Domain], Field(min_length=1)]
-    candidates: list[Candidate]
+    domains: Annotated[list[DomainEntry], Field(min_length=1)]
+    candidates: list[CandidateEntry]
     matrix: list[MatrixCell]
     acceptance: list[Acceptance] = Field(default_factory=list)
     exact_match: list[ExactMatch] = Field(default_factory=list)
@@ -249,9 +249,9 @@ class Results(_Record):
     budgets: list[Budget] = Field(default_factory=list)
     routing: list[RoutingShare] = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
-    modules: list[Module]
-    trunk: Trunk
-    routers: list[Router] = Field(default_factory=list)
+    modules: list[ModuleEntry]
+    trunk: TrunkEntry
+    routers: list[RouterEntry] = Field(default_factory=list)
 
     @field_validator("created")
     @classmethod
@@ -298,8 +298,8 @@ def load_results(path: str | Path) -> Results:
     except ValueError as error:
         raise Damaged(f"{path}: not a valid JSON text: {error}. Run the evaluation again.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else None
-        raise Refused(f"{path}: results format {found!r}; this version reads format {FORMAT}.")
+        version = data.get("format") if isinstance(data, dict) else None
+        raise Refused(f"{path}: results format {version!r}; this version reads format {FORMAT}.")
     try:
         return Results.model_validate_json(text)
     except ValidationError as error:

@@ -6,10 +6,11 @@ Everything here is arithmetic on manifests; nothing needs an array library.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_lab.errors import Damaged, LabError, Refused
+from moe_lab.errors import Damaged, LabError, Refused, printable
 from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.nn.spec import TrunkSpec
 
@@ -48,8 +49,10 @@ class Interface:
         if set(section) - {"kind"} != names:
             odd = ", ".join(sorted(names ^ (set(section) - {"kind"})))
             raise Damaged(f"a module's interface names exactly {sorted(names)}; missing or unknown: {odd}")
+        if not isinstance(kind := section.get("kind", DEFAULT), str):
+            raise Damaged(f"a module's interface names its kind as text, not {printable(json.dumps(kind))[:80]}")
         interface = Interface(**{**section, "routed_layers": tuple(section["routed_layers"])})
-        find_kind(interface.kind)
+        find_kind(kind)
         return interface
 
     def to_json(self) -> dict[str, Any]:

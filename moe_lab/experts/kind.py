@@ -11,14 +11,19 @@ Shape letters: T tokens, K choices per token, N blocks, D model width, B units p
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moe_lab.errors import Refused
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
 
+    from moe_lab.nn.decoder import RunLayer
+    from moe_lab.nn.expert_ffn import LayerOutput
     from moe_lab.nn.pool import Pool, Routing
 
 
@@ -36,10 +41,12 @@ class ExpertKind(abc.ABC):
     Attributes:
         name: what `kind` says in a module's interface.
         parts: names of the arrays of one layer, in the order of the NamedTuple that holds them.
+        runs_on_mesh: whether the routed layer of `moe_lab.parallel` computes it; others run on one device.
     """
 
     name: str
     parts: tuple[str, ...]
+    runs_on_mesh: bool = False
 
     @abc.abstractmethod
     def block_shapes(self, d_model: int, block: int) -> tuple[tuple[int, ...], ...]:
@@ -77,6 +84,16 @@ class ExpertKind(abc.ABC):
     def output_norms(self, weights: Any) -> np.ndarray:
         """float[F]: Euclidean norm of what each unit adds where its activation is 1."""
 
+    def on_one_device(self, backend: str = "auto") -> RunLayer:
+        """How a model runs its routed layers where everything is on one device: `run`, or one of several backends.
+
+        Raises:
+            Refused: the backend is not one of this kind's.
+        """
+        if backend != "auto":
+            raise Refused(f'backend "{backend}" does not run experts of kind {self.name}; leave it at auto')
+        return KindLayer(self)
+
     def block_parameters(self, d_model: int, block: int) -> int:
         """Stored numbers of one block."""
         return sum(math.prod(shape) for shape in self.block_shapes(d_model, block))
@@ -90,3 +107,18 @@ class ExpertKind(abc.ABC):
         """Blocks of a layer by the shapes of its parts; 0 if they have none."""
         first = shapes[self.parts[0]]
         return first[0] if first else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class KindLayer:
+    """A routed layer on one device that runs what the kind itself computes; nothing is left out."""
+
+    kind: ExpertKind
+
+    def __call__(self, h_TD: jax.Array, pool: Pool, routing: Routing, *, activation: str) -> LayerOutput:
+        """Runs one layer."""
+        import jax.numpy as jnp
+
+        from moe_lab.nn.expert_ffn import LayerOutput
+
+        return LayerOutput(self.kind.run(h_TD, pool, routing, activation=activation), jnp.zeros((), jnp.int32))

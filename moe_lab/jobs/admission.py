@@ -19,7 +19,7 @@ from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
 from moe_lab.experts.kinds import find_kind
-from moe_lab.jobs.candidate import Candidate
+from moe_lab.jobs.candidate import StagedArtifact
 from moe_lab.jobs.claims import module_claims, values_by_width
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
@@ -32,7 +32,7 @@ Check = tuple[str, Callable[[], str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check: what was looked at, whether it holds, and the figures or the reason."""
 
     check: str
@@ -41,32 +41,34 @@ class Finding:
 
 
 def check_module(
-    workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path
-) -> list[Finding]:
+    workspace: Workspace, candidate: StagedArtifact, spec: ModuleSpec | DistillRun, base: Path
+) -> list[CheckResult]:
     """Runs the admission test. Checks after a broken manifest or tensor are left out, for they would mean nothing."""
     return run_checks(_checks(workspace, candidate, spec, base))
 
 
-def run_checks(checks: Iterable[Check]) -> list[Finding]:
+def run_checks(checks: Iterable[Check]) -> list[CheckResult]:
     """Runs checks up to the first that fails."""
     findings = []
     for name, check in checks:
         try:
-            findings.append(Finding(name, True, check()))
+            findings.append(CheckResult(name, True, check()))
         except LabError as error:
-            findings.append(Finding(name, False, str(error)))
+            findings.append(CheckResult(name, False, str(error)))
             break
     return findings
 
 
-def require_admission(findings: list[Finding], name: str) -> None:
+def require_admission(findings: list[CheckResult], name: str) -> None:
     """Raises on the first check that failed."""
     for finding in findings:
         if not finding.passed:
             raise Refused(f"{name} is not admitted: {finding.check}: {finding.detail}")
 
 
-def _checks(workspace: Workspace, candidate: Candidate, spec: ModuleSpec | DistillRun, base: Path) -> Iterator[Check]:
+def _checks(
+    workspace: Workspace, candidate: StagedArtifact, spec: ModuleSpec | DistillRun, base: Path
+) -> Iterator[Check]:
     manifest, tensors = candidate.manifest, candidate.tensors()
     yield from checks_of_weights(workspace, candidate.name, manifest, tensors)
     yield check_of_claims(workspace, ModuleArtifact.of(manifest, candidate.name), tensors, spec, base)
@@ -160,8 +162,9 @@ def _claims(
             f'the text of "{corpus.name}" has changed since training (claimed on {first["data"][:19]}, '
             f"found {corpus.digest[:19]}); train the module again on the text you have"
         )
-    weights = from_tensors(tensors, find_kind(module.interface.kind))
-    again = module_claims(trunk, weights, module.ladder, corpus, first["rows"], first["seq_len"])
+    kind = find_kind(module.interface.kind)
+    weights = from_tensors(tensors, kind)
+    again = module_claims(trunk, weights, kind, module.ladder, corpus, first["rows"], first["seq_len"])
     claimed, measured = values_by_width(claims), values_by_width(again)
     if set(claimed) != set(measured):
         raise Refused(f"claims are made for widths {sorted(claimed)}, the ladder is {list(module.ladder)}")

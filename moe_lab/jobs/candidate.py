@@ -22,7 +22,7 @@ from moe_lab.training.processes import first_goes_first
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class StagedArtifact:
     """An artifact in the run folder where it was made."""
 
     name: str  # owner/name
@@ -42,25 +42,25 @@ class Candidate:
         return self.staging.tensors(self.manifest)
 
 
-def stage(
+def stage_artifact(
     run: Run, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], block_tensors: Collection[str] = ()
-) -> Candidate:
+) -> StagedArtifact:
     """Stores what a run made in the run's own folder, without the places on this machine that its config names."""
     lab = run.path.parent.parent  # of `runs/`
     staging = Registry(run.path / "candidate")
     owner, name = run.name.split("/")
     with first_goes_first(f"staged {run.name}"):
         published = staging.publish(owner, name, None, without_places(fields, lab), tensors, block_tensors)
-    return Candidate(run.name, published.digest, staging)
+    return StagedArtifact(run.name, published.digest, staging)
 
 
-def staged(run: Run) -> Candidate:
+def find_staged(run: Run) -> StagedArtifact:
     """The candidate of a finished run."""
     assert run.done is not None
-    return Candidate(run.name, run.done["candidate"], Registry(run.path / "candidate", create=False))
+    return StagedArtifact(run.name, run.done["candidate"], Registry(run.path / "candidate", create=False))
 
 
-def publish(candidate: Candidate, registry: Registry) -> tuple[LockedPart, bool]:
+def publish_staged(candidate: StagedArtifact, registry: Registry) -> tuple[LockedPart, bool]:
     """Copies a candidate into the registry under its next version; the flag says whether that was needed."""
     manifest = candidate.manifest
     blocks = {name for name, record in manifest.records.items() if record.blocks}

@@ -9,6 +9,7 @@ from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data import Batch, Corpus, eval_batches
 from moe_lab.data.documents import Split
 from moe_lab.experts.interface import blocks_of
+from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.jobs.measure import BatchLosses, bits_per_byte, module_losses, trunk_losses
 
@@ -37,11 +38,17 @@ def claim(corpus: Corpus, losses: BatchLosses, *, rows: int, seq_len: int, width
 
 
 def module_claims(
-    trunk: LoadedTrunk, weights: ExpertWeights, ladder: Sequence[int], corpus: Corpus, rows: int, seq_len: int
+    trunk: LoadedTrunk,
+    weights: ExpertWeights,
+    kind: ExpertKind,
+    ladder: Sequence[int],
+    corpus: Corpus,
+    rows: int,
+    seq_len: int,
 ) -> list[Claim]:
     """What the trunk alone and the module at every width lose on its own held-out text."""
     losses = {0: trunk_losses(trunk.graph, trunk.state)} | {
-        width: module_losses(trunk, weights, blocks_of(width, trunk.spec.block)) for width in ladder
+        width: module_losses(trunk, weights, kind, blocks_of(width, trunk.spec.block)) for width in ladder
     }
     return [claim(corpus, run, rows=rows, seq_len=seq_len, width=width) for width, run in losses.items()]
 

@@ -21,7 +21,16 @@ from moe_lab.errors import LabError
 from moe_lab.evaluation.evaluate import Evaluation, Settings, decision_outcomes
 from moe_lab.evaluation.outcomes import domain_batches, measure_outcomes
 from moe_lab.evaluation.passes import HeldOut
-from moe_lab.evaluation.results import Learned, Module, Parent, Results, Router, Trunk, load_results, save_results
+from moe_lab.evaluation.results import (
+    Learned,
+    ModuleEntry,
+    ParentEntry,
+    Results,
+    RouterEntry,
+    TrunkEntry,
+    load_results,
+    save_results,
+)
 from moe_lab.evaluation.spec import EvaluationSpec
 from moe_lab.files import write_json
 from moe_lab.jobs.outcome_table import outcome_table
@@ -161,14 +170,16 @@ def _write(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         elapsed_seconds=round(seconds, 3),
         modules=[_module(workspace, module.part, lock) for module in model.modules],
-        trunk=Trunk(
+        trunk=TrunkEntry(
             ref=model.trunk.part.ref,
             digest=model.trunk.part.digest,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(model.trunk.state)),
             licence=_licence(workspace, model.trunk.part),
         ),
         routers=[
-            Router(label=artifact_name(part.ref), ref=part.ref, digest=part.digest, licence=_licence(workspace, part))
+            RouterEntry(
+                label=artifact_name(part.ref), ref=part.ref, digest=part.digest, licence=_licence(workspace, part)
+            )
             for part in routers
         ],
         **measured,
@@ -182,16 +193,16 @@ def _licence(workspace: Workspace, part: LockedPart) -> str | None:
     return workspace.registry.manifest(part.digest).licence
 
 
-def _module(workspace: Workspace, part: LockedPart, lock: Lock) -> Module:
+def _module(workspace: Workspace, part: LockedPart, lock: Lock) -> ModuleEntry:
     manifest = workspace.registry.manifest(part.digest)
     learned = lock.replaced.get(artifact_name(part.ref))
-    return Module(
+    return ModuleEntry(
         ref=part.ref,
         digest=part.digest,
         owner=part.ref.partition("/")[0],
         widths=manifest.ladder,
         parameters=sum(math.prod(record.shape) for record in manifest.records.values()),
         licence=manifest.licence,
-        parents=[Parent(**dataclasses.asdict(parent)) for parent in manifest.parents],
+        parents=[ParentEntry(**dataclasses.asdict(parent)) for parent in manifest.parents],
         in_place_of=Learned(ref=learned.ref, digest=learned.digest) if learned else None,
     )

@@ -12,7 +12,7 @@ from moe_lab.artifacts.derived import mark_imported
 from moe_lab.artifacts.module import ModuleArtifact
 from moe_lab.compose.lockfile import LockedPart
 from moe_lab.errors import LabError, NotFound, Refused, printable
-from moe_lab.jobs.admission import Check, Finding, check_of_claims, checks_of_weights, require_admission, run_checks
+from moe_lab.jobs.admission import Check, CheckResult, check_of_claims, checks_of_weights, require_admission, run_checks
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.registry import ArtifactRef, Manifest, Registry
@@ -39,7 +39,7 @@ class Imported:
     part: LockedPart
     created: bool
     measured: bool
-    findings: list[Finding]
+    findings: list[CheckResult]
 
 
 def import_folder(
@@ -114,8 +114,8 @@ def _manifest(fields: Mapping[str, Any], tensors: Mapping[str, Any], card: Card,
 
 def _published(registry: Registry, title: str, digest: str) -> LockedPart | None:
     """The highest version in use that has this content."""
-    found = (LockedPart(ref=str(one.ref), digest=digest) for one in registry.in_use(title) if one.digest == digest)
-    return next(found, None)
+    same = (LockedPart(ref=str(one.ref), digest=digest) for one in registry.in_use(title) if one.digest == digest)
+    return next(same, None)
 
 
 def _checks(

@@ -9,7 +9,7 @@ from pathlib import Path
 from moe_lab.artifacts.router import QuestionRouterArtifact
 from moe_lab.config import decode
 from moe_lab.errors import LabError
-from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.candidate import StagedArtifact, find_staged, stage_artifact
 from moe_lab.jobs.extended import find_extended
 from moe_lab.jobs.questions import STATISTICS, find_table, load_question_router, save_report
 from moe_lab.jobs.spec import QuestionJoinRun
@@ -20,7 +20,7 @@ from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.table import ItemCandidate, ItemTable
 
 
-def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> Candidate:
+def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> StagedArtifact:
     """Extends the router, or returns what an identical run made before."""
     known = find_extended(workspace, spec.extends, base)
     router, published = load_question_router(known.registry, known.part.digest), known.artifact
@@ -37,7 +37,7 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
             )
     with workspace.open_run(spec, inputs) as run:
         if run.done:
-            return staged(run)
+            return find_staged(run)
         started = time.perf_counter()
         cards = [ItemCandidate(**card) for card in published.candidates]
         own = cards[: len(router.heads.bias_C)]
@@ -62,7 +62,7 @@ def join_questions(workspace: Workspace, spec: QuestionJoinRun, base: Path) -> C
             items=len(table),
             cost_unit=table.cost_unit,
         )
-        candidate = stage(run, extended.fields(), joining.router.tensors())
+        candidate = stage_artifact(run, extended.fields(), joining.router.tensors())
         run.finish({"candidate": candidate.digest, "metrics": _metrics(joining.reports)})
         return candidate
 
@@ -98,8 +98,8 @@ def _told(report: JoinReport) -> str:
 
 
 def _metrics(reports: tuple[JoinReport, ...]) -> dict[str, float]:
-    found = {}
+    metrics = {}
     for report in reports:
-        found[f"loss of {report.name} by its card"] = round(report.loss_before, 4)
-        found[f"loss of {report.name} by the other items"] = round(report.loss_left_out, 4)
-    return found
+        metrics[f"loss of {report.name} by its card"] = round(report.loss_before, 4)
+        metrics[f"loss of {report.name} by the other items"] = round(report.loss_left_out, 4)
+    return metrics

@@ -20,7 +20,7 @@ from moe_lab.data import Batch
 from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.shrink import LayerStatistics
 from moe_lab.experts.weights import ExpertWeights
-from moe_lab.jobs.objectives import alone
+from moe_lab.jobs.objectives import single_module_experts
 
 BatchLosses = Callable[[Batch], jax.Array]
 
@@ -45,12 +45,12 @@ def _trunk_losses(graph: nnx.GraphDef, state: nnx.State, batch: Any) -> jax.Arra
     return trunk.losses(output.hidden_BSD, batch.targets)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _module_losses(
-    graph: nnx.GraphDef, state: nnx.State, weights: ExpertWeights, blocks: jax.Array, batch: Any
+    graph: nnx.GraphDef, kind: ExpertKind, state: nnx.State, weights: ExpertWeights, blocks: jax.Array, batch: Any
 ) -> jax.Array:
     rows, sequence = batch.tokens.shape
-    experts = alone(weights, jnp.broadcast_to(blocks, (rows,)), sequence)
+    experts = single_module_experts(weights, kind, jnp.broadcast_to(blocks, (rows,)), sequence)
     trunk = nnx.merge(graph, state)
     output = trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts)
     return trunk.losses(output.hidden_BSD, batch.targets)
@@ -61,9 +61,9 @@ def trunk_losses(graph: nnx.GraphDef, state: nnx.State) -> BatchLosses:
     return partial(_trunk_losses, graph, state)
 
 
-def module_losses(trunk: LoadedTrunk, weights: ExpertWeights, blocks: int) -> BatchLosses:
+def module_losses(trunk: LoadedTrunk, weights: ExpertWeights, kind: ExpertKind, blocks: int) -> BatchLosses:
     """The trunk with one module at one width; every width runs the same compiled program."""
-    return partial(_module_losses, trunk.graph, trunk.state, weights, jnp.int32(blocks))
+    return partial(_module_losses, trunk.graph, kind, trunk.state, weights, jnp.int32(blocks))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -72,7 +72,7 @@ def _activation_sums(
 ) -> dict[int, tuple[jax.Array, jax.Array]]:
     rows, sequence = batch.tokens.shape
     full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in weights.values()), jnp.int32)
-    experts = alone(weights, full_B, sequence)._replace(keep_inputs=True)
+    experts = single_module_experts(weights, kind, full_B, sequence)._replace(keep_inputs=True)
     output = nnx.merge(graph, state).forward(batch.tokens, batch.segment_ids, batch.positions, experts)
     mask_T1 = batch.loss_mask.reshape(-1, 1)
     sums = {}

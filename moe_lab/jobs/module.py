@@ -14,10 +14,10 @@ from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
 from moe_lab.experts.kinds import find_kind
 from moe_lab.experts.weights import ExpertWeights, count_parameters, init_expert
-from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.candidate import StagedArtifact, find_staged, stage_artifact
 from moe_lab.jobs.claims import module_claims
-from moe_lab.jobs.objectives import ModuleObjective, fetched
-from moe_lab.jobs.spec import ModuleSpec, Published
+from moe_lab.jobs.objectives import ModuleObjective, params_to_host
+from moe_lab.jobs.spec import ModuleSpec, Publishable
 from moe_lab.jobs.workspace import Workspace, data_inputs
 from moe_lab.registry.manifest import Parent
 from moe_lab.training import Run, fit
@@ -37,20 +37,21 @@ def layer_widths(spec: ModuleSpec, interface: Interface) -> dict[int, int]:
     return dict(spec.width)
 
 
-def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidate:
+def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> StagedArtifact:
     """Trains the module, or returns what an identical run made before."""
     trunk = workspace.trunk(workspace.pin_trunk(spec.trunk), spec.precision)
-    interface = trunk.interface.of_kind(spec.expert_kind)
+    kind, interface = find_kind(spec.expert_kind), trunk.interface.of_kind(spec.expert_kind)
     widths = layer_widths(spec, interface)
     require_ladder(spec.ladder, spec.widest, trunk.spec.block, spec.name)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
     inputs = {"trunk": trunk.part.digest, **data_inputs([corpus])}
     with workspace.open_run(spec, inputs) as run:
         if run.done:
-            return staged(run)
+            return find_staged(run)
         train = spec.train
         objective = ModuleObjective(
             trunk,
+            kind,
             lambda key: init_expert(key, interface, widths),
             spec.ladder,
             spec.widest_share,
@@ -58,8 +59,8 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
             train.batch_size * train.seq_len,
             workspace.mesh,
         )
-        weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
-        claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
+        weights = params_to_host(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
+        claims = module_claims(trunk, weights, kind, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         module = module_artifact(
             spec, interface, weights, spec.ladder, corpus, run, claims, parents=[trunk.part.as_parent("trunk")]
         )
@@ -69,7 +70,7 @@ def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> Candidat
 
 
 def module_artifact(
-    spec: Published,
+    spec: Publishable,
     interface: Interface,
     weights: ExpertWeights,
     ladder: Sequence[int],
@@ -98,7 +99,7 @@ def module_artifact(
     )
 
 
-def stage_module(run: Run, module: ModuleArtifact, weights: ExpertWeights) -> Candidate:
+def stage_module(run: Run, module: ModuleArtifact, weights: ExpertWeights) -> StagedArtifact:
     """Every tensor of a module is cut along its blocks, so that a narrower width reads a prefix."""
     tensors = to_tensors(weights, find_kind(module.interface.kind))
-    return stage(run, module.fields(), tensors, set(tensors))
+    return stage_artifact(run, module.fields(), tensors, set(tensors))

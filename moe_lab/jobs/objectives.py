@@ -15,17 +15,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from moe_lab.compose.build import routed_layers_on
 from moe_lab.compose.model import UNCAPPED, ComposedModel, ModelArrays, compose_pass
 from moe_lab.compose.parts import LoadedTrunk, trunk_graph
 from moe_lab.data import Batch, TrainBatches
 from moe_lab.experts.interface import blocks_of
+from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.pool import Routing, make_pool
 from moe_lab.nn.precision import FLOAT32, Precision
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import TOKENS, everywhere, to_host, to_mesh, trunk_to_mesh
+from moe_lab.parallel.mesh import TOKENS, replicate, to_host, to_mesh, trunk_to_mesh
 from moe_lab.parallel.pool import block_spec, cut_evenly
 from moe_lab.routing.joining import Seam
 from moe_lab.routing.outcomes import OutcomeTable
@@ -40,7 +41,7 @@ def mean_loss(loss_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
     return (loss_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1.0)
 
 
-def fetched(params: Any, mesh: Mesh | None) -> Any:
+def params_to_host(params: Any, mesh: Mesh | None) -> Any:
     """What was trained on a mesh, back on the default device of every process."""
     return params if mesh is None else jax.tree.map(jnp.asarray, to_host(params))
 
@@ -94,14 +95,16 @@ def nested_widths(key: jax.Array, rows: int, ladder: Sequence[int], block: int, 
     return jax.random.choice(key, jnp.asarray(widths), (rows,), p=jnp.asarray(chance))
 
 
-def alone(weights: ExpertWeights, width_B: jax.Array, sequence: int, mesh: Mesh | None = None) -> Experts:
+def single_module_experts(
+    weights: ExpertWeights, kind: ExpertKind, width_B: jax.Array, sequence: int, mesh: Mesh | None = None
+) -> Experts:
     """A module as the only expert, at one width per row; on a mesh every device holds an even run of its blocks."""
     width_BS1 = jnp.broadcast_to(width_B[:, None, None], (*width_B.shape, sequence, 1))
     routing = Routing(jnp.zeros_like(width_BS1), width_BS1, jnp.ones(width_BS1.shape, jnp.float32))
+    run_layer = routed_layers_on(kind, mesh)
     if mesh is None:
-        return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing)
-    pools = {layer: cut_evenly(blocks, mesh) for layer, blocks in weights.items()}
-    return Experts(pools, routing, ShardedLayer(mesh=mesh))
+        return Experts({layer: make_pool([blocks]) for layer, blocks in weights.items()}, routing, run_layer)
+    return Experts({layer: cut_evenly(blocks, mesh) for layer, blocks in weights.items()}, routing, run_layer)
 
 
 class ModuleObjective(LanguageObjective):
@@ -110,6 +113,7 @@ class ModuleObjective(LanguageObjective):
     def __init__(
         self,
         trunk: LoadedTrunk,
+        kind: ExpertKind,
         start: Callable[[jax.Array], ExpertWeights],
         ladder: Sequence[int],
         widest_share: float,
@@ -118,7 +122,7 @@ class ModuleObjective(LanguageObjective):
         mesh: Mesh | None = None,
     ):
         super().__init__(batches, units_per_step, mesh)
-        self._trunk, self._start = trunk, start
+        self._trunk, self._kind, self._start = trunk, kind, start
         self._ladder, self._widest_share = tuple(ladder), widest_share
         self.frozen = {"trunk": trunk.on(mesh)}
 
@@ -134,7 +138,7 @@ class ModuleObjective(LanguageObjective):
     def hidden(self, trunk: Trunk, params: ExpertWeights, batch: Any, key: jax.Array) -> jax.Array:
         """The hidden states of the trunk with the module at a drawn width per row."""
         width_B = nested_widths(key, len(batch.tokens), self._ladder, self._trunk.spec.block, self._widest_share)
-        experts = alone(params, width_B, batch.tokens.shape[1], self._mesh)
+        experts = single_module_experts(params, self._kind, width_B, batch.tokens.shape[1], self._mesh)
         return trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts).hidden_BSD
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -160,7 +164,7 @@ class DistilObjective(ModuleObjective):
         student = trunk.head(self.hidden(trunk, params, batch, key))
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
-        experts = alone(frozen["teacher"], full_B, sequence, self._mesh)
+        experts = single_module_experts(frozen["teacher"], self._kind, full_B, sequence, self._mesh)
         teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, experts)
         return self._distil_loss(student, teacher, batch.targets, batch.loss_mask)
 
@@ -190,7 +194,7 @@ class OutcomeObjective(Objective):
         self._count(router, self._features(self._of_table(np.arange(len(table.group_N))), jnp.float32(0)))
         split: Any = nnx.split(router, nnx.Param, ...)
         self._graph, self._state, counted = split
-        self.frozen = everywhere(counted, mesh)
+        self.frozen = replicate(counted, mesh)
         self.units_per_step = self._rows * table.segment_ids_NS.shape[1]
 
     def _count(self, router: Router, features: Features) -> None:
@@ -209,7 +213,7 @@ class OutcomeObjective(Objective):
         return dict(zip(self._table.groups, own, strict=True))
 
     def init(self, key: jax.Array) -> nnx.State:
-        return everywhere(self._state, self._mesh)
+        return replicate(self._state, self._mesh)
 
     def batch(self, step: int) -> dict[str, Any]:
         per_epoch = len(self._table.group_N) // self._rows
@@ -221,7 +225,7 @@ class OutcomeObjective(Objective):
             text = self._text.batch(step)
             own_BS = np.broadcast_to(self.own_G[text.domain][:, None], text.tokens.shape)
             batch["text"] = (text.tokens, text.segment_ids, own_BS)
-        return everywhere(batch, self._mesh)
+        return replicate(batch, self._mesh)
 
     def _of_table(self, rows: np.ndarray) -> dict[str, Any]:
         return {
@@ -267,7 +271,7 @@ class JoinObjective(OutcomeObjective):
         whole, theirs = self._state, nnx.state(known, nnx.Param)
         self._seam = Seam(whole, theirs)
         self._state = self._seam.behind(whole, theirs)
-        self.frozen = {"counted": self.frozen, "known": everywhere(theirs, self._mesh)}
+        self.frozen = {"counted": self.frozen, "known": replicate(theirs, self._mesh)}
 
     def _count(self, router: Router, features: Features) -> None:
         router.join(self._known, features)
@@ -297,7 +301,7 @@ class RouterLanguageObjective(LanguageObjective):
         self.frozen = arrays._replace(router=nnx.State({}))
 
     def init(self, key: jax.Array) -> nnx.State:
-        return everywhere(self._state, self._model.mesh)
+        return replicate(self._state, self._model.mesh)
 
     def loss(self, params: Any, frozen: ModelArrays, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         trunk = nnx.merge(self._model.trunk_graph, frozen.trunk)

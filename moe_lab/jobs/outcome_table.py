@@ -44,9 +44,9 @@ def outcome_table(
     """
     run, inputs = _table_run(workspace, model.trunk, model.modules, corpora, rows, seq_len)
     with run:
-        path, found = run.path / OUTCOMES_FILE, run.fingerprint
+        path, fingerprint = run.path / OUTCOMES_FILE, run.fingerprint
         if run.done:
-            return MeasuredOutcomes(table=load_outcomes(path), path=path, fingerprint=found, fresh=False)
+            return MeasuredOutcomes(table=load_outcomes(path), path=path, fingerprint=fingerprint, fresh=False)
         batches = measuring_batches(corpora, rows, seq_len)
         label = f"outcomes of {len(model.candidates)} candidates"
         with workspace.progress.stage(label, len(batches), "batches") as shown:
@@ -62,7 +62,7 @@ def outcome_table(
         if is_first():
             save_outcomes(table, path, {"split": MEASURING_SPLIT, **inputs})
         run.finish({"rows": len(table.group_N), "tokens": int(table.mask_NS.sum()), "file": OUTCOMES_FILE})
-        return MeasuredOutcomes(table=table, path=path, fingerprint=found, fresh=True)
+        return MeasuredOutcomes(table=table, path=path, fingerprint=fingerprint, fresh=True)
 
 
 def find_outcomes(

@@ -97,13 +97,13 @@ def composed_corpora(
 
 def _trained_on(model: ComposedModel) -> dict[str, set[str]]:
     """Names and digests of the modules' text, in order of the modules."""
-    found: dict[str, set[str]] = {}
+    digests: dict[str, set[str]] = {}
     for module in model.modules:
         for domain in module.artifact.domains:
-            found.setdefault(domain["name"], set()).add(domain["digest"])
-    if not found:
+            digests.setdefault(domain["name"], set()).add(domain["digest"])
+    if not digests:
         raise LabError("no composed module says what it was trained on; say what to measure on with --domain DATA")
-    return found
+    return digests
 
 
 def _items(

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from moe_lab.compose.lockfile import LockedPart
 from moe_lab.jobs.admission import check_module, require_admission
-from moe_lab.jobs.candidate import Candidate, publish
-from moe_lab.jobs.spec import DistillRun, ModuleSpec, Published
+from moe_lab.jobs.candidate import StagedArtifact, publish_staged
+from moe_lab.jobs.spec import DistillRun, ModuleSpec, Publishable
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.training.processes import first_goes_first
 
 
-def publish_checked(workspace: Workspace, candidate: Candidate, spec: Published, base: Path) -> tuple[LockedPart, bool]:
+def publish_checked(
+    workspace: Workspace, candidate: StagedArtifact, spec: Publishable, base: Path
+) -> tuple[LockedPart, bool]:
     """Publishes a candidate, unless these very bytes are already the latest version; the flag says which."""
     with first_goes_first(f"published {candidate.name}"):
         latest = _latest(workspace, candidate.name)
@@ -22,7 +24,7 @@ def publish_checked(workspace: Workspace, candidate: Candidate, spec: Published,
             return latest, False
         if isinstance(spec, ModuleSpec | DistillRun):
             require_admission(check_module(workspace, candidate, spec, base), candidate.name)
-        return publish(candidate, workspace.registry)
+        return publish_staged(candidate, workspace.registry)
 
 
 def _latest(workspace: Workspace, name: str) -> LockedPart | None:

@@ -11,7 +11,7 @@ from moe_lab.artifacts.places import is_elsewhere
 from moe_lab.artifacts.router import QuestionRouterArtifact, read_router
 from moe_lab.errors import Damaged, LabError, NotFound, Refused
 from moe_lab.files import write_json
-from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.candidate import StagedArtifact, find_staged, stage_artifact
 from moe_lab.jobs.spec import QuestionRouterRun
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import Lab
@@ -33,7 +33,7 @@ STATISTICS = "2"
 """Part of a run's identity: how routers decide to abstain, and what reports count as a gain."""
 
 
-def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -> Candidate:
+def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -> StagedArtifact:
     """Trains the router, or returns what an identical run on an identical table made before."""
     table, warnings = find_table(workspace.lab, spec.table, base)
     inputs = {"table": table.digest, "statistics": STATISTICS}
@@ -46,7 +46,7 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
         inputs["encoder"] = open_encoder(spec.features.encoder).digest
     with workspace.open_run(spec, inputs) as run:
         if run.done:
-            return staged(run)
+            return find_staged(run)
         started = time.perf_counter()
         raw = _read(workspace, spec, table)
         folds = int(evaluation_folds(table, spec).max()) + 1
@@ -62,7 +62,7 @@ def train_questions(workspace: Workspace, spec: QuestionRouterRun, base: Path) -
             seconds=time.perf_counter() - started,
         )
         save_report(results.model_copy(update={"licence": spec.licence}), run.path)
-        candidate = stage(run, _artifact(spec, table, trained.router, run).fields(), trained.router.tensors())
+        candidate = stage_artifact(run, _artifact(spec, table, trained.router, run).fields(), trained.router.tensors())
         run.finish({"candidate": candidate.digest, "metrics": _headline(results)})
         return candidate
 
@@ -71,8 +71,8 @@ def _read(workspace: Workspace, spec: QuestionRouterRun, table: ItemTable) -> Ra
     """What a router may look at; with progress where an encoder reads, for that takes minutes."""
     if spec.features.encoder is None or table.text_N is None:
         return raw_features(table, spec.features)
-    with workspace.progress.stage(f"sentence vectors of {len(table)} items", len(table), "items") as stage:
-        return raw_features(table, spec.features, lambda done: stage.update(done, None, 0.0, 0.0))
+    with workspace.progress.stage(f"sentence vectors of {len(table)} items", len(table), "items") as stage_artifact:
+        return raw_features(table, spec.features, lambda done: stage_artifact.update(done, None, 0.0, 0.0))
 
 
 def find_table(lab: Lab, table: str, base: Path) -> tuple[ItemTable, list[str]]:

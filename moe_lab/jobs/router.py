@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_lab.artifacts.router import RouterArtifact
-from moe_lab.compose.build import assemble, routed_layers_on
+from moe_lab.compose.build import assemble, routed_layers_on, shared_kind
 from moe_lab.compose.lockfile import LockedPart, pin
 from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import (
@@ -20,17 +20,17 @@ from moe_lab.compose.parts import (
 )
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError
-from moe_lab.jobs.candidate import Candidate, stage, staged
-from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective, fetched
+from moe_lab.jobs.candidate import StagedArtifact, find_staged, stage_artifact
+from moe_lab.jobs.objectives import OutcomeObjective, RouterLanguageObjective, params_to_host
 from moe_lab.jobs.outcome_table import outcome_table
-from moe_lab.jobs.spec import Choice, Published, RouterRun, RouterSettings
+from moe_lab.jobs.spec import ContributionConfig, Publishable, RouterRun, RouterSettings
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
 from moe_lab.routing.router import Router
 from moe_lab.routing.space import CandidateSpace
 from moe_lab.training import Objective, Run, fit
 
 
-def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate:
+def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> StagedArtifact:
     """Trains the router, or returns what an identical run made before."""
     trunk = workspace.trunk(workspace.pin_trunk(spec.trunk))
     parts = [pin(workspace.registry, ref, "module") for ref in spec.modules]
@@ -44,23 +44,28 @@ def train_router(workspace: Workspace, spec: RouterRun, base: Path) -> Candidate
     inputs |= {f"module/{part.ref}": part.digest for part in parts}
     with workspace.open_run(spec, inputs) as run:
         if run.done:
-            return staged(run)
+            return find_staged(run)
         objective = _objective(workspace, spec, model, corpora)
         result = fit(objective, spec.train, run, progress=workspace.progress)
-        tensors = state_tensors(fetched(result.params, workspace.mesh))
+        tensors = state_tensors(params_to_host(result.params, workspace.mesh))
         if isinstance(objective, OutcomeObjective):
-            tensors |= state_tensors(fetched(objective.frozen, workspace.mesh))
+            tensors |= state_tensors(params_to_host(objective.frozen, workspace.mesh))
         router = router_artifact(
             spec, spec.router, model, objective, run, RouterSettings(rows=spec.rows, train=spec.train)
         )
         router = dataclasses.replace(router, domains=tuple(corpus.describe() for corpus in corpora))
-        candidate = stage(run, router.fields(), tensors)
+        candidate = stage_artifact(run, router.fields(), tensors)
         run.finish({"candidate": candidate.digest, "metrics": result.metrics})
         return candidate
 
 
 def router_artifact(
-    spec: Published, choice: Choice, model: ComposedModel, objective: Objective, run: Run, settings: RouterSettings
+    spec: Publishable,
+    choice: ContributionConfig,
+    model: ComposedModel,
+    objective: Objective,
+    run: Run,
+    settings: RouterSettings,
 ) -> RouterArtifact:
     """What a router's manifest says of every router; its domains and further parents are added by who trained it."""
     trunk, parts = model.trunk.part, [module.part for module in model.modules]
@@ -88,7 +93,7 @@ def routed_model(
     modules = tuple(find_module(workspace.registry, part) for part in parts)
     for module in modules:
         trunk.interface.require_fit(module.interface, module.part.ref)
-    run_layer = routed_layers_on(workspace.mesh, workspace.transport)
+    run_layer = routed_layers_on(shared_kind(modules), workspace.mesh, workspace.transport)
     return assemble(trunk, modules, make(candidate_space(modules)), run_layer=run_layer)
 
 

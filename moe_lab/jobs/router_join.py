@@ -21,9 +21,9 @@ from moe_lab.compose.parts import LoadedTrunk, load_router, state_tensors
 from moe_lab.config import decode
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError, Refused
-from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.candidate import StagedArtifact, find_staged, stage_artifact
 from moe_lab.jobs.extended import ExtendedRouter, find_extended
-from moe_lab.jobs.objectives import JoinObjective, fetched
+from moe_lab.jobs.objectives import JoinObjective, params_to_host
 from moe_lab.jobs.outcome_table import MeasuredOutcomes, find_outcomes, outcome_table
 from moe_lab.jobs.router import routed_model, router_artifact
 from moe_lab.jobs.spec import RouterJoinRun, RouterSettings
@@ -47,7 +47,7 @@ class _Text:
         return (*self.old, *self.new)
 
 
-def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candidate:
+def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> StagedArtifact:
     """Extends the router, or returns what an identical run made before."""
     extended = find_extended(workspace, spec.extends, base)
     old = _router_of_tokens(extended, spec)
@@ -56,25 +56,25 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candid
     if not known.joins:
         kind, modules = old.choice["type"], ", ".join([*(part.ref for part in parts), *spec.add])
         raise Refused(f"{spec.extends}: no module joins a {kind} router so set; train one with modules: [{modules}]")
-    newcomers = _newcomers(workspace, spec, known)
+    added = _added_modules(workspace, spec, known)
     text = _text(workspace, spec, old, base, trunk)
     code = contribution_digest(workspace.lab.get("routers", old.choice["type"]).path)
     inputs = {"extends": extended.part.digest, "router code": code, **data_inputs(text.all)}
-    inputs |= {f"module/{part.ref}": part.digest for part in newcomers}
+    inputs |= {f"module/{part.ref}": part.digest for part in added}
     with workspace.open_run(spec, inputs) as run:
         if run.done:
-            return staged(run)
+            return find_staged(run)
         started, d_model, rngs = time.perf_counter(), trunk.spec.d_model, nnx.Rngs(settings.train.seed)
         model = routed_model(
-            workspace, trunk, [*parts, *newcomers], lambda space: joined_router(known, space, d_model, rngs=rngs)
+            workspace, trunk, [*parts, *added], lambda space: joined_router(known, space, d_model, rngs=rngs)
         )
         table, cost = _table(workspace, model, len(parts), text, settings)
         objective = _objective(model, known, old, table, text, settings)
         _require_text_of_others(objective, model, known)
         result = fit(objective, settings.train, run, progress=workspace.progress)
         whole = objective.whole(result.params, objective.frozen["known"])
-        tensors = state_tensors(fetched(whole, workspace.mesh))
-        tensors |= state_tensors(fetched(objective.frozen["counted"], workspace.mesh))
+        tensors = state_tensors(params_to_host(whole, workspace.mesh))
+        tensors |= state_tensors(params_to_host(objective.frozen["counted"], workspace.mesh))
         router = router_artifact(spec, dict(old.choice), model, objective, run, settings)
         router = dataclasses.replace(
             router,
@@ -82,9 +82,9 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Candid
             domains=(*old.domains, *(corpus.describe() for corpus in text.new)),
             parents=(*router.parents, extended.part.as_parent("extended")),
         )
-        candidate = stage(run, router.fields(), tensors)
+        candidate = stage_artifact(run, router.fields(), tensors)
         seconds = time.perf_counter() - started
-        for line in (*_warnings(objective, model, known), _told(newcomers, cost, seconds)):
+        for line in (*_warnings(objective, model, known), _describe_cost(added, cost, seconds)):
             workspace.progress.note(line)
         run.finish({"candidate": candidate.digest, "metrics": result.metrics, "cost": {**cost, "seconds": seconds}})
         return candidate
@@ -120,7 +120,7 @@ def _known(
     return trunk, router, [parts[name] for name in router.space.modules]
 
 
-def _newcomers(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list[LockedPart]:
+def _added_modules(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list[LockedPart]:
     parts = [pin(workspace.registry, ref, "module") for ref in spec.add]
     names = [artifact_name(part.ref) for part in parts]
     for name in names:
@@ -201,7 +201,7 @@ def _warnings(objective: JoinObjective, model: ComposedModel, known: Router) -> 
     return lines
 
 
-def _told(newcomers: Sequence[LockedPart], cost: Mapping[str, int], seconds: float) -> str:
-    names = " and ".join(artifact_name(part.ref) for part in newcomers)
+def _describe_cost(added: Sequence[LockedPart], cost: Mapping[str, int], seconds: float) -> str:
+    names = " and ".join(artifact_name(part.ref) for part in added)
     share = f"{cost['measured']:,} of the {cost['of']:,} outcomes (a candidate on a row) that training anew measures"
     return f"{names} joined in {seconds:.1f} s with {share}"

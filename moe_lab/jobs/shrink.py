@@ -11,24 +11,24 @@ from moe_lab.errors import LabError
 from moe_lab.experts.interface import require_ladder
 from moe_lab.experts.shrink import ShrinkStrategy, order_by_importance
 from moe_lab.experts.weights import count_parameters, cut, permute
-from moe_lab.jobs.candidate import Candidate, staged
+from moe_lab.jobs.candidate import StagedArtifact, find_staged
 from moe_lab.jobs.claims import module_claims
 from moe_lab.jobs.measure import layer_statistics
 from moe_lab.jobs.module import module_artifact, stage_module
-from moe_lab.jobs.objectives import DistilObjective, fetched
-from moe_lab.jobs.spec import Choice, DistillRun
+from moe_lab.jobs.objectives import DistilObjective, params_to_host
+from moe_lab.jobs.spec import ContributionConfig, DistillRun
 from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs, resolved_choice
 from moe_lab.lab import Lab
 from moe_lab.training import fit
 
 
-def make_strategy(lab: Lab, choice: Choice) -> ShrinkStrategy:
+def make_strategy(lab: Lab, choice: ContributionConfig) -> ShrinkStrategy:
     """Builds the contributed strategy that `type:` names."""
     cls, config = lab.choose("distill", choice, ShrinkStrategy)
     return cls(config)
 
 
-def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate:
+def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> StagedArtifact:
     """Makes the child, or returns what an identical run made before."""
     teacher = find_module(workspace.registry, pin(workspace.registry, spec.teacher, "module"))
     trunk = workspace.trunk(pin_parent(teacher.artifact.trunk), spec.precision)
@@ -39,17 +39,18 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
     inputs = {"teacher": teacher.part.digest, "strategy code": code, **data_inputs([corpus])}
     with workspace.open_run(spec, inputs) as run:
         if run.done:
-            return staged(run)
+            return find_staged(run)
         train = spec.train
         calibration = eval_batches(corpus, "train", train.batch_size, train.seq_len, spec.calibration_rows)
         statistics = layer_statistics(trunk, teacher.weights, teacher.kind, calibration)
         order = order_by_importance(strategy.importance(statistics, teacher.weights))
         child = cut(permute(teacher.weights, order, teacher.kind), spec.ladder[-1], teacher.kind)
-        before = module_claims(trunk, child, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
+        before = module_claims(trunk, child, teacher.kind, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         objective = DistilObjective(
             teacher.weights,
             strategy.loss,
             trunk=trunk,
+            kind=teacher.kind,
             start=lambda key: child,
             ladder=spec.ladder,
             widest_share=spec.widest_share,
@@ -57,8 +58,8 @@ def train_child(workspace: Workspace, spec: DistillRun, base: Path) -> Candidate
             units_per_step=train.batch_size * train.seq_len,
             mesh=workspace.mesh,
         )
-        weights = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
-        claims = module_claims(trunk, weights, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
+        weights = params_to_host(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
+        claims = module_claims(trunk, weights, teacher.kind, spec.ladder, corpus, spec.heldout_rows, train.seq_len)
         module = module_artifact(
             spec,
             trunk.interface.of_kind(teacher.interface.kind),

@@ -37,11 +37,11 @@ ArtifactName = Annotated[str, AfterValidator(_owner_and_name)]
 Computed = Annotated[PrecisionName, Field(exclude_if=lambda name: name == "float32")]
 """See `moe_lab.nn.precision`; written only where it says something, so that earlier runs keep their fingerprints."""
 
-Choice = dict[str, Any]
+ContributionConfig = dict[str, Any]
 """`type:` names a contributed class; the other keys are that class's own config."""
 
 
-class Published(Spec):
+class Publishable(Spec):
     """What everything that ends up in the registry says of itself."""
 
     name: ArtifactName
@@ -49,7 +49,7 @@ class Published(Spec):
     licence: str
 
 
-class TrunkRun(Published):
+class TrunkRun(Publishable):
     """Trains a trunk on a mixture of domains and publishes it, in float32 whatever it is computed in."""
 
     kind: Literal["trunk"]
@@ -61,7 +61,7 @@ class TrunkRun(Published):
     precision: Computed = "float32"
 
 
-class ModuleSpec(Published):
+class ModuleSpec(Publishable):
     """One expert module: trained beside a frozen trunk, alone, as wide as its team can afford.
 
     Attributes:
@@ -93,7 +93,7 @@ class ModuleSpec(Published):
         return max(self.width.values()) if isinstance(self.width, dict) else self.width
 
 
-class DistillRun(Published):
+class DistillRun(Publishable):
     """Shrinks a published module into a smaller one and publishes the child with its lineage.
 
     Attributes:
@@ -106,7 +106,7 @@ class DistillRun(Published):
     kind: Literal["distill"]
     teacher: str
     ladder: tuple[PositiveInt, ...]
-    strategy: Choice
+    strategy: ContributionConfig
     data: DataRef
     train: TrainSpec
     widest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -116,7 +116,7 @@ class DistillRun(Published):
     claim_tolerance: Annotated[float, Field(gt=0)] = 0.01
 
 
-class RouterRun(Published):
+class RouterRun(Publishable):
     """Trains a router for a trunk and a set of modules and publishes it.
 
     Attributes:
@@ -126,7 +126,7 @@ class RouterRun(Published):
     """
 
     kind: Literal["router"]
-    router: Choice
+    router: ContributionConfig
     trunk: str
     modules: tuple[str, ...] = Field(min_length=1)
     domains: tuple[DataRef, ...] = Field(min_length=1)
@@ -151,7 +151,7 @@ _SaidByTheExtended = Annotated[
 ]
 
 
-class RouterJoinRun(Published):
+class RouterJoinRun(Publishable):
     """Lets modules join a trained router; what it says of the others stays. A config of kind router with `extends`.
 
     Attributes:
@@ -173,7 +173,7 @@ class RouterJoinRun(Published):
     modules: _SaidByTheExtended = None
 
 
-class QuestionRouterRun(Published, QuestionRouterSettings):
+class QuestionRouterRun(Publishable, QuestionRouterSettings):
     """Trains a router that picks one candidate for each question of somebody's outcome table.
 
     Attributes:
@@ -185,7 +185,7 @@ class QuestionRouterRun(Published, QuestionRouterSettings):
     table: str
 
 
-class QuestionJoinRun(Published):
+class QuestionJoinRun(Publishable):
     """Lets candidates join a question router on a handful of items; what it says of the others stays the same.
 
     Attributes:

@@ -20,7 +20,8 @@ from moe_lab.evaluation.spec import MeasuredText
 from moe_lab.jobs.outcome_table import measuring_batches
 from moe_lab.jobs.outcomes import composed_corpora
 from moe_lab.jobs.workspace import Workspace
-from moe_lab.nn.expert_ffn import OneDevice, choose_backend
+from moe_lab.nn.decoder import RunLayer
+from moe_lab.nn.expert_ffn import choose_backend
 from moe_lab.nn.pool import Pool, Routing
 from moe_lab.routing.router import normalised
 
@@ -126,7 +127,7 @@ class _PricedRoutings:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _routed_layers(
-    run_layer: OneDevice, activation: str, pools: dict[int, Pool], hidden_TD: jax.Array, routing: Routing
+    run_layer: RunLayer, activation: str, pools: dict[int, Pool], hidden_TD: jax.Array, routing: Routing
 ) -> jax.Array:
     """All routed layers on one state: what they compute does not change how long they take."""
     layers = (run_layer(hidden_TD, pool, routing, activation=activation).y_TD for pool in pools.values())

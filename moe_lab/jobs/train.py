@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_lab.config import load_config
 from moe_lab.errors import LabError
-from moe_lab.jobs.candidate import Candidate
+from moe_lab.jobs.candidate import StagedArtifact
 from moe_lab.jobs.join import join_questions
 from moe_lab.jobs.module import train_module
 from moe_lab.jobs.questions import train_questions
@@ -19,7 +19,7 @@ from moe_lab.jobs.spec import RouterJoinRun
 from moe_lab.jobs.trunk import train_trunk
 from moe_lab.jobs.workspace import Workspace
 
-TRAININGS: dict[str, Callable[[Workspace, Any, Path], Candidate]] = {
+TRAININGS: dict[str, Callable[[Workspace, Any, Path], StagedArtifact]] = {
     "trunk": train_trunk,
     "module": train_module,
     "distill": train_child,
@@ -29,7 +29,7 @@ TRAININGS: dict[str, Callable[[Workspace, Any, Path], Candidate]] = {
 }
 
 
-def train_spec(workspace: Workspace, spec: Any, base: Path) -> Candidate:
+def train_spec(workspace: Workspace, spec: Any, base: Path) -> StagedArtifact:
     """Trains what the spec describes, by its kind; a finished identical run is returned as it is.
 
     `base` is the folder that paths in the spec are relative to.

@@ -12,17 +12,17 @@ from moe_lab.compose.parts import state_tensors, trunk_graph
 from moe_lab.data import TrainBatches, load_tokenizer
 from moe_lab.data.tokenizers import HFTokenizer
 from moe_lab.errors import LabError
-from moe_lab.jobs.candidate import Candidate, stage, staged
+from moe_lab.jobs.candidate import StagedArtifact, find_staged, stage_artifact
 from moe_lab.jobs.claims import claim
 from moe_lab.jobs.measure import trunk_losses
-from moe_lab.jobs.objectives import TrunkObjective, fetched
+from moe_lab.jobs.objectives import TrunkObjective, params_to_host
 from moe_lab.jobs.spec import TrunkRun
 from moe_lab.jobs.workspace import Workspace, data_inputs
 from moe_lab.nn.precision import choose_precision
 from moe_lab.training import fit
 
 
-def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
+def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> StagedArtifact:
     """Trains the trunk on its mixture, or returns what an identical run made before."""
     tokenizer = load_tokenizer(spec.tokenizer, base)
     if spec.trunk.vocab_size < tokenizer.vocab_size:
@@ -34,14 +34,14 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
     inputs = {"tokenizer": tokenizer.digest} | data_inputs(corpora)
     with workspace.open_run(spec, inputs) as run:
         if run.done:
-            return staged(run)
+            return find_staged(run)
         train = spec.train
         batches = TrainBatches(
             corpora, [share.weight for share in spec.data], train.batch_size, train.seq_len, train.seed
         )
         units, precision = train.batch_size * train.seq_len, choose_precision(spec.precision)
         objective = TrunkObjective(spec.trunk, batches, units, workspace.mesh, workspace.shard_trunk, precision)
-        params = fetched(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
+        params = params_to_host(fit(objective, train, run, progress=workspace.progress).params, workspace.mesh)
         losses = trunk_losses(trunk_graph(spec.trunk, precision, None), params)
         claims = [claim(corpus, losses, rows=spec.heldout_rows, seq_len=train.seq_len, width=0) for corpus in corpora]
         tensors = state_tensors(params)
@@ -57,7 +57,7 @@ def train_trunk(workspace: Workspace, spec: TrunkRun, base: Path) -> Candidate:
             tokenizer=spec.tokenizer,
             domains=tuple(corpus.describe() for corpus in corpora),
         )
-        candidate = stage(run, trunk.fields(), tensors)
+        candidate = stage_artifact(run, trunk.fields(), tensors)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         run.finish({"candidate": candidate.digest, "parameters": parameters, "claims": claims})
         return candidate

@@ -20,7 +20,7 @@ from moe_lab.data import Corpus, Tokenizer, load_corpus
 from moe_lab.data.frozen import FrozenText
 from moe_lab.data.spec import DataRef, DataSpec
 from moe_lab.errors import LabError, NotFound
-from moe_lab.jobs.spec import Choice, ModuleSpec, Published
+from moe_lab.jobs.spec import ContributionConfig, ModuleSpec, Publishable
 from moe_lab.lab import Lab
 from moe_lab.nn.precision import Precision, choose_precision
 from moe_lab.nn.spec import PrecisionName
@@ -30,7 +30,7 @@ from moe_lab.training import Progress, Run, SilentProgress, open_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Domain:
+class LocatedDomain:
     """A domain's spec, and the folder that its paths are relative to."""
 
     spec: DataSpec
@@ -61,13 +61,13 @@ class Workspace:
     def registry(self) -> Registry:
         return Registry(self.lab.registry_path, trust=self.lab.trust_path, key=self.lab.key_name)
 
-    def domain(self, data: DataRef, base: Path) -> Domain:
+    def domain(self, data: DataRef, base: Path) -> LocatedDomain:
         """What a config's data entry means.
 
         That is the domain itself, a file by path, its name in `configs/data`, or the name of a module of the lab.
         """
         if isinstance(data, DataSpec):
-            return Domain(data, base)
+            return LocatedDomain(data, base)
         beside = base / data
         if beside.is_file():
             path = beside
@@ -78,9 +78,9 @@ class Workspace:
             return self.domain(spec.data, path.parent)
         if not isinstance(spec, DataSpec):
             raise LabError(f"{path}: text is named by a file of kind data, or of a module")
-        return Domain(spec, path.parent)
+        return LocatedDomain(spec, path.parent)
 
-    def corpus(self, domain: Domain, tokenizer: Tokenizer) -> Corpus:
+    def corpus(self, domain: LocatedDomain, tokenizer: Tokenizer) -> Corpus:
         """Reads, cleans, splits and tokenises a domain."""
         key = (domain.spec.model_dump_json() + str(domain.base), tokenizer.digest)
         if key not in self._corpora:
@@ -128,7 +128,7 @@ class Workspace:
             lock, self.registry, self.lab, self.mesh, shard_trunk=self.shard_trunk, transport=self.transport
         )
 
-    def open_run(self, spec: Published, inputs: dict[str, str]) -> Run:
+    def open_run(self, spec: Publishable, inputs: dict[str, str]) -> Run:
         """The run of a training config: finished, begun before, or new."""
         resolved = spec.model_dump(mode="json")
         run = open_run(self.lab.runs, resolved["kind"], spec.name, resolved, inputs, begin=self.may_start_runs)
@@ -151,6 +151,6 @@ def contribution_digest(folder: Path) -> str:
     return f"sha256-{digest.hexdigest()}"
 
 
-def resolved_choice(choice: Choice, config: Spec) -> Choice:
+def resolved_choice(choice: ContributionConfig, config: Spec) -> ContributionConfig:
     """A `type:` with every setting written out, so that later defaults change nothing."""
     return {"type": choice["type"], **config.model_dump(mode="json")}

@@ -32,11 +32,11 @@ def load(contribution: Contribution) -> type:
     if not path.is_file():
         raise LabError(f"{path}: no such file, but the manifest says implementation: {named}. Mend either.")
     module = _import(contribution, path)
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
+    contributed = getattr(module, class_name, None)
+    if not isinstance(contributed, type):
         classes = [name for name, value in vars(module).items() if _defined_in(module, value)]
         raise LabError(f"{path}: no class {class_name}.{did_you_mean(class_name, classes)}")
-    return found
+    return contributed
 
 
 def _import(contribution: Contribution, path: Path) -> ModuleType:

@@ -15,7 +15,7 @@ from moe_lab.nn.backends import BACKENDS
 from moe_lab.nn.pool import Pool, Routing
 
 
-class Choice(NamedTuple):
+class BackendChoice(NamedTuple):
     """A backend and why it was taken; `str` of it is one sentence."""
 
     backend: str
@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 
 def choose_backend(
     backend: str = "auto", *, d_model: int, block: int, platform: str | None = None, dtype: DTypeLike = jnp.float32
-) -> Choice:
+) -> BackendChoice:
     """What a backend's name stands for.
 
     Args:
@@ -42,14 +42,14 @@ def choose_backend(
         with these shapes, and never `jax.lax.ragged_dot`, which computes every module for every token on CPU and GPU.
     """
     if backend != "auto":
-        return Choice(_find_backend(backend).name, "named by the caller")
+        return BackendChoice(_find_backend(backend).name, "named by the caller")
     platform, layer = platform or jax.default_backend(), LayerShape(d_model, block, dtype)
     obstacles: list[str] = []
     for auto, candidate in rank_backends(platform):
         obstacle = candidate.obstacle(layer)
         if obstacle is None:
             reason = obstacles[0] if obstacles else auto.reason.format(platform=platform)
-            return Choice(candidate.name, reason)
+            return BackendChoice(candidate.name, reason)
         obstacles.append(obstacle)
     raise AssertionError(f"no backend runs anywhere: {obstacles}")
 

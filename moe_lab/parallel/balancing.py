@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_lab.errors import LabError
 from moe_lab.parallel.bounds import lower_bound
-from moe_lab.parallel.packing import TINY, Packing, Run
+from moe_lab.parallel.packing import TINY, BlockRun, Packing
 
 CANDIDATES = 8  # modules that are looked at when one more copy is needed
 NEAR = 1.02  # this close to a goal is as good as there
@@ -209,7 +209,7 @@ def _packed(task: Task, copies_E: Sequence[int], start: _Start) -> Packing | Non
             part
             for module, copies in enumerate(copies_E)
             for copy in range(copies)
-            for part in _cut(packing, Run(module, copy, 0, task.blocks_E[module]), *largest)
+            for part in _cut(packing, BlockRun(module, copy, 0, task.blocks_E[module]), *largest)
         ]
         stuck = packing.fill(runs, (scale[0] * start.load, scale[1] * start.blocks), task.split, start.tight)
         if stuck is None:
@@ -224,7 +224,7 @@ def _packed(task: Task, copies_E: Sequence[int], start: _Start) -> Packing | Non
     return packing
 
 
-def _cut(packing: Packing, run: Run, load: float, blocks: float) -> list[Run]:
+def _cut(packing: Packing, run: BlockRun, load: float, blocks: float) -> list[BlockRun]:
     """The run in parts of at most this load, if they have more than one block, and at most so many blocks."""
     parts = []
     start, end = run.first, run.first + run.length
@@ -272,7 +272,7 @@ def _more_copies(task: Task, copies_E: Sequence[int]) -> list[int] | None:
     return more_E if more_E != list(copies_E) else None
 
 
-def packed_on(task: Task, before: Sequence[tuple[Run, int]]) -> list[Packing]:
+def packed_on(task: Task, before: Sequence[tuple[BlockRun, int]]) -> list[Packing]:
     """What lies where now, with what is missing: as it is, and after as few moves as bring it within the limits."""
     copies_E, held = _still_held(task, before)
     packings = []
@@ -301,13 +301,13 @@ def packed_on(task: Task, before: Sequence[tuple[Run, int]]) -> list[Packing]:
     return packings
 
 
-def _still_held(task: Task, before: Sequence[tuple[Run, int]]) -> tuple[list[int], list[tuple[Run, int]]]:
+def _still_held(task: Task, before: Sequence[tuple[BlockRun, int]]) -> tuple[list[int], list[tuple[BlockRun, int]]]:
     """How often each module is to be stored, and the runs that can stay: those of devices and blocks that still exist.
 
     Copies that lost blocks, or for which there is no room, go; the first copy stays and gets back what it lost.
     """
     copies_E, held = [1] * len(task.blocks_E), []
-    runs_E: list[dict[int, list[tuple[Run, int]]]] = [{} for _ in task.blocks_E]
+    runs_E: list[dict[int, list[tuple[BlockRun, int]]]] = [{} for _ in task.blocks_E]
     for run, device in before:
         length = min(run.length, task.blocks_E[run.module] - run.first) if run.module < len(runs_E) else 0
         if device < task.devices and length > 0 and (task.split or length == task.blocks_E[run.module]):
@@ -322,8 +322,8 @@ def _still_held(task: Task, before: Sequence[tuple[Run, int]]) -> tuple[list[int
     return copies_E, held
 
 
-def _missing(blocks: int, held: Sequence[Run], module: int, copy: int) -> list[Run]:
+def _missing(blocks: int, held: Sequence[BlockRun], module: int, copy: int) -> list[BlockRun]:
     """The runs of a copy that lie nowhere."""
     ends = [0, *(run.first + run.length for run in sorted(held))]
     starts = [*(run.first for run in sorted(held)), blocks]
-    return [Run(module, copy, end, start - end) for end, start in zip(ends, starts, strict=True) if start > end]
+    return [BlockRun(module, copy, end, start - end) for end, start in zip(ends, starts, strict=True) if start > end]

@@ -19,7 +19,7 @@ from moe_lab.errors import LabError
 from moe_lab.nn.backends import BACKENDS
 from moe_lab.nn.expert_ffn import LayerOutput, choose_backend, run_backend
 from moe_lab.nn.pool import Routing
-from moe_lab.parallel.mesh import DATA, EVERYWHERE, EXPERT, TOKENS
+from moe_lab.parallel.mesh import DATA, EXPERT, REPLICATED, TOKENS
 from moe_lab.parallel.pool import PlacedPool, local_pool, specs
 from moe_lab.parallel.spec import Transport
 from moe_lab.parallel.transport import all_to_all, arrivals, plan_sends, ring, ring_routing
@@ -68,7 +68,7 @@ class ShardedLayer:
             partial(self._on_device, activation=activation),
             mesh=self.mesh,
             in_specs=(TOKENS, placed, TOKENS),
-            out_specs=LayerOutput(TOKENS, EVERYWHERE),  # type: ignore[arg-type]
+            out_specs=LayerOutput(TOKENS, REPLICATED),  # type: ignore[arg-type]
             check_vma=False,
         )
         return run(h_TD, pool, routing)

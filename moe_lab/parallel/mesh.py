@@ -25,7 +25,7 @@ TOKENS = PartitionSpec((DATA, EXPERT))
 """Rows of a batch, and tokens: over all devices."""
 BLOCKS = PartitionSpec(EXPERT)
 """The pool's blocks and the tables that say what a device holds: over `expert`, the same for every `data` row."""
-EVERYWHERE = PartitionSpec()
+REPLICATED = PartitionSpec()
 """The router, what is small, and the trunk unless it is sharded."""
 
 
@@ -36,7 +36,7 @@ def longest_axis(shape: Sequence[int], devices: int, stacked: bool = False) -> P
     """
     axes = [axis for axis in range(stacked, len(shape)) if shape[axis] and shape[axis] % devices == 0]
     if not axes:
-        return EVERYWHERE
+        return REPLICATED
     longest = max(axes, key=lambda axis: shape[axis])
     return PartitionSpec(*[None] * longest, (DATA, EXPERT))
 
@@ -71,15 +71,15 @@ def to_mesh(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     return jax.tree.map(put, tree)
 
 
-def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """On every device of a mesh, or on the default device without one."""
-    return jax.tree.map(jnp.asarray, tree) if mesh is None else to_mesh(tree, mesh, EVERYWHERE)
+    return jax.tree.map(jnp.asarray, tree) if mesh is None else to_mesh(tree, mesh, REPLICATED)
 
 
 def trunk_to_mesh(state: Any, mesh: Mesh | None, sharded: bool) -> Any:
     """A trunk's parameters on a mesh, if there is one: whole on every device, or each device its part."""
     if mesh is None or not sharded:
-        return everywhere(state, mesh)
+        return replicate(state, mesh)
     return jax.tree.map(lambda leaf: to_mesh(leaf, mesh, longest_axis(leaf.shape, mesh.devices.size)), state)
 
 
@@ -94,7 +94,7 @@ class MeshLayout(Layout):
         return int(self.mesh.devices.size)
 
     def gather(self, params: T) -> T:
-        where = NamedSharding(self.mesh, EVERYWHERE)
+        where = NamedSharding(self.mesh, REPLICATED)
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, where), params)
 
     def spread(self, x_BSD: T) -> T:

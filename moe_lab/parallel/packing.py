@@ -1,6 +1,6 @@
 """The search behind placements: runs of blocks on devices, and the moves and exchanges that even them out.
 
-Shape letters: E modules, P devices, N runs that lie somewhere, R runs of one device, S runs of the others.
+Shape letters: E modules, P devices, N runs that lie somewhere, R runs of one device, O runs of the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SWEEPS = 200
 TINY = 1e-9
 
 
-class Run(NamedTuple):
+class BlockRun(NamedTuple):
     """Neighbouring blocks of one copy of a module."""
 
     module: int
@@ -41,8 +41,8 @@ class _Runs(NamedTuple):
     def column(self) -> _Runs:
         return _Runs(*(column[:, None] for column in self))
 
-    def run(self, index: int) -> Run:
-        return Run(int(self.module[index]), int(self.copy[index]), int(self.first[index]), int(self.length[index]))
+    def run(self, index: int) -> BlockRun:
+        return BlockRun(int(self.module[index]), int(self.copy[index]), int(self.first[index]), int(self.length[index]))
 
 
 class Packing:
@@ -62,15 +62,15 @@ class Packing:
         self._copy_PE, self._first_PE, self._length_PE = np.zeros((3, devices, len(block_load)), np.int64)
         self._home_PEB: np.ndarray | None = None  # blocks of the module before this one that are at home on the device
 
-    def runs(self) -> list[tuple[Run, int]]:
+    def runs(self) -> list[tuple[BlockRun, int]]:
         """Each run and its device."""
         runs = self._all_runs(cut=False)
         return [(runs.run(index), int(device)) for index, device in enumerate(runs.device)]
 
-    def load(self, run: Run) -> float:
+    def load(self, run: BlockRun) -> float:
         return float(self._before_EB[run.module, run.first + run.length] - self._before_EB[run.module, run.first])
 
-    def add(self, run: Run, device: int) -> None:
+    def add(self, run: BlockRun, device: int) -> None:
         """Gives a run to a device. It grows the neighbouring run of the same copy where there is one."""
         admitted, joins = self._admits(run, np.array(device))
         assert admitted, "two runs of a module on a device"
@@ -81,7 +81,7 @@ class Packing:
         self._first_PE[at] = min(self._first_PE[at], run.first) if joins else run.first
         self._length_PE[at] += run.length
 
-    def remove(self, run: Run, device: int) -> None:
+    def remove(self, run: BlockRun, device: int) -> None:
         """Takes a run, or the first or last blocks of one, from a device."""
         at = device, run.module
         self.load_P[device] = max(self.load_P[device] - self.load(run), 0)
@@ -97,7 +97,7 @@ class Packing:
             self._home_PEB[device, run.module, run.first + 1 : run.first + run.length + 1] = 1
         self._home_PEB = np.cumsum(self._home_PEB, 2)
 
-    def fill(self, runs: Iterable[Run], scale: tuple[float, float], split: bool, tight: bool) -> Run | None:
+    def fill(self, runs: Iterable[BlockRun], scale: tuple[float, float], split: bool, tight: bool) -> BlockRun | None:
         """Adds the largest run first, always where load and blocks then stay lowest.
 
         Args:
@@ -110,7 +110,7 @@ class Packing:
             A run that finds no room, if there is one.
         """
 
-        def size(run: Run) -> float:
+        def size(run: BlockRun) -> float:
             return max(self.load(run) / scale[0], run.length / scale[1])
 
         for run in sorted(runs, key=lambda run: (-size(run), run)):
@@ -158,35 +158,35 @@ class Packing:
         give_R = runs.where(runs.device == device)
         if not len(give_R.module):
             return False
-        take_S = _with_nothing(runs.where(runs.device != device), np.delete(np.arange(self.devices), device))
+        take_O = _with_nothing(runs.where(runs.device != device), np.delete(np.arange(self.devices), device))
         give = give_R.column()
-        blocks_RS, load_RS = give.length - take_S.length, give.load - take_S.load
-        gives_RS, give_joins_RS = self._admits(give, take_S.device)
-        takes_S, take_joins_S = self._admits(take_S, np.array(device))
-        here, there_S = self.used_P[device], self.used_P[take_S.device]
-        allowed_RS = gives_RS & takes_S & (give.module != take_S.module)
-        allowed_RS &= (here - blocks_RS <= max(self.slots, here)) & (there_S + blocks_RS <= self.slots)
+        blocks_RO, load_RO = give.length - take_O.length, give.load - take_O.load
+        gives_RO, give_joins_RO = self._admits(give, take_O.device)
+        takes_O, take_joins_O = self._admits(take_O, np.array(device))
+        here, there_O = self.used_P[device], self.used_P[take_O.device]
+        allowed_RO = gives_RO & takes_O & (give.module != take_O.module)
+        allowed_RO &= (here - blocks_RO <= max(self.slots, here)) & (there_O + blocks_RO <= self.slots)
 
         least = 0.0 if self._home_PEB is None else 1.0  # within the limits, nothing is gained by moving more
 
         def cost(load: np.ndarray, blocks: np.ndarray) -> np.ndarray:
             return _steep(np.maximum(load / scale[0], least)) + _steep(np.maximum(blocks / scale[1], least))
 
-        now_S = cost(self.load_P[device], here) + cost(self.load_P[take_S.device], there_S)
-        gain_RS = now_S - cost(self.load_P[device] - load_RS, here - blocks_RS)
-        gain_RS -= cost(self.load_P[take_S.device] + load_RS, there_S + blocks_RS)
-        allowed_RS &= gain_RS > TINY * now_S
+        now_O = cost(self.load_P[device], here) + cost(self.load_P[take_O.device], there_O)
+        gain_RO = now_O - cost(self.load_P[device] - load_RO, here - blocks_RO)
+        gain_RO -= cost(self.load_P[take_O.device] + load_RO, there_O + blocks_RO)
+        allowed_RO &= gain_RO > TINY * now_O
         if cut:
-            more_RS = give.cut.astype(int) - give_joins_RS + take_S.cut - take_joins_S  # runs there are afterwards
-            gain_RS = gain_RS / 2.0**more_RS
+            more_RO = give.cut.astype(int) - give_joins_RO + take_O.cut - take_joins_O  # runs there are afterwards
+            gain_RO = gain_RO / 2.0**more_RO
         if self._home_PEB is not None:
-            leaving_RS = self._at_home(give, np.array(device)) - self._at_home(give, take_S.device)
-            leaving_RS = leaving_RS + self._at_home(take_S, take_S.device) - self._at_home(take_S, np.array(device))
-            gain_RS = gain_RS / np.maximum(leaving_RS, 0.5)
-        r, s = np.unravel_index(np.argmax(np.where(allowed_RS, gain_RS, -np.inf)), gain_RS.shape)
-        if not allowed_RS[r, s]:
+            leaving_RO = self._at_home(give, np.array(device)) - self._at_home(give, take_O.device)
+            leaving_RO = leaving_RO + self._at_home(take_O, take_O.device) - self._at_home(take_O, np.array(device))
+            gain_RO = gain_RO / np.maximum(leaving_RO, 0.5)
+        r, s = np.unravel_index(np.argmax(np.where(allowed_RO, gain_RO, -np.inf)), gain_RO.shape)
+        if not allowed_RO[r, s]:
             return False
-        given, taken, other = give_R.run(int(r)), take_S.run(int(s)), int(take_S.device[s])
+        given, taken, other = give_R.run(int(r)), take_O.run(int(s)), int(take_O.device[s])
         self.remove(given, device)
         if taken.length:
             self.remove(taken, other)
@@ -200,7 +200,7 @@ class Packing:
         before = self._home_PEB[device, runs.module, runs.first]
         return self._home_PEB[device, runs.module, runs.first + runs.length] - before
 
-    def _admits(self, runs: Run | _Runs, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _admits(self, runs: BlockRun | _Runs, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whether a device may hold a run too, as far as its other runs go, and whether the two then become one."""
         at = device, runs.module
         first, length = self._first_PE[at], np.where(np.asarray(runs.module) < 0, 0, self._length_PE[at])

@@ -18,7 +18,7 @@ import numpy as np
 
 from moe_lab.parallel.balancing import Task, make_task, packed_afresh, packed_on
 from moe_lab.parallel.bounds import Bound, lower_bound
-from moe_lab.parallel.packing import Packing, Run
+from moe_lab.parallel.packing import BlockRun, Packing
 
 WORTH_MOVING = 1.02  # a placement that moves everything has to be better by this much
 
@@ -158,7 +158,7 @@ def place(
     task = make_task(blocks_E, block_load, devices, split, replicate, slots, slack)
     if previous is None:
         return _placement(task, packed_afresh(task))
-    kept = packed_on(task, [(Run(p.module, p.copy, p.first, p.count), p.device) for p in previous.pieces])
+    kept = packed_on(task, [(BlockRun(p.module, p.copy, p.first, p.count), p.device) for p in previous.pieces])
     if kept and task.excess(kept[0]) <= 1:
         return _placement(task, kept[0])
     fresh = packed_afresh(task)

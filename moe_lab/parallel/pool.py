@@ -2,7 +2,7 @@
 
 Every device has the same number of block slots, so the arrays do not change shape when modules come, go or move.
 
-Shape letters: E modules, P devices of the `expert` axis, S slots of a device, D model width, B block.
+Shape letters: E modules, P devices of the `expert` axis, L slots of a device, D model width, B block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_lab.errors import Refused
 from moe_lab.nn.pool import Blocks, Pool, Routing
-from moe_lab.parallel.mesh import BLOCKS, EVERYWHERE, EXPERT, to_host, to_mesh
+from moe_lab.parallel.mesh import BLOCKS, EXPERT, REPLICATED, to_host, to_mesh
 from moe_lab.parallel.placement import Piece, Placement
 
 NOWHERE = -1
@@ -43,11 +43,11 @@ class Holdings(NamedTuple):
 class PlacedPool:
     """The blocks of one layer, spread over the `expert` axis."""
 
-    blocks: Blocks  # [P * S, ...], device p owns slots p * S : (p + 1) * S
+    blocks: Blocks  # [P * L, ...], device p owns slots p * L : (p + 1) * L
     holdings: Holdings
     copies: Leaf  # int32[E] how often a module is stored; its tokens take turns
     count: Leaf  # int32[E] blocks of the whole module
-    shared: Leaf  # int32[P * S] which of the blocks stored more than once lies here, or NOWHERE
+    shared: Leaf  # int32[P * L] which of the blocks stored more than once lies here, or NOWHERE
     shared_blocks: int = dataclasses.field(metadata={"static": True})  # room for blocks stored more than once
 
     @property
@@ -61,8 +61,8 @@ def specs(pool: PlacedPool) -> PlacedPool:
         pool,
         blocks=Blocks(BLOCKS, BLOCKS, BLOCKS),  # type: ignore[arg-type]
         holdings=Holdings(BLOCKS, BLOCKS, BLOCKS, BLOCKS),
-        copies=EVERYWHERE,
-        count=EVERYWHERE,
+        copies=REPLICATED,
+        count=REPLICATED,
         shared=BLOCKS,
     )
 
@@ -95,23 +95,23 @@ def synchronised(pool: PlacedPool) -> Blocks:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _synchronised(room: int, blocks: Blocks, shared_S: jax.Array) -> Blocks:
+def _synchronised(room: int, blocks: Blocks, shared_L: jax.Array) -> Blocks:
     return blocks
 
 
-def _synchronised_backward(room: int, shared_S: jax.Array, gradient: Blocks) -> tuple[Blocks, None]:
-    held_S = shared_S != NOWHERE
+def _synchronised_backward(room: int, shared_L: jax.Array, gradient: Blocks) -> tuple[Blocks, None]:
+    held_L = shared_L != NOWHERE
 
     def total(own: jax.Array) -> jax.Array:
         # A number out of range is dropped when writing.
-        gathered = jnp.zeros((room, *own.shape[1:]), own.dtype).at[jnp.where(held_S, shared_S, room)].add(own)
+        gathered = jnp.zeros((room, *own.shape[1:]), own.dtype).at[jnp.where(held_L, shared_L, room)].add(own)
         everywhere = jax.lax.psum(gathered, EXPERT)
-        return jnp.where(held_S[:, None, None], everywhere[jnp.where(held_S, shared_S, 0)], own)
+        return jnp.where(held_L[:, None, None], everywhere[jnp.where(held_L, shared_L, 0)], own)
 
     return type(gradient)(*map(total, gradient)), None
 
 
-_synchronised.defvjp(lambda room, blocks, shared_S: (blocks, shared_S), _synchronised_backward)
+_synchronised.defvjp(lambda room, blocks, shared_L: (blocks, shared_L), _synchronised_backward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Tables(NamedTuple):
     holdings: Holdings
     copies_E: np.ndarray
     count_E: np.ndarray
-    shared_S: np.ndarray
+    shared_L: np.ndarray
 
 
 def tables(layout: Layout) -> Tables:
@@ -217,7 +217,7 @@ def tables(layout: Layout) -> Tables:
 
 def block_spec(blocks: Blocks, mesh: Mesh) -> PartitionSpec:
     """How a module in training lies on a mesh: over `expert` where its blocks divide, everywhere where they do not."""
-    return EVERYWHERE if blocks.num_blocks % mesh.shape[EXPERT] else BLOCKS
+    return REPLICATED if blocks.num_blocks % mesh.shape[EXPERT] else BLOCKS
 
 
 def cut_evenly(blocks: Blocks, mesh: Mesh) -> PlacedPool:
@@ -279,9 +279,9 @@ def with_tables(blocks: Blocks, layout: Layout, mesh: Mesh) -> PlacedPool:
     return PlacedPool(
         blocks=blocks,
         holdings=to_mesh(written.holdings, mesh, BLOCKS),
-        copies=to_mesh(written.copies_E, mesh, EVERYWHERE),
-        count=to_mesh(written.count_E, mesh, EVERYWHERE),
-        shared=to_mesh(written.shared_S, mesh, BLOCKS),
+        copies=to_mesh(written.copies_E, mesh, REPLICATED),
+        count=to_mesh(written.count_E, mesh, REPLICATED),
+        shared=to_mesh(written.shared_L, mesh, BLOCKS),
         shared_blocks=layout.room.shared_blocks,
     )
 

@@ -4,7 +4,7 @@
 tokens live. It drops nothing and is the default. `all-to-all`: a token is sent only to devices that hold blocks it
 asked for, in a fixed number of places per pair of devices; for long rows, where a ring moves too much.
 
-Shape letters: T tokens of this device, K choices, D model width, P devices of the row, C places per pair of devices.
+Shape letters: T tokens of this device, K choices, D model width, P devices of the row, L places per pair of devices.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def ring_routing(pool: PlacedPool, routing: Routing) -> Routing:
 class Sends(NamedTuple):
     """Which choices go to which device."""
 
-    choice_PC: jax.Array  # int32 choice (token * K + k) in each place; T * K where a place is empty
+    choice_PL: jax.Array  # int32 choice (token * K + k) in each place; T * K where a place is empty
     left_out: jax.Array  # int32 choices that found no place
 
 
@@ -74,28 +74,28 @@ def plan_sends(pool: PlacedPool, routing: Routing, places: int) -> Sends:
 
 
 def arrivals(pool: PlacedPool, routing: Routing, sends: Sends) -> Routing:
-    """What arrives here, in terms of the runs held here: `[P * C, 1]`."""
+    """What arrives here, in terms of the runs held here: `[P * L, 1]`."""
     choices = routing.expert.shape[1]
-    used_PC = sends.choice_PC < routing.expert.size
-    choice_PC = jnp.where(used_PC, sends.choice_PC, 0)
-    number = _exchange(row_of_tokens(routing.expert)[choice_PC // choices]).reshape(-1)
-    expert, weight = (_exchange(field.reshape(-1)[choice_PC]) for field in (routing.expert, routing.weight))
-    width = _exchange(jnp.where(used_PC, routing.width.reshape(-1)[choice_PC], 0))
+    used_PL = sends.choice_PL < routing.expert.size
+    choice_PL = jnp.where(used_PL, sends.choice_PL, 0)
+    number = _exchange(row_of_tokens(routing.expert)[choice_PL // choices]).reshape(-1)
+    expert, weight = (_exchange(field.reshape(-1)[choice_PL]) for field in (routing.expert, routing.weight))
+    width = _exchange(jnp.where(used_PL, routing.width.reshape(-1)[choice_PL], 0))
     arrived = Routing(*(field.reshape(-1, 1) for field in (expert, width, weight)))
     return local_routing(pool, arrived, number)
 
 
-def _exchange(leaf_PC: jax.Array) -> jax.Array:
-    return lax.all_to_all(leaf_PC, EXPERT, 0, 0, tiled=True)
+def _exchange(leaf_PL: jax.Array) -> jax.Array:
+    return lax.all_to_all(leaf_PL, EXPERT, 0, 0, tiled=True)
 
 
 def all_to_all(h_TD: jax.Array, pool: PlacedPool, routing: Routing, compute: Compute, places: int) -> jax.Array:
     """Each choice travels to the devices that hold its blocks, and its results travel back."""
     sends = plan_sends(pool, routing, places)
-    used_PC = sends.choice_PC < routing.expert.size
-    token_PC = jnp.where(used_PC, sends.choice_PC, 0) // routing.expert.shape[1]
-    x = _exchange(h_TD[token_PC])
+    used_PL = sends.choice_PL < routing.expert.size
+    token_PL = jnp.where(used_PL, sends.choice_PL, 0) // routing.expert.shape[1]
+    x = _exchange(h_TD[token_PL])
     arrived = arrivals(pool, routing, sends)
     y = compute(x.reshape(-1, x.shape[-1]), local_pool(pool), arrived)
     back = _exchange(y.reshape(x.shape))
-    return jnp.zeros_like(h_TD).at[token_PC].add(jnp.where(used_PC[..., None], back, 0))
+    return jnp.zeros_like(h_TD).at[token_PL].add(jnp.where(used_PL[..., None], back, 0))

@@ -19,13 +19,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.nn.decoder import Experts, Trunk
 from moe_lab.nn.pool import Blocks, Routing
 from moe_lab.nn.precision import PRECISIONS
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.nn.stack import stack_trunk
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import BLOCKS, EVERYWHERE, TOKENS, MeshLayout, longest_axis
+from moe_lab.parallel.mesh import BLOCKS, REPLICATED, TOKENS, MeshLayout, longest_axis
 from moe_lab.parallel.placement import Placement
 from moe_lab.parallel.pool import Holdings, PlacedPool, room_for
 from moe_lab.routing.router import normalised
@@ -98,15 +99,16 @@ class Builder:
     def weight(self, leaf: Any, stacked: bool) -> jax.ShapeDtypeStruct:
         """A trunk parameter, or one of each turn of a stack."""
         sharded = self.shape.trunk_sharding == "sharded"
-        spec = longest_axis(leaf.shape, self.mesh.devices.size, stacked) if sharded else EVERYWHERE
+        spec = longest_axis(leaf.shape, self.mesh.devices.size, stacked) if sharded else REPLICATED
         return self.array(leaf.shape, self.dtype, spec)
 
     def blocks(self, placement: Placement, repeats: int = 1) -> Blocks:
         """The slots of all devices, of one layer or of each turn of a stack."""
         slots = placement.devices * room_for(placement).slots
-        d, b = self.shape.trunk.d_model, self.shape.trunk.block
-        shapes = ((slots, d, b), (slots, d, b), (slots, b, d))
-        return Blocks(*(self._stacked(repeats, shape, self.pool_dtype, BLOCKS) for shape in shapes))
+        kind, trunk = find_kind(DEFAULT), self.shape.trunk
+        shapes = kind.shapes(slots, trunk.d_model, trunk.block).values()
+        blocks: Blocks = kind.from_parts([self._stacked(repeats, shape, self.pool_dtype, BLOCKS) for shape in shapes])
+        return blocks
 
     def _stacked(self, repeats: int, shape: Sequence[int], dtype: Any, spec: PartitionSpec) -> Any:
         if repeats == 1:
@@ -120,12 +122,12 @@ class Builder:
         def table(spec: PartitionSpec, *shape: int) -> Any:
             return self._stacked(repeats, shape, jnp.int32, spec)
 
-        nothing = self._stacked(repeats, (), self.dtype, EVERYWHERE)
+        nothing = self._stacked(repeats, (), self.dtype, REPLICATED)
         return PlacedPool(
             blocks=Blocks(nothing, nothing, nothing),
             holdings=Holdings(*(table(BLOCKS, devices, room.modules) for _ in Holdings._fields)),
-            copies=table(EVERYWHERE, room.modules),
-            count=table(EVERYWHERE, room.modules),
+            copies=table(REPLICATED, room.modules),
+            count=table(REPLICATED, room.modules),
             shared=table(BLOCKS, devices * room.slots),
             shared_blocks=room.shared_blocks,
         )
@@ -135,7 +137,7 @@ class Builder:
         lies = iter([leaf.sharding for leaf in jax.tree.leaves(pools)] * 2)
 
         def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            sharding = NamedSharding(self.mesh, EVERYWHERE) if leaf.ndim == 0 else next(lies)
+            sharding = NamedSharding(self.mesh, REPLICATED) if leaf.ndim == 0 else next(lies)
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         return jax.tree.map(place, jax.eval_shape(optimizer.init, pools))
@@ -181,9 +183,9 @@ class _Model:
         make, d_model = self.make, self.shape.trunk.d_model
         modules, rungs = np.shape(self.shape.rungs_ER)
         router = {
-            "module_DE": make.array((d_model, modules), jnp.float32, EVERYWHERE),
-            "rung_DR": make.array((d_model, rungs), jnp.float32, EVERYWHERE),
-            "rungs_ER": make.array((modules, rungs), jnp.int32, EVERYWHERE),
+            "module_DE": make.array((d_model, modules), jnp.float32, REPLICATED),
+            "rung_DR": make.array((d_model, rungs), jnp.float32, REPLICATED),
+            "rungs_ER": make.array((modules, rungs), jnp.int32, REPLICATED),
         }
         tokens = make.array((self.shape.rows, self.shape.seq_len), jnp.int32, TOKENS)
         return {"pools": self.pools, "trunk": self.trunk, "tables": self.tables, "router": router, "tokens": tokens}

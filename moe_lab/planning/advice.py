@@ -35,12 +35,12 @@ def changes(
     result: Overflow,
 ) -> tuple[Change, ...]:
     """The changes that save anything, those that are enough first."""
-    found = [
+    helpful = [
         Change(change=text, saved_bytes=int(saved), enough=saved >= result.short_bytes)
         for text, saved in _savings(model, topology, mesh, rows, own_bytes, result)
         if saved > GIB / 100
     ]
-    return tuple(sorted(found, key=lambda change: not change.enough))
+    return tuple(sorted(helpful, key=lambda change: not change.enough))
 
 
 def _savings(

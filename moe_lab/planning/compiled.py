@@ -99,10 +99,10 @@ def compile_program(lowered: Any) -> Compiled | Overflow:
 
 def overflow(message: str) -> tuple[int, int]:
     """Bytes needed and bytes available, from the compiler's message."""
-    found = _OVERFLOW.search(message) or _OLD_OVERFLOW.search(message)
-    if found is None:
+    match = _OVERFLOW.search(message) or _OLD_OVERFLOW.search(message)
+    if match is None:
         raise Unavailable(f"the TPU compiler ran out of memory and gives no figures: {' '.join(message.split())[:300]}")
-    needed, needed_unit, available, available_unit = found.groups()
+    needed, needed_unit, available, available_unit = match.groups()
     return int(float(needed) * _UNITS[needed_unit]), int(float(available) * _UNITS[available_unit])
 
 
@@ -124,8 +124,8 @@ def _each(text: str) -> Iterator[tuple[str, int, int]]:
     runs = _runs(lines)
     seen = set()
     for computation, line in lines:
-        found = _INSTRUCTION.match(line)
-        if found is None:
+        match = _INSTRUCTION.match(line)
+        if match is None:
             continue
         chain, channel = _CHAIN.search(line), _CHANNEL.search(line)
         if chain is not None:
@@ -133,7 +133,7 @@ def _each(text: str) -> Iterator[tuple[str, int, int]]:
             if key in seen:
                 continue
             seen.add(key)
-        result, kind, start = found.groups()
+        result, kind, start = match.groups()
         sizes = [_bytes(element, axes) for element, axes in _ARRAY.findall(result)]
         # An asynchronous start gives back its operand beside its result.
         size = max(sizes, default=0) if start else sum(sizes)
@@ -164,13 +164,13 @@ def _runs(lines: list[tuple[str, str]]) -> dict[str, int]:
         if named is not None:
             votes.setdefault(computation, Counter())[named] += 1
         callers |= dict.fromkeys(_CALLS.findall(line), computation)
-    found = {name: counts.most_common(1)[0][0] for name, counts in votes.items()}
+    repeats = {name: counts.most_common(1)[0][0] for name, counts in votes.items()}
     for name in callers:
         at = name
-        while at not in found and at in callers:
+        while at not in repeats and at in callers:
             at = callers[at]
-        found.setdefault(name, found.get(at, 1))
-    return found
+        repeats.setdefault(name, repeats.get(at, 1))
+    return repeats
 
 
 def _bytes(element: str, axes: str) -> int:

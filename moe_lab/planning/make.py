@@ -93,13 +93,13 @@ def make_plan(model: PlannedModel, topology: Topology, say: Callable[[str], None
 
 def _check_layer(shape: StepShape, run: ShardedLayer) -> LayerCheck | None:
     """None if the layer does not even fit by itself."""
-    found = []
+    programs = []
     for step in build_layer(shape, run, shape.trunk.routed_layers[0]):
         compiled = compile_program(step.lower())
         if isinstance(compiled, Overflow):
             return None
-        found.append(compiled)
-    forward, gradient = found
+        programs.append(compiled)
+    forward, gradient = programs
     return LayerCheck(
         forward_flops=forward.flops_loops_once,
         gradient_flops=gradient.flops_loops_once,

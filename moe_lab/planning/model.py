@@ -17,7 +17,7 @@ from moe_lab.artifacts.module import ModuleArtifact, layer_blocks
 from moe_lab.artifacts.trunk import TrunkArtifact
 from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, require_learned
 from moe_lab.compose.parts import abstract_trunk
-from moe_lab.errors import LabError
+from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import blocks_of
 from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.nn.spec import TrunkSpec
@@ -94,13 +94,13 @@ class PlannedModel:
     def place(self, devices: int, replicate: float) -> dict[int, Placement]:
         """A placement for each routed layer; layers with the same blocks share one."""
         placed: dict[tuple[int, ...], Placement] = {}
-        found = {}
+        placements = {}
         for layer in self.trunk.routed_layers:
             blocks_E = self.blocks_E(layer)
             if blocks_E not in placed:
                 placed[blocks_E] = place(blocks_E, self.block_load(layer), devices, replicate=replicate)
-            found[layer] = placed[blocks_E]
-        return found
+            placements[layer] = placed[blocks_E]
+        return placements
 
     @property
     def block_bytes(self) -> int:
@@ -172,13 +172,16 @@ def model_of_lock(lock: Lock, registry: Registry, settings: PlanSettings) -> Pla
     for part in lock.modules:
         manifest = registry.manifest(part.digest)
         module = ModuleArtifact.of(manifest, part.ref)
+        kind = find_kind(module.interface.kind)
+        if not kind.runs_on_mesh:
+            raise Refused(f"{part.ref}: experts of kind {kind.name} run on one device; leave it out of what is planned")
         rungs = [blocks_of(width, trunk.block) for width in module.ladder]
         use = {rung: float(rung == rungs[-1]) for rung in rungs}
         modules.append(
             PlannedModule(
                 name=artifact_name(part.ref),
                 width=module.ladder[-1],
-                layer_blocks=layer_blocks(manifest.records, find_kind(module.interface.kind)),
+                layer_blocks=layer_blocks(manifest.records, kind),
                 rung_use=use,
             )
         )

@@ -134,15 +134,15 @@ def _collapsed(table: ItemTable) -> list[str]:
     if not table.is_probability:
         return []
     overall_C = table.outcome_NC.mean(axis=0)
-    found = []
+    groups = []
     for g, group in enumerate(table.groups):
         inside = table.group_N == g
         if inside.sum() < _ITEMS_TO_JUDGE:
             continue
         means_C = table.outcome_NC[inside].mean(axis=0)
         for c in np.flatnonzero((means_C < overall_C / 10) & (means_C < means_C.max() / 3)):
-            found.append(
+            groups.append(
                 f"{table.names[c]}: {means_C[c]:.2f} on {group}, far below its {overall_C[c]:.2f} overall while "
                 f"another candidate has {means_C.max():.2f} there; were its answers parsed?"
             )
-    return found
+    return groups

@@ -26,17 +26,17 @@ def delimited_rows(path: Path, text: str, delimiter: str) -> tuple[list[tuple[in
     """
     csv.field_size_limit(_NO_LIMIT)
     try:
-        found = _parse(path, text, delimiter, csv.QUOTE_MINIMAL)
+        records = _parse(path, text, delimiter, csv.QUOTE_MINIMAL)
     except LabError:
         if delimiter == "\t" and '"' in text and (plain := _unquoted(path, text)) is not None:
             return plain
         raise
-    if not (swallowed := _swallowed(found, delimiter)):
-        return _named(path, found), []
+    if not (swallowed := _swallowed(records, delimiter)):
+        return _named(path, records), []
     if delimiter == "\t" and (plain := _unquoted(path, text)) is not None:
         return plain
     line, lines = swallowed[0]
-    return _named(path, found), [
+    return _named(path, records), [
         f"{path}:{line}: one quoted cell holds {lines} line breaks, and what is between them looks like rows of the "
         f"table ({len(swallowed)} such cells); if a quotation mark is not closed there, mend it"
     ]
@@ -55,16 +55,16 @@ def _parse(path: Path, text: str, delimiter: str, quoting: int) -> list[tuple[in
     """Rows of cells, the header among them, each with the line that it begins in."""
     # Strict, or a mark inside a cell changes what the cells after it are.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
-    found: list[tuple[int, list[str]]] = []
+    records: list[tuple[int, list[str]]] = []
     begins = 1
     try:
         for cells in reader:
             if cells:
-                found.append((begins, cells))
-                if len(cells) != len(found[0][1]):
+                records.append((begins, cells))
+                if len(cells) != len(records[0][1]):
                     raise LabError(
                         f"{path}:{begins}: this row has more or fewer cells than the header "
-                        f"({len(cells)}, not {len(found[0][1])}); mend the file"
+                        f"({len(cells)}, not {len(records[0][1])}); mend the file"
                     )
             begins = reader.line_num + 1
     except csv.Error as error:
@@ -72,7 +72,7 @@ def _parse(path: Path, text: str, delimiter: str, quoting: int) -> list[tuple[in
             f"{path}:{begins}: a quotation mark opens a cell in this row and is not closed before a separator "
             f"({error}); double the marks inside quoted cells, and quote cells that begin with one"
         ) from error
-    return found
+    return records
 
 
 def _named(path: Path, found: Sequence[tuple[int, list[str]]]) -> list[tuple[int, Cells]]:

@@ -2,7 +2,7 @@
 
 The encoder is one of the BERT kind, from a folder or out of an installed package. Nothing of it is trained here.
 
-Legend: N texts, L tokens of a text, E width, H heads, F hidden width.
+Legend: N texts, L tokens of a text, W width, H heads, F hidden width.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SentenceEncoder:
     weights: Mapping[str, jax.Array]
 
     def __call__(self, texts: Sequence[str], told: Told = lambda done: None) -> np.ndarray:
-        """Vectors [N, E], float32. Texts of like length go through together, so there is little padding."""
+        """Vectors [N, W], float32. Texts of like length go through together, so there is little padding."""
         ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
         found = np.zeros((len(ids), self.width), np.float32)
         lengths = np.array([len(text) for text in ids])
@@ -86,7 +86,7 @@ class SentenceEncoder:
 
 
 def encode_texts(where: str, texts: Sequence[str], told: Told = lambda done: None) -> tuple[np.ndarray, str]:
-    """Vectors of texts [N, E], and the digest of the encoder that made them.
+    """Vectors of texts [N, W], and the digest of the encoder that made them.
 
     Those of a large table are kept in the user's cache folder: it takes minutes to make them again.
     """
@@ -107,11 +107,11 @@ def encode_texts(where: str, texts: Sequence[str], told: Told = lambda done: Non
 
 def _kept(encoder: SentenceEncoder, texts: Sequence[str]) -> Path | None:
     """Where the vectors of these texts are kept, or None on an account without a home."""
-    found = hashlib.sha256(f"{encoder.digest} {encoder.longest}".encode())
+    digest = hashlib.sha256(f"{encoder.digest} {encoder.longest}".encode())
     for text in texts:
-        found.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     try:
-        return user_cache() / "encoded" / f"{found.hexdigest()}.npz"
+        return user_cache() / "encoded" / f"{digest.hexdigest()}.npz"
     except RuntimeError:
         return None
 
@@ -153,21 +153,21 @@ def _encode(
 
     words, places = weights["embeddings.word_embeddings.weight"], weights["embeddings.position_embeddings.weight"]
     kind = weights["embeddings.token_type_embeddings.weight"][0]
-    h_NLE = norm(words[token_NL] + places[: token_NL.shape[1]] + kind, "embeddings.LayerNorm")
+    h_NLW = norm(words[token_NL] + places[: token_NL.shape[1]] + kind, "embeddings.LayerNorm")
     for layer in range(layers):
         at = f"encoder.layer.{layer}"
         query, key, value = (
-            rearrange(dense(h_NLE, f"{at}.attention.self.{part}"), "n l (h k) -> n h l k", h=heads)
+            rearrange(dense(h_NLW, f"{at}.attention.self.{part}"), "n l (h k) -> n h l k", h=heads)
             for part in ("query", "key", "value")
         )
         score = jnp.einsum("nhqk,nhlk->nhql", query, key) / math.sqrt(query.shape[-1])
         share = jax.nn.softmax(jnp.where(mask_NL[:, None, None], score, -jnp.inf), axis=-1)
         read = rearrange(jnp.einsum("nhql,nhlk->nhqk", share, value), "n h l k -> n l (h k)")
-        h_NLE = norm(h_NLE + dense(read, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
-        hidden_NLF = jax.nn.gelu(dense(h_NLE, f"{at}.intermediate.dense"), approximate=False)
-        h_NLE = norm(h_NLE + dense(hidden_NLF, f"{at}.output.dense"), f"{at}.output.LayerNorm")
+        h_NLW = norm(h_NLW + dense(read, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
+        hidden_NLF = jax.nn.gelu(dense(h_NLW, f"{at}.intermediate.dense"), approximate=False)
+        h_NLW = norm(h_NLW + dense(hidden_NLF, f"{at}.output.dense"), f"{at}.output.LayerNorm")
     if pooling == "cls":
-        pooled_NE = h_NLE[:, 0]
+        pooled_NW = h_NLW[:, 0]
     else:
-        pooled_NE = (h_NLE * mask_NL[..., None]).sum(axis=1) / mask_NL.sum(axis=1, keepdims=True)
-    return pooled_NE / jnp.maximum(jnp.linalg.norm(pooled_NE, axis=-1, keepdims=True), 1e-12)
+        pooled_NW = (h_NLW * mask_NL[..., None]).sum(axis=1) / mask_NL.sum(axis=1, keepdims=True)
+    return pooled_NW / jnp.maximum(jnp.linalg.norm(pooled_NW, axis=-1, keepdims=True), 1e-12)

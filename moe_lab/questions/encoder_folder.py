@@ -87,8 +87,10 @@ def _folder(where: str) -> Path:
     if path.is_dir():
         candidates = [path]
     else:
-        found = importlib.util.find_spec(where.replace("-", "_")) if where.replace("-", "_").isidentifier() else None
-        roots = [] if found is None else list(found.submodule_search_locations or [])
+        module_spec = (
+            importlib.util.find_spec(where.replace("-", "_")) if where.replace("-", "_").isidentifier() else None
+        )
+        roots = [] if module_spec is None else list(module_spec.submodule_search_locations or [])
         candidates = [folder for root in roots for folder in (Path(root), Path(root) / "model")]
     for folder in candidates:
         if all((folder / name).is_file() for name in FILES):
@@ -185,7 +187,7 @@ def _shapes(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dic
         return len(weights[name]) if name in weights and weights[name].ndim else 0
 
     hidden = rows("encoder.layer.0.intermediate.dense.weight")
-    found: dict[str, tuple[int, ...]] = {
+    shapes: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (rows("embeddings.word_embeddings.weight"), width),
         "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
         "embeddings.token_type_embeddings.weight": (rows("embeddings.token_type_embeddings.weight"), width),
@@ -198,10 +200,10 @@ def _shapes(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dic
         dense |= {"attention.output.dense": (width, width)}
         dense |= {"intermediate.dense": (hidden, width), "output.dense": (width, hidden)}
         for name, shape in dense.items():
-            found |= {f"{at}.{name}.weight": shape, f"{at}.{name}.bias": shape[:1]}
+            shapes |= {f"{at}.{name}.weight": shape, f"{at}.{name}.bias": shape[:1]}
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
-            found |= {f"{at}.{name}.weight": (width,), f"{at}.{name}.bias": (width,)}
-    return found
+            shapes |= {f"{at}.{name}.weight": (width,), f"{at}.{name}.bias": (width,)}
+    return shapes
 
 
 def _tokenizer(folder: Path, content: bytes, longest: int) -> Any:

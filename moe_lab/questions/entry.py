@@ -47,12 +47,12 @@ def read_column(rows: Sequence[Row], column: str) -> list[Any]:
     Raises:
         NotFound: a file has no such column in any of its rows.
     """
-    found = [reach(row.cells, column) for row in rows]
-    have = {row.path for row, value in zip(rows, found, strict=True) if value is not ABSENT}
+    values = [reach(row.cells, column) for row in rows]
+    have = {row.path for row, value in zip(rows, values, strict=True) if value is not ABSENT}
     if without := [row for row in rows if row.path not in have]:
         told = f'{without[0].path}: no column "{column}".{did_you_mean(column, map(str, without[0].cells))}'
         raise NotFound(f"{told} {min(have).name} has it: {_STACKED}" if have else told)
-    return [None if value is ABSENT else value for value in found]
+    return [None if value is ABSENT else value for value in values]
 
 
 def find_file(path: str, base: Path) -> Path:
@@ -67,11 +67,11 @@ def find_file(path: str, base: Path) -> Path:
 
 def _find_all(file: TableFile, base: Path) -> list[Path]:
     """The files of one `path`: those listed in that order, those of a pattern by name, each once."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for pattern in (file.path,) if isinstance(file.path, str) else file.path:
         for path in _matches(pattern, base):
-            found.setdefault(os.path.realpath(path), path)
-    return list(found.values())
+            files.setdefault(os.path.realpath(path), path)
+    return list(files.values())
 
 
 def _matches(pattern: str, base: Path) -> list[Path]:
@@ -79,8 +79,8 @@ def _matches(pattern: str, base: Path) -> list[Path]:
         return [find_file(pattern, base)]
     folder = os.environ.get(FOLDER)
     for place in (base, *([Path(folder)] if folder else [])):
-        if found := find_files(place, [pattern]):
-            return found
+        if files := find_files(place, [pattern]):
+            return files
     raise NotFound(
         f"{pattern}: no file matches, {_looked(base / pattern)}; download them, then set {FOLDER} to their folder"
     )

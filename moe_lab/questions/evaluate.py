@@ -1,6 +1,6 @@
 """Evaluates a question router out of fold: every item is scored by a router that saw neither it nor its twins.
 
-Legend: N items, C candidates, P prices, K folds.
+Legend: N items, C candidates, P prices.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Where the config names one, the vectors of a sentence encoder too.
 Hashing needs no vocabulary, so counts are made once for a whole table and nothing of an item leaks into another's.
 What is learnt from items (document frequencies, means and spreads) is learnt from the training items alone.
 
-Legend: N items, H hashed features, D features, F numbers, E width of the encoder (0 without one).
+Legend: N items, H hashed features, X features, F numbers, W width of the encoder (0 without one).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RawFeatures:
     counts: tuple[Any, ...]  # csr_matrix [N, H], one for words and one for characters, where they are looked at
     group_N: np.ndarray
     number_NF: np.ndarray
-    encoded_NE: np.ndarray
+    encoded_NW: np.ndarray
     encoder: str | None  # digest
 
     def rows(self, index: np.ndarray) -> RawFeatures:
@@ -67,7 +67,7 @@ class RawFeatures:
             counts=tuple(counts[index] for counts in self.counts),
             group_N=self.group_N[index],
             number_NF=self.number_NF[index],
-            encoded_NE=self.encoded_NE[index],
+            encoded_NW=self.encoded_NW[index],
         )
 
 
@@ -76,15 +76,15 @@ def raw_features(
 ) -> RawFeatures:
     """Counts, numbers and vectors of all items; says how many an encoder has read."""
     numbers = [np.asarray(table.number_NF, np.float64)]
-    counts, encoded_NE, encoder = [], np.zeros((len(table), 0), np.float32), None
+    counts, encoded_NW, encoder = [], np.zeros((len(table), 0), np.float32), None
     if table.text_N is not None:
         numbers.append(np.array([text_shape(text) for text in table.text_N]))
         counts = [count(table.text_N) for count in _counters(settings)]
         if settings.encoder is not None:
             from moe_lab.questions.encoder import encode_texts  # brings jax
 
-            encoded_NE, encoder = encode_texts(settings.encoder, table.text_N, told)
-    return RawFeatures(tuple(counts), table.group_N, np.concatenate(numbers, axis=1), encoded_NE, encoder)
+            encoded_NW, encoder = encode_texts(settings.encoder, table.text_N, told)
+    return RawFeatures(tuple(counts), table.group_N, np.concatenate(numbers, axis=1), encoded_NW, encoder)
 
 
 def text_shape(text: str) -> list[float]:
@@ -123,10 +123,10 @@ class FeatureMap:
     mean_F: np.ndarray
     spread_F: np.ndarray
     encoder: str | None  # digest
-    encoded_mean_E: np.ndarray
+    encoded_mean_W: np.ndarray
 
     def __call__(self, raw: RawFeatures) -> csr_matrix:
-        """The features of items [N, D], float32."""
+        """The features of items [N, X], float32."""
         from scipy import sparse
 
         blocks = [
@@ -138,7 +138,7 @@ class FeatureMap:
         places = (np.flatnonzero(known), raw.group_N[known])
         ones = np.full(len(places[0]), self.settings.group_weight, np.float32)
         groups = sparse.csr_matrix((ones, places), (items, self.num_groups))
-        encoded = (raw.encoded_NE - self.encoded_mean_E) * np.float32(self.settings.encoder_weight)
+        encoded = (raw.encoded_NW - self.encoded_mean_W) * np.float32(self.settings.encoder_weight)
         numbers = np.clip((raw.number_NF - self.mean_F) / self.spread_F, -_CLIP, _CLIP)
         # Too little and too much may both be hard: the distance from the middle is a feature of its own.
         bent = np.concatenate([numbers, np.abs(numbers) - 0.8], axis=1) * self.settings.number_weight
@@ -164,7 +164,7 @@ def fit_features(raw: RawFeatures, settings: QuestionFeatures, num_groups: int) 
         mean_F=raw.number_NF.mean(axis=0),
         spread_F=np.where(spread > 0, spread, 1.0),
         encoder=raw.encoder,
-        encoded_mean_E=raw.encoded_NE.mean(axis=0),
+        encoded_mean_W=raw.encoded_NW.mean(axis=0),
     )
 
 

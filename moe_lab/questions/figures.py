@@ -36,17 +36,17 @@ def measure_figures(
     """Every metric of every router, the main ones with paired intervals."""
     table = scored.table
     over = _range(scored, np.ones(len(table)))
-    found = []
+    figures = []
     for role, curve in points.items():
-        found += [
+        figures += [
             Figure(metric="AIQ (RouterBench code)", role=role, value=plain(_routerbench(curve, over))),
             Figure(metric="cost at the dearest's quality", role=role, value=plain(_iso_cost(curve, table))),
         ]
         if over.high > over.low:
             value = area_cascade_routing_code(curve, _alone(table))
-            found.append(Figure(metric="AUC (cascade-routing code)", role=role, value=value))
-    found += _pair_figures(scored, swept)
-    return found + _intervals(scored, swept, spec)
+            figures.append(Figure(metric="AUC (cascade-routing code)", role=role, value=value))
+    figures += _pair_figures(scored, swept)
+    return figures + _intervals(scored, swept, spec)
 
 
 def _routerbench(curve: np.ndarray, over: CostRange) -> float:
@@ -77,12 +77,12 @@ def _pair_figures(scored: OutOfFold, swept: Swept) -> list[Figure]:
     pair = _pair(scored)
     if pair is None:
         return []
-    found = []
+    figures = []
     for role in swept:
         weak, strong = scored.table.quality_NC[:, pair[0]], scored.table.quality_NC[:, pair[1]]
         curve = deferral_curve(_gain(scored, role, pair), weak, strong)
-        found += [Figure(metric=f"CPT({share:.0%})", role=role, value=plain(cpt(curve, share))) for share in _CPT]
-    return found
+        figures += [Figure(metric=f"CPT({share:.0%})", role=role, value=plain(cpt(curve, share))) for share in _CPT]
+    return figures
 
 
 def _gain(scored: OutOfFold, role: CurveRole, pair: tuple[int, int]) -> np.ndarray:
@@ -156,12 +156,12 @@ def measure_band(scored: OutOfFold, swept: Swept, spec: QuestionRouterSettings) 
         at = [quality_at_budget(picked.points(weight_N), budgets) for picked in (routed, zero)]
         return np.concatenate([at[0], at[0] - at[1]])
 
-    found = statistic_intervals(heights, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    intervals = statistic_intervals(heights, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
     over = _range(scored, np.ones(len(table)))
     return Band(
         cost=tuple((over.low + share * (over.high - over.low)).tolist()),
-        quality=tuple(found[:_BAND_COSTS]),
-        difference_to_zero=tuple(found[_BAND_COSTS:]),
+        quality=tuple(intervals[:_BAND_COSTS]),
+        difference_to_zero=tuple(intervals[_BAND_COSTS:]),
     )
 
 
@@ -179,5 +179,5 @@ def beside_another(
         points, at = (picked.points(weight_U[unit_N]) for picked in (routed, beside))
         return quality_at_budget(points, at[:, 0]) - at[:, 1]
 
-    found = statistic_intervals(differences, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
-    return {prices[p]: interval for p, interval in zip(shown, found, strict=True)}
+    intervals = statistic_intervals(differences, int(unit_N.max()) + 1, resamples=spec.resamples, seed=spec.seed)
+    return {prices[p]: interval for p, interval in zip(shown, intervals, strict=True)}

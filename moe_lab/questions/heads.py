@@ -1,9 +1,9 @@
 """Linear heads that predict every candidate's outcome jointly, and what makes them honest.
 
-The weights are `W_DC = shared_D + own_DC`: what all candidates share (how hard a question is) and what each has of
+The weights are `W_DC = shared_X + own_XC`: what all candidates share (how hard a question is) and what each has of
 its own (what the others cannot do). The two have penalties of their own, because only the second matters to a choice.
 
-Legend: N items, D features, C candidates.
+Legend: N items, X features, C candidates.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _PULL = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """Predicts `link(X @ weight_DC + bias_C)`."""
+    """Predicts `link(X @ weight_XC + bias_C)`."""
 
     link: Link
-    weight_DC: np.ndarray  # float32
+    weight_XC: np.ndarray  # float32
     bias_C: np.ndarray
 
-    def __call__(self, x_ND: csr_matrix) -> np.ndarray:
+    def __call__(self, x_NX: csr_matrix) -> np.ndarray:
         """Predicted qualities [N, C]."""
-        return expected(np.asarray(x_ND @ self.weight_DC, np.float64) + self.bias_C, self.link)
+        return expected(np.asarray(x_NX @ self.weight_XC, np.float64) + self.bias_C, self.link)
 
 
 def fit_heads(
-    x_ND: csr_matrix,
+    x_NX: csr_matrix,
     quality_NC: np.ndarray,
     link: Link,
     *,
@@ -51,28 +51,28 @@ def fit_heads(
     """
     from scipy.optimize import minimize
 
-    candidates, width = quality_NC.shape[1], x_ND.shape[1]
+    candidates, width = quality_NC.shape[1], x_NX.shape[1]
     scale_C = np.ones(candidates) if link == "logistic" else np.maximum(quality_NC.std(axis=0), 1e-12)
     target_NC = quality_NC / scale_C
-    transposed = x_ND.T.tocsr()
+    transposed = x_NX.T.tocsr()
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weight_DC, bias_C = flat[:-candidates].reshape(width, candidates), flat[-candidates:]
-        z_NC = x_ND @ weight_DC.astype(np.float32) + bias_C
+        weight_XC, bias_C = flat[:-candidates].reshape(width, candidates), flat[-candidates:]
+        z_NC = x_NX @ weight_XC.astype(np.float32) + bias_C
         loss, slope_NC = link_loss(z_NC, target_NC, link)
-        shared_D1 = weight_DC.mean(axis=1, keepdims=True)
-        own_DC = weight_DC - shared_D1
-        loss += penalty / 2 * (candidates * float((shared_D1**2).sum()) + own_penalty * float((own_DC**2).sum()))
-        gradient_DC = transposed @ slope_NC.astype(np.float32) + penalty * (shared_D1 + own_penalty * own_DC)
-        return loss, np.concatenate([gradient_DC.reshape(-1), slope_NC.sum(axis=0)])
+        shared_X1 = weight_XC.mean(axis=1, keepdims=True)
+        own_XC = weight_XC - shared_X1
+        loss += penalty / 2 * (candidates * float((shared_X1**2).sum()) + own_penalty * float((own_XC**2).sum()))
+        gradient_XC = transposed @ slope_NC.astype(np.float32) + penalty * (shared_X1 + own_penalty * own_XC)
+        return loss, np.concatenate([gradient_XC.reshape(-1), slope_NC.sum(axis=0)])
 
     first = np.concatenate([np.zeros(width * candidates), inverse(target_NC.mean(axis=0), link)])
     settings: Any = {"maxiter": iterations, "maxcor": 6}
-    found = minimize(objective, first, jac=True, method="L-BFGS-B", options=settings).x
+    best = minimize(objective, first, jac=True, method="L-BFGS-B", options=settings).x
     return Heads(
         link,
-        (found[:-candidates].reshape(width, candidates) * scale_C).astype(np.float32),
-        found[-candidates:] * scale_C,
+        (best[:-candidates].reshape(width, candidates) * scale_C).astype(np.float32),
+        best[-candidates:] * scale_C,
     )
 
 
@@ -142,8 +142,8 @@ def fit_calibration(
         loss, _ = link_loss(middle_C / scale_C + factor * blend_NC, quality_NC / scale_C, link)
         return loss + _PULL / 2 * (factor - 1) ** 2
 
-    found = minimize_scalar(objective, bounds=(0.0, 5.0), method="bounded").x
-    return Calibration(link, plain.weight_2 * found, middle_C)
+    best = minimize_scalar(objective, bounds=(0.0, 5.0), method="bounded").x
+    return Calibration(link, plain.weight_2 * best, middle_C)
 
 
 def rising(predicted_NC: np.ndarray, ladders: list[list[int]]) -> np.ndarray:

@@ -64,8 +64,8 @@ class Items:
         named = [(f, name.removeprefix(f"{file}.")) for f, file in enumerate(self.files) if name.startswith(f"{file}.")]
         within = [(f, name) for f in range(len(self.files))]
         for candidates in (named, within):
-            if found := [(f, own) for f, own in candidates if self._holds(f, own)]:
-                return found
+            if holders := [(f, own) for f, own in candidates if self._holds(f, own)]:
+                return holders
         return []
 
     def _holds(self, file: int, name: str) -> bool:
@@ -114,16 +114,16 @@ def _joined(
     """The items with their rows of one more file."""
     assert own.key is not None, "the spec asks for keys where files are joined"
     assert file.key is not None
-    found: dict[str, Row] = {}
+    joined: dict[str, Row] = {}
     for key, row in zip(row_keys(rows, file.key), rows, strict=True):
-        if key in found:
+        if key in joined:
             raise LabError(
-                f"{row.where}: {file.key} {_short(key)} is there twice, first at {found[key].where}; rows are joined "
+                f"{row.where}: {file.key} {_short(key)} is there twice, first at {joined[key].where}; rows are joined "
                 "by it, so make it unique, or keep one of them with `where`"
             )
-        found[key] = row
+        joined[key] = row
     keys = row_keys([item[0] for item in items], own.key)
-    if lost := [key for key in keys if key not in found]:
+    if lost := [key for key in keys if key not in joined]:
         instead = (
             "; to stack its rows below the items', list it in the `path` of `items`" if len(lost) == len(keys) else ""
         )
@@ -133,7 +133,7 @@ def _joined(
         )
     if shared := len(keys) - len(set(keys)):
         notes.append(f"{items[0][0].path}: {shared} of {len(keys)} items share their {own.key} with another one")
-    return [(*item, found[key]) for item, key in zip(items, keys, strict=True)]
+    return [(*item, joined[key]) for item, key in zip(items, keys, strict=True)]
 
 
 def _agrees(one: Any, other: Any) -> bool:

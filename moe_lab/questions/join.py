@@ -142,10 +142,10 @@ def fit_newcomer(
         slope = np.concatenate([[slope_N.sum() * _OFFSET_SPREAD], away_NC.T @ slope_N * (_WEIGHT_SPREAD / scale)])
         return loss + float(flat @ flat) / 2, slope + flat
 
-    found = minimize(objective, np.zeros(1 + len(prior_C)), jac=True, method="L-BFGS-B").x
-    weight_C = prior_C + found[1:] * _WEIGHT_SPREAD
+    best = minimize(objective, np.zeros(1 + len(prior_C)), jac=True, method="L-BFGS-B").x
+    weight_C = prior_C + best[1:] * _WEIGHT_SPREAD
     # The offset is from the prior's mean; the weights turn around the candidates' means.
-    bias = found[0] * _OFFSET_SPREAD * scale + prior_C @ middle_C - weight_C @ middle_C
+    bias = best[0] * _OFFSET_SPREAD * scale + prior_C @ middle_C - weight_C @ middle_C
     return Joined(weight_C[:, None], np.array([bias]))
 
 

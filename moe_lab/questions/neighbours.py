@@ -1,6 +1,6 @@
 """Predicts from the training items that look alike: what linear heads cannot bend to.
 
-Legend: N items, M training items, D features, T text features, E embedding width, C candidates.
+Legend: N items, M training items, X features, Z text features, W embedding width, C candidates.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Embedding:
     A sentence encoder's vectors are left to the heads: alike by them too, items tell less on one table of three.
     """
 
-    direction_TE: np.ndarray  # float32
+    direction_ZW: np.ndarray  # float32
     num_encoded: int
     num_groups: int
     group_factor: float
     number_factor: float
 
-    def __call__(self, x_ND: csr_matrix) -> np.ndarray:
-        """Embeddings of items [N, E], float32."""
-        text = self.direction_TE.shape[0]
-        projected = np.asarray(x_ND[:, :text] @ self.direction_TE)
-        rest = x_ND[:, text + self.num_encoded :].toarray()
+    def __call__(self, x_NX: csr_matrix) -> np.ndarray:
+        """Embeddings of items [N, W], float32."""
+        text = self.direction_ZW.shape[0]
+        projected = np.asarray(x_NX[:, :text] @ self.direction_ZW)
+        rest = x_NX[:, text + self.num_encoded :].toarray()
         groups = rest[:, : self.num_groups] * self.group_factor
         numbers = rest[:, self.num_groups :] * self.number_factor
         joined = np.concatenate([_unit(projected), groups, numbers], axis=1)
@@ -49,38 +49,38 @@ class Neighbours:
     """The mean outcome of all training items, weighted by `exp(10 * (cosine - 1))` of their embeddings."""
 
     embedding: Embedding
-    points_ME: np.ndarray  # float32
+    points_MW: np.ndarray  # float32
     quality_MC: np.ndarray  # float32
 
-    def __call__(self, x_ND: csr_matrix) -> np.ndarray:
+    def __call__(self, x_NX: csr_matrix) -> np.ndarray:
         """Predicted qualities [N, C]."""
-        at_NE = self.embedding(x_ND)
-        parts = [self._weighted(at_NE[start : start + _ROWS]) for start in range(0, len(at_NE), _ROWS)]
+        at_NW = self.embedding(x_NX)
+        parts = [self._weighted(at_NW[start : start + _ROWS]) for start in range(0, len(at_NW), _ROWS)]
         return np.concatenate(parts) if parts else np.zeros((0, self.quality_MC.shape[1]))
 
-    def _weighted(self, at_NE: np.ndarray) -> np.ndarray:
-        weight_NM = np.exp(_NARROWNESS * (at_NE @ self.points_ME.T - 1))
+    def _weighted(self, at_NW: np.ndarray) -> np.ndarray:
+        weight_NM = np.exp(_NARROWNESS * (at_NW @ self.points_MW.T - 1))
         return np.asarray(weight_NM @ self.quality_MC / weight_NM.sum(axis=1, keepdims=True), np.float64)
 
 
-def fit_embedding(x_ND: csr_matrix, features: FeatureMap, directions: int, seed: int) -> Embedding:
+def fit_embedding(x_NX: csr_matrix, features: FeatureMap, directions: int, seed: int) -> Embedding:
     """Finds the text's main directions by a randomised singular value decomposition; no outcome is looked at."""
     from sklearn.utils.extmath import randomized_svd
 
     text = sum(map(len, features.kept))
-    most = min(directions, text - 1, x_ND.shape[0] - 1)
+    most = min(directions, text - 1, x_NX.shape[0] - 1)
     found = np.zeros((text, 0), np.float32)
     if most > 0:
-        found = randomized_svd(x_ND[:, :text], most, n_iter=1, random_state=seed)[2].T.astype(np.float32)
+        found = randomized_svd(x_NX[:, :text], most, n_iter=1, random_state=seed)[2].T.astype(np.float32)
     return make_embedding(np.ascontiguousarray(found), features)
 
 
-def make_embedding(direction_TE: np.ndarray, features: FeatureMap) -> Embedding:
+def make_embedding(direction_ZW: np.ndarray, features: FeatureMap) -> Embedding:
     """The embedding of known directions, with groups and numbers scaled as it needs them."""
     settings = features.settings
     return Embedding(
-        direction_TE=direction_TE,
-        num_encoded=len(features.encoded_mean_E),
+        direction_ZW=direction_ZW,
+        num_encoded=len(features.encoded_mean_W),
         num_groups=features.num_groups,
         group_factor=_GROUP / settings.group_weight if settings.group_weight else 0.0,
         number_factor=_NUMBER / settings.number_weight if settings.number_weight else 0.0,

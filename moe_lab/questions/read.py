@@ -62,7 +62,7 @@ def map_table(spec: OutcomesSpec, base: Path) -> tuple[ItemTable, list[str]]:
 def _outcomes(items: Items, spec: OutcomesSpec) -> list[np.ndarray]:
     """What each candidate scored; NaN where that is missing."""
     right = items.column(spec.right_when_equals) if spec.right_when_equals else None
-    found: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
     readers: dict[tuple[int, str], str] = {}
     for candidate in spec.candidates:
         name = candidate.column or candidate.name
@@ -72,8 +72,8 @@ def _outcomes(items: Items, spec: OutcomesSpec) -> list[np.ndarray]:
                 f'{column.rows[0].path}: {other} and {candidate.name} have the same column, "{column.origin[1]}"; give '
                 "each its own, with the name of its file where files have columns of one name"
             )
-        found.append(_numbers(column, name) if right is None else _right(column, name, right))
-    return found
+        columns.append(_numbers(column, name) if right is None else _right(column, name, right))
+    return columns
 
 
 def _numbers(column: Column, name: str) -> np.ndarray:
@@ -123,18 +123,18 @@ def _without_missing(
 ) -> tuple[np.ndarray, list[str]]:
     """The items that have all that a router learns from, and what to say of the others."""
     missing_NC = np.isnan(outcome_NC) | np.isnan(cost_NC)
-    missing_NT = np.array([[text is None for text in column] for column in texts.values()], bool)
-    missing_NT = missing_NT.reshape(len(texts), len(outcome_NC)).T
-    lacking_N = missing_NC.any(axis=1) | missing_NT.any(axis=1)
+    missing_NL = np.array([[text is None for text in column] for column in texts.values()], bool)
+    missing_NL = missing_NL.reshape(len(texts), len(outcome_NC)).T
+    lacking_N = missing_NC.any(axis=1) | missing_NL.any(axis=1)
     if not lacking_N.any():
         return np.arange(len(outcome_NC)), []
     told = f"{where}: {int(lacking_N.sum())} of {len(lacking_N)} items lack " + " or ".join(
         [
             *_lack("an outcome or a cost, most often of", missing_NC, [c.name for c in spec.candidates]),
-            *_lack("their question or group, most often", missing_NT, list(texts)),
+            *_lack("their question or group, most often", missing_NL, list(texts)),
         ]
     )
-    for missing, what in ((missing_NC, "candidate"), (missing_NT, "column")):
+    for missing, what in ((missing_NC, "candidate"), (missing_NL, "column")):
         if missing.all(axis=0).any():
             raise LabError(f"{told}; it has none at all, so leave that {what} out")
     if spec.missing == "refuse":

@@ -180,8 +180,8 @@ class RouteResults(Spec):
     def beside(self, role: CurveRole) -> tuple[int, int, int]:
         """The same for another curve's own costs."""
         points = [point for curve in self.curves if curve.role == role for point in curve.points]
-        found = [point.routed_difference for point in points if point.routed_difference is not None]
-        return sum(d.low > 0 for d in found), sum(d.high < 0 for d in found), len(found)
+        differences = [point.routed_difference for point in points if point.routed_difference is not None]
+        return sum(d.low > 0 for d in differences), sum(d.high < 0 for d in differences), len(differences)
 
     @property
     def by_group(self) -> bool:
@@ -203,13 +203,13 @@ class RouteResults(Spec):
     @property
     def disagreements(self) -> tuple[Disagreement, ...]:
         """Where AIQ or APGR calls a gain, a loss or neither what the curve calls another of the three."""
-        found = []
+        disagreements = []
         for metric in ("AIQ", "APGR"):
             for role in _BASELINES:
                 by_metric, by_curve = self.gained(role, metric), self.gained(role)
                 if by_metric is not None and by_curve is not None and _sign(by_metric) != _sign(by_curve):
-                    found.append(Disagreement(metric=metric, role=role, by_metric=by_metric, by_curve=by_curve))
-        return tuple(found)
+                    disagreements.append(Disagreement(metric=metric, role=role, by_metric=by_metric, by_curve=by_curve))
+        return tuple(disagreements)
 
     def figure(self, metric: str, role: CurveRole = "routed") -> float | None:
         """The value of one metric; None where it was not measured or is infinite."""

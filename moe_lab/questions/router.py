@@ -1,6 +1,6 @@
 """A trained question router: predicts every candidate's quality on an item, and picks by price.
 
-Legend: N items, C candidates, G groups, F numbers, D features.
+Legend: N items, C candidates, G groups, F numbers, X features.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class QuestionRouter:
 
     def parts(self, raw: RawFeatures) -> tuple[np.ndarray, np.ndarray]:
         """What the calibration blends: heads and neighbours (the heads again, where there are none) [N, C] each."""
-        x_ND = self.features(raw)
-        heads_NC = self.heads(x_ND)
-        return heads_NC, heads_NC if self.neighbours is None else self.neighbours(x_ND)
+        x_NX = self.features(raw)
+        heads_NC = self.heads(x_NX)
+        return heads_NC, heads_NC if self.neighbours is None else self.neighbours(x_NX)
 
     def by_group(self, group_N: np.ndarray) -> np.ndarray:
         """The mean quality of each item's group [N, C]; of all items, where the group is unknown."""
@@ -159,7 +159,7 @@ class QuestionRouter:
     def tensors(self) -> dict[str, np.ndarray]:
         """All its arrays by name."""
         arrays = {
-            "weight": self.heads.weight_DC,
+            "weight": self.heads.weight_XC,
             "bias": self.heads.bias_C,
             "calibration": self.calibration.weight_2,
             "middle": self.calibration.middle_C,
@@ -172,9 +172,9 @@ class QuestionRouter:
         for block, (kept, idf) in enumerate(zip(self.features.kept, self.features.idf, strict=True)):
             arrays |= {f"kept/{block}": kept, f"idf/{block}": idf}
         if self.features.encoder is not None:
-            arrays["encoded_mean"] = self.features.encoded_mean_E
+            arrays["encoded_mean"] = self.features.encoded_mean_W
         if (near := self.neighbours) is not None:
-            arrays |= {"direction": near.embedding.direction_TE, "point": near.points_ME, "quality": near.quality_MC}
+            arrays |= {"direction": near.embedding.direction_ZW, "point": near.points_MW, "quality": near.quality_MC}
         if self.joined is not None:
             arrays |= {"joined_weight": self.joined.weight_CJ, "joined_bias": self.joined.bias_J}
         return arrays
@@ -205,7 +205,7 @@ class QuestionRouter:
             mean_F=tensors["number_mean"],
             spread_F=tensors["number_spread"],
             encoder=described.get("encoder"),
-            encoded_mean_E=tensors.get("encoded_mean", np.zeros(0, np.float32)),
+            encoded_mean_W=tensors.get("encoded_mean", np.zeros(0, np.float32)),
         )
         if "point" in tensors:
             near = Neighbours(make_embedding(tensors["direction"], features), tensors["point"], tensors["quality"])
@@ -239,13 +239,13 @@ def price_grid(predicted_NC: np.ndarray, relative: np.ndarray, points: int) -> l
     one number a candidate [C] or one for each item and candidate [N, C].
     """
     cost_NC = np.broadcast_to(relative, predicted_NC.shape)
-    found = np.zeros(1)
+    prices = np.zeros(1)
     for j, i in itertools.permutations(range(predicted_NC.shape[1]), 2):
         dearer = cost_NC[:, j] > cost_NC[:, i]
         gain = predicted_NC[dearer, j] - predicted_NC[dearer, i]
-        found = np.concatenate([found, gain / (cost_NC[dearer, j] - cost_NC[dearer, i])])
-    found = found[np.isfinite(found) & (found > 0)]
-    if not len(found):
+        prices = np.concatenate([prices, gain / (cost_NC[dearer, j] - cost_NC[dearer, i])])
+    prices = prices[np.isfinite(prices) & (prices > 0)]
+    if not len(prices):
         return [0.0]
-    inside = np.quantile(found, np.linspace(0, 1, max(points - 1, 2)))
-    return [0.0, *np.unique(inside).tolist(), float(found.max()) * (1 + 1e-9) + 1e-12]
+    inside = np.quantile(prices, np.linspace(0, 1, max(points - 1, 2)))
+    return [0.0, *np.unique(inside).tolist(), float(prices.max()) * (1 + 1e-9) + 1e-12]

@@ -44,8 +44,8 @@ def read_rows(path: Path, *, inside: str | None = None, key: str | None = None) 
     if inside is not None and kind != "json":
         raise LabError(f"{path}: `rows` says where in a .json file the rows are; leave it out for .{kind}")
     if kind in ("csv", "tsv"):
-        found, notes = delimited_rows(path, text, "\t" if kind == "tsv" else ",")
-        return [Row(path, str(line), cells) for line, cells in found], notes
+        rows, notes = delimited_rows(path, text, "\t" if kind == "tsv" else ",")
+        return [Row(path, str(line), cells) for line, cells in rows], notes
     if kind in ("jsonl", "ndjson"):
         return [Row(path, str(line), cells) for line, cells in json_rows(path, text)], []
     if kind == "json":
@@ -134,8 +134,8 @@ def reach(value: Any, name: str) -> Any:
         if name in value:
             return value[name]
         for at in [at for at, mark in enumerate(name) if mark == "."][::-1]:
-            if name[:at] in value and (found := reach(value[name[:at]], name[at + 1 :])) is not ABSENT:
-                return found
+            if name[:at] in value and (value_there := reach(value[name[:at]], name[at + 1 :])) is not ABSENT:
+                return value_there
     elif isinstance(value, list):
         first, _, rest = name.partition(".")
         if first.isascii() and first.isdigit() and int(first) < len(value):

@@ -99,12 +99,12 @@ class ItemTable:
     @cached_property
     def digest(self) -> str:
         """sha256 of everything in the table."""
-        found = hashlib.sha256(canonical_json(_header(self)).encode())
+        hashed = hashlib.sha256(canonical_json(_header(self)).encode())
         for array in (self.outcome_NC, self.cost_NC, self.group_N, self.number_NF):
-            found.update(np.ascontiguousarray(array).tobytes())
+            hashed.update(np.ascontiguousarray(array).tobytes())
         for text in self.text_N or ():
-            found.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        return f"sha256-{found.hexdigest()}"
+            hashed.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        return f"sha256-{hashed.hexdigest()}"
 
     def rows(self, index: np.ndarray) -> ItemTable:
         """Some of the items."""

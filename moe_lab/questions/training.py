@@ -163,13 +163,13 @@ def _fit(
         "own_penalty": spec.own_penalty,
         "iterations": spec.iterations,
     }
-    x_ND = features(part)
+    x_NX = features(part)
     if spec.head == "difficulty":
         cheapest = int(np.argmin(cost_C))
-        one = fit_heads(x_ND, quality_NC[:, [cheapest]], link, **settings)
+        one = fit_heads(x_NX, quality_NC[:, [cheapest]], link, **settings)
         heads = _only_knows(one, cheapest, mean_C)
     else:
-        heads = fit_heads(x_ND, quality_NC, link, **settings)
+        heads = fit_heads(x_NX, quality_NC, link, **settings)
     return QuestionRouter(
         names=table.names,
         groups=table.groups,
@@ -180,7 +180,7 @@ def _fit(
         group_mean_GC=group_means(quality_NC, raw.group_N[index], len(table.groups), shrink=spec.group_shrinkage),
         features=features,
         heads=heads,
-        neighbours=None if embedding is None else Neighbours(embedding, embedding(x_ND), quality_NC.astype(np.float32)),
+        neighbours=None if embedding is None else Neighbours(embedding, embedding(x_NX), quality_NC.astype(np.float32)),
         calibration=calibration,
         ladders=_ladders(table, index) if spec.monotone == "auto" else (),
     )
@@ -188,8 +188,8 @@ def _fit(
 
 def _only_knows(one: Heads, candidate: int, mean_C: np.ndarray) -> Heads:
     """Heads for all candidates of which only one looks at the item; the others say their mean."""
-    weight = np.zeros((len(one.weight_DC), len(mean_C)), np.float32)
-    weight[:, candidate] = one.weight_DC[:, 0]
+    weight = np.zeros((len(one.weight_XC), len(mean_C)), np.float32)
+    weight[:, candidate] = one.weight_XC[:, 0]
     bias = np.asarray(inverse(mean_C, one.link), np.float64).copy()
     bias[candidate] = one.bias_C[0]
     return Heads(one.link, weight, bias)

@@ -49,8 +49,8 @@ class Entry:
 def catalogue(store: Store, cache: Path | None) -> list[Entry]:
     """See `Registry.list`."""
     references = _references(store)
-    found = [(ref, last, *_digest(store, ref, references)) for ref, last in published_of(references)]
-    wanted = {digest: ref for ref, _, digest, _ in found if digest}
+    published = [(ref, last, *_digest(store, ref, references)) for ref, last in published_of(references)]
+    wanted = {digest: ref for ref, _, digest, _ in published if digest}
     known = _load(cache) if cache else {}
     # One listing tells which manifests are gone, without opening any.
     there = set(store.list("manifests"))
@@ -59,7 +59,7 @@ def catalogue(store: Store, cache: Path | None) -> list[Entry]:
     shown = {**known, **_read(store, new)}
     if cache and len(new) >= _WORTH_KEEPING:
         _save(cache, {digest: about for digest, about in shown.items() if isinstance(about, dict)})
-    return [_entry(store, ref, last, digest, problem or shown[digest]) for ref, last, digest, problem in found]
+    return [_entry(store, ref, last, digest, problem or shown[digest]) for ref, last, digest, problem in published]
 
 
 def cache_file(store: Store) -> Path | None:

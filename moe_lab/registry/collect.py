@@ -82,10 +82,10 @@ class _Used:
         for key in self.folder.list("refs"):
             if key in self.known:
                 continue
-            found = split_key(key)
-            if found is None:
+            entry = split_key(key)
+            if entry is None:
                 raise Damaged(f"{self.folder.where(key)!a} is neither a reference nor a mark of retirement; remove it.")
-            ref, mark = found
+            ref, mark = entry
             if mark is not None:
                 read_mark(self.folder, mark)
             else:

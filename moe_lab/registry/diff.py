@@ -75,14 +75,14 @@ class ArtifactDiff:
 def diff(old: Manifest, new: Manifest) -> ArtifactDiff:
     """See `Registry.diff`."""
     names = sorted(old.records.keys() | new.records.keys())
-    found = [_tensor(name, old.records.get(name), new.records.get(name)) for name in names]
+    tensors = [_tensor(name, old.records.get(name), new.records.get(name)) for name in names]
     sections = sorted((old.keys() | new.keys()) - {"tensors"})
     changes = [change for key in sections for change in _values(key, old.get(key, ABSENT), new.get(key, ABSENT))]
     before, after = ({digest: chunk.size for digest, chunk in side.blobs().items()} for side in (old, new))
     return ArtifactDiff(
         sections=tuple(changes),
-        tensors=tuple(change for change in found if change is not None),
-        equal_tensors=found.count(None),
+        tensors=tuple(change for change in tensors if change is not None),
+        equal_tensors=tensors.count(None),
         shared_bytes=sum(size for blob, size in before.items() if blob in after),
         old_bytes=sum(before.values()),
         new_bytes=sum(after.values()),

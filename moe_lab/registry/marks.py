@@ -36,8 +36,8 @@ class Mark:
 
 def split_mark(name: str) -> tuple[str, str, int] | None:
     """Version, kind and number of a mark's file name; None for any other name."""
-    found = _NAME.fullmatch(name)
-    return (found[1], found[2], int(found[3])) if found else None
+    match = _NAME.fullmatch(name)
+    return (match[1], match[2], int(match[3])) if match else None
 
 
 def mark_bytes(reason: str) -> bytes:

@@ -20,7 +20,7 @@ from moe_lab.registry.refs import Resolved, published, read_ref, ref_key, resolv
 from moe_lab.registry.signatures import check, signatures
 from moe_lab.registry.stores import Store
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Called with the artifact at work, and the files and bytes written so far."""
 Refusal = Callable[[Resolved], str | None]
 """Why a trust policy refuses an artifact, or None."""
@@ -53,7 +53,7 @@ def mirror(
     target: Store,
     refs: Sequence[ArtifactRef] | None = None,
     parents: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     refusal: Refusal | None = None,
 ) -> Mirrored:
     """See `Registry.mirror`."""
@@ -72,7 +72,7 @@ class _Mirror:
     """The tally of one run, and the copying of one artifact at a time."""
 
     def __init__(
-        self, source: Store, target: Store, parents: bool, progress: Progress | None, refusal: Refusal | None
+        self, source: Store, target: Store, parents: bool, progress: OnProgress | None, refusal: Refusal | None
     ) -> None:
         self.source = source
         self.target = target
@@ -204,8 +204,8 @@ class _Mirror:
             self._same(ref, claim.path, self.source.get(claim.path, size))
 
     def _marks(self, ref: ArtifactRef) -> None:
-        found = [split_key(key) for key in self.source.list(f"refs/{ref.title}")]
-        marks = [mark for item in found if item is not None and (mark := item[1]) is not None]
+        entries = [split_key(key) for key in self.source.list(f"refs/{ref.title}")]
+        marks = [mark for item in entries if item is not None and (mark := item[1]) is not None]
         for mark in sorted((mark for mark in marks if mark.ref == ref), key=lambda mark: mark.order):
             self._mark(ref, mark)
 

@@ -65,10 +65,10 @@ def put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -
     """Stores content under its digest. What is there already is hashed, for disks rot."""
     while not store.put_if_absent(key, data):
         try:
-            found = store.get(key, len(data))
+            stored = store.get(key, len(data))
         except FileNotFoundError:
             continue  # collected in between
-        if digest_of(found) == digest:
+        if digest_of(stored) == digest:
             return
         raise Damaged(
             f"{store.where(key)} is damaged: its bytes are not what its name says. Nothing was published. "

@@ -37,8 +37,8 @@ def manifest_key(digest: str) -> str:
 
 def content_digest(key: str) -> str | None:
     """The digest of the blob or manifest that has this key; None for any other key."""
-    found = _CONTENT.fullmatch(key)
-    return (found[1] or found[2]) if found else None
+    match = _CONTENT.fullmatch(key)
+    return (match[1] or match[2]) if match else None
 
 
 def is_name(text: object) -> bool:

@@ -104,9 +104,9 @@ def retired_reason(store: Store, last: Mark | None) -> str | None:
 
 def versions(store: Store, ref: ArtifactRef) -> Versions:
     """All published versions of an artifact, and the marks that decide about them."""
-    found = [item for key in store.list(f"refs/{ref.title}") if (item := split_key(key))]
-    numbers = [item.version for item, mark in found if mark is None and item.version is not None]
-    marks = {ref.version or "": mark for ref, mark in _last_marks(found).items()}
+    entries = [item for key in store.list(f"refs/{ref.title}") if (item := split_key(key))]
+    numbers = [item.version for item, mark in entries if mark is None and item.version is not None]
+    marks = {ref.version or "": mark for ref, mark in _last_marks(entries).items()}
     return Versions(sorted(numbers, key=version_order), marks)
 
 
@@ -123,15 +123,15 @@ def published(store: Store) -> list[tuple[ArtifactRef, Mark | None]]:
 
 def published_of(keys: Iterable[str]) -> list[tuple[ArtifactRef, Mark | None]]:
     """The same from a listing of `refs/`."""
-    found = [item for key in keys if (item := split_key(key))]
-    marks = _last_marks(found)
-    refs = [ref for ref, mark in found if mark is None]
+    entries = [item for key in keys if (item := split_key(key))]
+    marks = _last_marks(entries)
+    refs = [ref for ref, mark in entries if mark is None]
     refs.sort(key=lambda ref: (ref.title, version_order(ref.version or "0")))
     return [(ref, marks.get(ref)) for ref in refs]
 
 
 def titles(store: Store) -> set[str]:
-    return {found[0].title for key in store.list("refs") if (found := split_key(key))}
+    return {entry[0].title for key in store.list("refs") if (entry := split_key(key))}
 
 
 def resolve_ref(store: Store, ref: ArtifactRef, read_reason: bool = True) -> Resolved:

@@ -21,7 +21,7 @@ from moe_lab.registry.keys import OwnerKey, find_key, load_key
 from moe_lab.registry.lineage import LineageNode, lineage
 from moe_lab.registry.manifest import Manifest, parse
 from moe_lab.registry.mirror import Mirrored, mirror
-from moe_lab.registry.mirror import Progress as MirrorProgress
+from moe_lab.registry.mirror import OnProgress as MirrorProgress
 from moe_lab.registry.publish import Published, publish
 from moe_lab.registry.read import read_manifest, read_tensor
 from moe_lab.registry.references import ArtifactRef, is_digest, manifest_key
@@ -29,7 +29,7 @@ from moe_lab.registry.refs import Resolved, read_ref, resolve_ref, versions, war
 from moe_lab.registry.retire import Retirement, retire, unretire
 from moe_lab.registry.signatures import Signature, problem_with, sign, signatures, signatures_of_digest
 from moe_lab.registry.stores import Store, open_store, origin
-from moe_lab.registry.verify import Progress, VerifyReport, verify
+from moe_lab.registry.verify import OnProgress, VerifyReport, verify
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,10 +126,10 @@ class Registry:
         resolved = self._resolve(source)
         with self._reading():
             if resolved.ref is None:
-                found = signatures_of_digest(self.store, resolved.digest)
+                signed = signatures_of_digest(self.store, resolved.digest)
             else:
-                found = signatures(self.store, resolved.ref, resolved.digest)
-            return [(claim, problem_with(self.store, claim)) for claim in found]
+                signed = signatures(self.store, resolved.ref, resolved.digest)
+            return [(claim, problem_with(self.store, claim)) for claim in signed]
 
     def resolve(self, text: str | ArtifactRef) -> Resolved:
         """What `owner/name[@version][:width]` or `sha256-<hex>` means now; without a version, the highest.
@@ -165,7 +165,7 @@ class Registry:
             for name, record in manifest.records.items()
         }
 
-    def verify(self, ref: str | ArtifactRef | None = None, progress: Progress | None = None) -> VerifyReport:
+    def verify(self, ref: str | ArtifactRef | None = None, progress: OnProgress | None = None) -> VerifyReport:
         """Hashes every byte of one artifact, or of the whole registry with None, and lists what is wrong.
 
         Signatures are checked too; with a trust policy, what it refuses is among the problems.

@@ -209,10 +209,10 @@ def _arrays(data: bytes, path: Path) -> Iterator[tuple[str, Array]]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        found = deserialize(data)
+        arrays = deserialize(data)
     except SafetensorError as error:
         raise ManifestProblem(str(error)) from None
-    for name, record in found:
+    for name, record in arrays:
         dtype = numpy_dtype(DTYPES[record["dtype"]])
         flat = np.frombuffer(record["data"], np.uint8)
         if dtype == np.bool_ and flat.max(initial=0) > 1:

@@ -57,10 +57,10 @@ def split_path(path: str) -> Signature | None:
     parts = path.split("/")
     if len(parts) != 5 or parts[0] != FOLDER or not is_version(parts[3]):
         return None
-    found = _FILE.fullmatch(parts[4])
-    if found is None or not (is_name(parts[1]) and is_name(parts[2])):
+    match = _FILE.fullmatch(parts[4])
+    if match is None or not (is_name(parts[1]) and is_name(parts[2])):
         return None
-    return Signature(ArtifactRef(parts[1], parts[2], parts[3]), f"sha256-{found[1]}", f"{PREFIX}{found[2]}")
+    return Signature(ArtifactRef(parts[1], parts[2], parts[3]), f"sha256-{match[1]}", f"{PREFIX}{match[2]}")
 
 
 def sign(store: Store, ref: ArtifactRef, digest: str, key: OwnerKey) -> bool:
@@ -115,8 +115,8 @@ def problem_with(store: Store, claim: Signature) -> str | None:
 
 def signatures(store: Store, ref: ArtifactRef, digest: str) -> list[Signature]:
     """The claims made for a version with this manifest, by key; what is not one is left to `verify`."""
-    found = map(split_path, store.list(f"{FOLDER}/{ref.title}/{ref.version}"))
-    return [claim for claim in found if claim and claim.digest == digest]
+    split = map(split_path, store.list(f"{FOLDER}/{ref.title}/{ref.version}"))
+    return [claim for claim in split if claim and claim.digest == digest]
 
 
 def signatures_of_digest(store: Store, digest: str) -> list[Signature]:

@@ -155,8 +155,8 @@ class Trust:
             return None
         if ref.owner not in self.policy.owners:
             return f"{self.where} lists no key of {ref.owner} and refuses what no listed key signed"
-        found = [self._shortcoming(claim) for claim in signatures(self.store, ref, digest)]
-        return f"{self.where} wants a signature by a key of {ref.owner}; {'; '.join(found) or 'there is none'}"
+        shortcomings = [self._shortcoming(claim) for claim in signatures(self.store, ref, digest)]
+        return f"{self.where} wants a signature by a key of {ref.owner}; {'; '.join(shortcomings) or 'there is none'}"
 
     def _of_later_version(self, ref: ArtifactRef, digest: str) -> str | None:
         """What the keys of a name's first version say of another one, where the policy lets them bind."""

@@ -18,7 +18,7 @@ from moe_lab.registry.refs import Resolved, read_ref, split_key
 from moe_lab.registry.signatures import FOLDER, check_file, signatures_of_digest
 from moe_lab.registry.stores import Store
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with the files and the bytes checked so far."""
 Job = Callable[[], int]
 """Checks one file and returns its bytes."""
@@ -37,7 +37,7 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(store: Store, one: Resolved | None, progress: Progress | None = None) -> VerifyReport:
+def verify(store: Store, one: Resolved | None, progress: OnProgress | None = None) -> VerifyReport:
     """Checks one artifact, or with None all of them and every other file in the registry's folders."""
     check = _Check(store, progress)
     if one is not None:
@@ -63,7 +63,7 @@ def _signature_files(store: Store, one: Resolved | None) -> list[str]:
 class _Check:
     """The tally, and what each stage leaves for the next: digests to labels, then chunks to their uses."""
 
-    def __init__(self, store: Store, progress: Progress | None) -> None:
+    def __init__(self, store: Store, progress: OnProgress | None) -> None:
         self.store = store
         self.progress = progress
         self.files = 0
@@ -83,10 +83,10 @@ class _Check:
                 self.progress(self.files, self.bytes)
 
     def reference(self, key: str) -> int:
-        found = split_key(key)
-        if found is None:
+        entry = split_key(key)
+        if entry is None:
             raise Damaged(f"{self.store.where(key)!a} is neither a reference nor a mark of retirement; remove it.")
-        ref, mark = found
+        ref, mark = entry
         if mark is not None:
             return len(read_mark(self.store, mark))
         digest = read_ref(self.store, ref)

@@ -24,7 +24,7 @@ class Finding:
 
 def findings(results: Results) -> list[Finding]:
     """Up to six findings; what was not measured has none."""
-    found = (
+    answers = (
         _beside_trunk(results),
         _gap(results),
         _same_quality(results),
@@ -32,7 +32,7 @@ def findings(results: Results) -> list[Finding]:
         _beside_zero(results),
         beside_group_table(results),
     )
-    return [finding for finding in found if finding is not None]
+    return [finding for finding in answers if finding is not None]
 
 
 def cost_at_quality(points: list[CurvePoint], bits_per_byte: float) -> float | None:
@@ -40,8 +40,8 @@ def cost_at_quality(points: list[CurvePoint], bits_per_byte: float) -> float | N
 
     The first cost at which it is as good would be picked by the text it is measured on: one lucky price would do.
     """
-    found = least_cost([(point.cost, -point.bits_per_byte.mean) for point in points], -bits_per_byte)
-    return found if np.isfinite(found) else None
+    cost = least_cost([(point.cost, -point.bits_per_byte.mean) for point in points], -bits_per_byte)
+    return cost if np.isfinite(cost) else None
 
 
 def quality_at_cost(points: list[CurvePoint], cost: float) -> float:

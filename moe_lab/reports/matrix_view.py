@@ -62,8 +62,8 @@ class Matrix:
     ) -> MatrixCell | None:
         """The cell of one system on one domain, where it was measured."""
         wanted = (system, module, width)
-        found = (row for row in self.rows if (row.system, row.module, row.width) == wanted)
-        return next((row.cells.get(domain) for row in found), None)
+        rows = (row for row in self.rows if (row.system, row.module, row.width) == wanted)
+        return next((row.cells.get(domain) for row in rows), None)
 
     def relative(self, cell: MatrixCell) -> float | None:
         """Change against the trunk on that domain in percent, below zero where better."""
@@ -91,8 +91,8 @@ class Matrix:
 
     def best(self, domain: str) -> float | None:
         """Least bits per byte of a domain among all rows."""
-        found = [row.cells[domain].bits_per_byte.mean for row in self.rows if domain in row.cells]
-        return min(found, default=None)
+        means = [row.cells[domain].bits_per_byte.mean for row in self.rows if domain in row.cells]
+        return min(means, default=None)
 
 
 def _log_ratio(percent_change: float) -> float:

@@ -200,8 +200,8 @@ def _figures(results: RouteResults) -> Markup:
     for metric in metrics:
         cells: list[Content] = [element("span", metric, class_="name")]
         for role in roles:
-            found = [f for f in results.figures if f.metric == metric and f.role == role]
-            cells.append(cell(found[0].value, found[0].interval, sign="gained" in metric) if found else EN_DASH)
+            figures = [f for f in results.figures if f.metric == metric and f.role == role]
+            cells.append(cell(figures[0].value, figures[0].interval, sign="gained" in metric) if figures else EN_DASH)
         rows.append(tuple(cells))
     heads = ("metric", *(labels[role] for role in roles))
     free = f"{results.oracle_free_cost:.4g}"

@@ -298,11 +298,11 @@ def _training_loss(
     return auxiliary + (weight_BSK * worth_BSK).mean(), metrics
 
 
-def a_newcomer_leaves_the_others_alone(bench: RouterBench) -> None:
-    """On text that is known not to be the newcomer's, and with it opted out, the router it joined routes as before."""
+def an_added_module_leaves_the_others_alone(bench: RouterBench) -> None:
+    """On text known not to be the added module's, and with it opted out, the router it joined routes as before."""
     if not nnx.merge(bench.graph, bench.state).joins:
         return
-    space, features = _with_the_newcomer_last(bench.features, draw_example(0).features.outcomes_BSC)
+    space, features = _with_the_added_module_last(bench.features, draw_example(0).features.outcomes_BSC)
     before = space.without(space.modules[-1:])
     known = bench.cls(bench.cls.Config(**bench.settings), before, D_MODEL, rngs=nnx.Rngs(0))
     nnx.update(known, _shaken(nnx.state(known), 0))
@@ -328,7 +328,7 @@ def a_newcomer_leaves_the_others_alone(bench: RouterBench) -> None:
         )
 
 
-def _with_the_newcomer_last(features: Features, outcomes_BSC: jax.Array | None) -> tuple[CandidateSpace, Features]:
+def _with_the_added_module_last(features: Features, outcomes_BSC: jax.Array | None) -> tuple[CandidateSpace, Features]:
     """The example with a module of middle width behind the others: so no price and no budget means another amount."""
     order_E = [0, 2, 1]
     fields = {field.name: getattr(SPACE, field.name) for field in dataclasses.fields(SPACE)}
@@ -350,6 +350,6 @@ CHECKS: tuple[Callable[[RouterBench], None], ...] = (
     its_own_cost_is_counted,
     other_numbers_compile_nothing,
     it_learns,
-    a_newcomer_leaves_the_others_alone,
+    an_added_module_leaves_the_others_alone,
 )
 """The suite, one rule a function."""

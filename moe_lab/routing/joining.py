@@ -1,4 +1,4 @@
-"""A module joins a trained router: what the router says of the others stays, the newcomers' part alone is learned.
+"""A module joins a trained router: what the router says of the others stays, only the added one's part is learned.
 
 Of every parameter of a router that modules can join, what belongs to the last modules lies behind the rest, along one
 axis. So the parameters of the trained router are the front of those of the joined one.
@@ -28,16 +28,16 @@ class Seam:
         self._axes = [_grown_axis(a, b) for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(known), strict=True)]
 
     def behind(self, whole: nnx.State, known: nnx.State) -> nnx.State:
-        """The newcomers' part of the wider router's parameters."""
+        """The added modules' part of the wider router's parameters."""
         arrays, tree = jax.tree.flatten(whole)
         sizes = [old.shape[axis] for old, axis in zip(jax.tree.leaves(known), self._axes, strict=True)]
         parts = [jnp.split(a, [n], axis)[1] for a, n, axis in zip(arrays, sizes, self._axes, strict=True)]
         return jax.tree.unflatten(tree, parts)
 
-    def beside(self, known: nnx.State, newcomers: nnx.State) -> nnx.State:
-        """The inverse: the trained router's parameters with the newcomers' behind them."""
+    def beside(self, known: nnx.State, added: nnx.State) -> nnx.State:
+        """The inverse: the trained router's parameters with those of the added modules behind them."""
         arrays, tree = jax.tree.flatten(known)
-        pairs = zip(arrays, jax.tree.leaves(newcomers), self._axes, strict=True)
+        pairs = zip(arrays, jax.tree.leaves(added), self._axes, strict=True)
         return jax.tree.unflatten(tree, [jnp.concatenate([old, new], axis) for old, new, axis in pairs])
 
 
@@ -51,7 +51,7 @@ def take_over(router: Router, known: Router) -> None:
 def joined_router(known: Router, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs) -> Router:
     """A fresh router of the same class for a wider space, whose first modules are those of the trained one."""
     old = len(known.space.modules)
-    assert space.modules[:old] == known.space.modules, "newcomers come behind the modules that the router knows"
+    assert space.modules[:old] == known.space.modules, "added modules come behind the modules that the router knows"
     return type(known)(known.joined_config(len(space.modules) - old), space, d_model, rngs=rngs)
 
 

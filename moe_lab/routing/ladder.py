@@ -10,6 +10,8 @@ of each domain. No outcome has to be measured for that, so it learns from far mo
 What the modules lose on each other's text, at full width, is a table of means. What width is worth is learned from
 tokens of the text that a module suits; how, is left to `ExcessRouter` and others.
 
+So a router of ladders holds two parts: `TextEvidence`, and what is learned of the widths, as `RungLoss`.
+
 Shape letters: B batch, S sequence, D model width, H hidden, E modules, M the same modules as choices, R rungs, Q the
 bare trunk and then the rungs, C candidates.
 """
@@ -25,7 +27,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from moe_lab.config.spec import Spec
 from moe_lab.routing.joining import take_over
-from moe_lab.routing.ngrams import MOST_BUCKETS, ngram_rows
+from moe_lab.routing.ngrams import MOST_BUCKETS, Ngrams
 from moe_lab.routing.router import (
     Counted,
     Features,
@@ -33,10 +35,10 @@ from moe_lab.routing.router import (
     Router,
     masked_mean,
     running_mean,
-    running_total,
     surrounding_mean,
 )
 from moe_lab.routing.space import CandidateSpace
+from moe_lab.routing.text_evidence import NetworkEvidence, NgramEvidence, TextEvidence
 
 
 class LadderConfig(Spec):
@@ -60,7 +62,10 @@ class LadderConfig(Spec):
 
 
 class LadderRouter(Router):
-    """Whose own text it is from the document so far. A subclass defines `route` and `width_loss`."""
+    """Whose own text it is from the document so far. Abstract: a subclass defines `route` and `width_loss`.
+
+    One that counts something of the widths defines `prepare_widths`, one that modules may join `join_widths`.
+    """
 
     Config = LadderConfig
     trains_on = "outcomes"
@@ -69,48 +74,22 @@ class LadderRouter(Router):
     def __init__(self, config: LadderConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
         super().__init__(config, space, d_model, rngs=rngs)
         modules = len(space.modules)
-        if config.ngrams:
-            self.ngram_scores = nnx.Param(jnp.zeros((config.ngrams * config.buckets, modules)))
-            self.first_scores_E = nnx.Param(jnp.zeros(modules))
-        else:
-            self.module_hidden = nnx.Linear(2 * d_model, config.hidden, rngs=rngs)
-            zeros = nnx.initializers.zeros
-            self.module_head = nnx.Linear(config.hidden, modules, kernel_init=zeros, rngs=rngs)
+        self.home_evidence = _text_evidence(config, modules, d_model, rngs)
         # A module is best on its own text until something is counted.
         self.level_EM = Counted(-0.1 * jnp.eye(modules))
 
     @property
     def learns_from_text(self) -> bool:
-        return self.config.ngrams > 0
-
-    @property
-    def multiply_adds(self) -> int:
-        """Every entry of a matrix once; of the n-grams' table the scores that are looked up, added up and faded."""
-        entries, modules = super().multiply_adds, len(self.space.modules)
-        if not self.config.ngrams:
-            return entries
-        return entries - self.ngram_scores.size + (self.config.ngrams + 1) * modules
+        return self.home_evidence.learns_from_text
 
     def seen(self, features: Features) -> jax.Array:
         """[B, S, 2D], what the networks read: the token, and the document so far."""
         evidence = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
         return jnp.concatenate([features.hidden_BSD, evidence], axis=-1)
 
-    def rows(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
-        """[B, S, N] the rows of a token's n-grams in every table."""
-        return ngram_rows(tokens_BS, segment_ids_BS, self.config.ngrams, self.config.buckets)
-
-    def text_scores(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
-        """[B, S, E] logits from the document's n-grams so far."""
-        scores_BSE = self.ngram_scores[...][self.rows(tokens_BS, segment_ids_BS)].sum(-2)
-        return self.first_scores_E[...] + running_total(scores_BSE, segment_ids_BS, self.config.half_life)
-
     def own_scores(self, features: Features, seen: jax.Array) -> jax.Array:
         """[B, S, E] logits of whose own text this is, hint not included."""
-        if self.config.ngrams:
-            return self.text_scores(features.tokens_BS, features.segment_ids_BS)
-        scores: jax.Array = self.module_head(nnx.gelu(self.module_hidden(seen)))
-        return scores
+        return self.home_evidence.scores(features, seen)
 
     def own_shares(self, features: Features, seen: jax.Array) -> jax.Array:
         """[B, S, E] probabilities of whose own text this is. A hint that is certain decides."""
@@ -141,12 +120,14 @@ class LadderRouter(Router):
 
     def prepare(self, features: Features) -> None:
         self.count_levels(features)
+        self.prepare_widths(features)
 
     def join(self, known: Self, features: Features) -> None:
         take_over(self, known)
         self.count_levels(features)
         old = len(known.space.modules)
         self.level_EM[...] = self.level_EM[...].at[:old, :old].set(known.level_EM[...])
+        self.join_widths(known, features)
 
     def count_levels(self, features: Features) -> None:
         """Counts the levels: nats a token of a module's own text loses with a module at full width, above the trunk."""
@@ -162,7 +143,7 @@ class LadderRouter(Router):
         seen, loss_BSEQ = self.seen(features), self.rung_losses(features)
         own_BSE = self.own_text(features)
         width_loss = self.width_loss(features, seen, loss_BSEQ, self.suited(own_BSE))
-        if self.config.ngrams:
+        if self.learns_from_text:
             return width_loss, {"width_loss": width_loss}
         module_loss = own_loss(self.own_scores(features, seen), own_BSE, features.segment_ids_BS)
         return module_loss + width_loss, {"module_loss": module_loss, "width_loss": width_loss}
@@ -187,28 +168,30 @@ class LadderRouter(Router):
         self, tokens_BS: jax.Array, segment_ids_BS: jax.Array, own_BS: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         own_BSE = jax.nn.one_hot(own_BS, len(self.space.modules))
-        loss = own_loss(self.text_scores(tokens_BS, segment_ids_BS), own_BSE, segment_ids_BS)
+        loss = own_loss(self.home_evidence.text_scores(tokens_BS, segment_ids_BS), own_BSE, segment_ids_BS)
         return loss, {"module_loss": loss}
 
     def width_loss(self, features: Features, seen: jax.Array, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
         """What is minimised beside whose own text it is."""
         raise NotImplementedError
 
+    def prepare_widths(self, features: Features) -> None:
+        """Sets what of the widths follows from all outcomes by counting, once the levels are counted."""
 
-class WidthNetwork(nnx.Module):
-    """A small network that reads the token, and the document so far: one number for the step onto each rung."""
+    def join_widths(self, known: Self, features: Features) -> None:
+        """In place of `prepare_widths` where modules join."""
+        raise NotImplementedError
 
-    def __init__(self, config: LadderConfig, space: CandidateSpace, d_model: int, first_score: float, rngs: nnx.Rngs):
-        self.rungs = space.candidate_ER.shape
-        zeros, constant = nnx.initializers.zeros, nnx.initializers.constant
-        self.hidden = nnx.Linear(2 * d_model, config.hidden, rngs=rngs)
-        outputs = self.rungs[0] * self.rungs[1]
-        self.head = nnx.Linear(config.hidden, outputs, kernel_init=zeros, bias_init=constant(first_score), rngs=rngs)
 
-    def __call__(self, seen: jax.Array) -> jax.Array:
-        """[B, S, E, R]."""
-        scores = self.head(nnx.gelu(self.hidden(seen)))
-        return scores.reshape(*seen.shape[:2], *self.rungs)
+def ngrams_of(config: LadderConfig) -> Ngrams:
+    """The n-grams that the tables of such a router have rows for."""
+    return Ngrams(longest=config.ngrams, buckets=config.buckets, shrinkage=config.shrinkage)
+
+
+def _text_evidence(config: LadderConfig, modules: int, d_model: int, rngs: nnx.Rngs) -> TextEvidence:
+    if config.ngrams:
+        return NgramEvidence(ngrams_of(config), config.half_life, modules)
+    return NetworkEvidence(d_model, config.hidden, modules, rngs=rngs)
 
 
 def own_loss(scores_BSE: jax.Array, own_BSE: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:

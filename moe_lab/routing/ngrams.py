@@ -3,10 +3,13 @@
 The n-gram of a token is the token and the n - 1 before it in its document. It never reaches into another document:
 what lies before a document's first token counts as one special token, so that beginnings have n-grams of their own.
 
-Shape letters: B batch, S sequence, T tokens, N = n-gram lengths 1 .. N, C values of a token.
+Shape letters: B batch, S sequence, T tokens, N = n-gram lengths 1 .. N, C values of a token, E modules, K rows of a
+table.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,43 @@ MOST_BUCKETS = 1 << 16
 """A bucket is drawn from 16 bits of a hash."""
 
 _MIX, _SPREAD = 0x9E3779B1, 0x85EBCA6B
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ngrams:
+    """Which n-grams have rows in a table, and how far what is measured of one is believed.
+
+    Attributes:
+        longest: the lengths are 1 to this.
+        buckets: rows for each length.
+        shrinkage: tokens; after so many a measured n-gram is half believed.
+    """
+
+    longest: int
+    buckets: int
+    shrinkage: float
+
+    @property
+    def table_rows(self) -> int:
+        return self.longest * self.buckets
+
+    def rows(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
+        """int32 [B, S, N] the rows of a token's n-grams."""
+        return ngram_rows(tokens_BS, segment_ids_BS, self.longest, self.buckets)
+
+    def fit(
+        self, tokens_BS: jax.Array, segment_ids_BS: jax.Array, values_BSEC: jax.Array, weight_BSE: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Means [E, C] of some values of some modules, and what each n-gram adds to them [K, E, C]."""
+        here_BS = np.asarray(segment_ids_BS) > 0
+        rows_TN = np.asarray(self.rows(tokens_BS, segment_ids_BS))[here_BS]
+        values_TEC, weight_TE = np.asarray(values_BSEC)[here_BS], np.asarray(weight_BSE)[here_BS]
+        fits = [
+            fit_ngrams(rows_TN, values_TEC[:, e], weight_TE[:, e], self.table_rows, self.shrinkage)
+            for e in range(weight_TE.shape[1])
+        ]
+        mean_EC, table_KEC = np.stack([mean for mean, _ in fits]), np.stack([added for _, added in fits], axis=1)
+        return jnp.asarray(mean_EC, jnp.float32), jnp.asarray(table_KEC, jnp.float32)
 
 
 def ngram_rows(tokens_BS: jax.Array, segment_ids_BS: jax.Array, longest: int, buckets: int) -> jax.Array:

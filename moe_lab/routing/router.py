@@ -34,6 +34,15 @@ class Counted(nnx.Variable):
     """An array that `Router.prepare` sets and no gradient step touches. It is published like every other."""
 
 
+class RouterPart(nnx.Module):
+    """A piece of a router that holds arrays and knows what it does with them."""
+
+    @property
+    def multiply_adds(self) -> int:
+        """Its cost per token."""
+        raise NotImplementedError
+
+
 class Router(nnx.Module):
     """Says which module each token runs, and how much of it.
 
@@ -69,18 +78,21 @@ class Router(nnx.Module):
         """Whether modules may join it once it is trained, by `join`."""
         return False
 
-    def joined_config(self, newcomers: int) -> Any:
+    def joined_config(self, added: int) -> Any:
         """The config of the router that so many modules have joined."""
         return self.config
 
     @property
     def multiply_adds(self) -> int:
-        """Its own cost per token: one multiply-add per entry of every array of two or more axes.
+        """Its own cost per token: what its parts state, and one multiply-add per entry of every other matrix.
 
-        Routers that use their matrices otherwise (look rows up, use one twice) state their own figure.
+        A matrix is an array of two or more axes. Routers that use theirs otherwise (look rows up, use one twice) hold
+        them in a part, or state their own figure.
         """
-        arrays = jax.tree.leaves(nnx.state(self))
-        return sum(array.size for array in arrays if array.ndim > 1 and jnp.issubdtype(array.dtype, jnp.floating))
+        parts = {name: part for name, part in vars(self).items() if isinstance(part, RouterPart)}
+        arrays = [leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(self)) if path[0] not in parts]
+        entries = sum(a.size for a in arrays if a.ndim > 1 and jnp.issubdtype(a.dtype, jnp.floating))
+        return entries + sum(part.multiply_adds for part in parts.values())
 
     @property
     def budget(self) -> float | None:
@@ -98,8 +110,8 @@ class Router(nnx.Module):
         """In place of `prepare` where `known` is trained for the first of its modules.
 
         What that says of them, `Counted` arrays included, stays the same bits. What is counted of the others is set
-        from the outcomes of all. Then only the newcomers' part is trained: of every `nnx.Param` what lies behind the
-        trained router's, along the one axis in which they differ in size.
+        from the outcomes of all. Then only the part of the added modules is trained: of every `nnx.Param` what lies
+        behind the trained router's, along the one axis in which they differ in size.
         """
         raise NotImplementedError
 

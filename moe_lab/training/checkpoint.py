@@ -200,12 +200,12 @@ def _damage(folder: Path) -> str | None:
         return f"{SEAL}: {error}"
     for name, sealed in files.items():
         try:
-            found = _digest(folder / name)
+            digest = _digest(folder / name)
         except OSError as error:
             return f"{name}: {error.strerror}"
-        if found["bytes"] != sealed["bytes"]:
-            return f"{name}: {found['bytes']} bytes, {sealed['bytes']} were written"
-        if found["sha256"] != sealed["sha256"]:
+        if digest["bytes"] != sealed["bytes"]:
+            return f"{name}: {digest['bytes']} bytes, {sealed['bytes']} were written"
+        if digest["sha256"] != sealed["sha256"]:
             return f"{name}: its bytes are not those that were written"
     return None
 

@@ -109,7 +109,10 @@ def test_with_enough_money_it_buys_what_the_gain_router_buys() -> None:
     for cls, own in ((BudgetRouter, {"budget": 1.0}), (GainRouter, {})):
         router = make_example_router(cls, **own)
         rng = np.random.default_rng(0)
-        for table, scale in ((router.ngram_scores, 1000), (router.ngram_excess, 0.1)):  # sure of the module
+        for table, scale in (
+            (router.home_evidence.ngram_scores, 1000),
+            (router.rung_loss.ngram_excess, 0.1),
+        ):  # sure of the module
             table[...] = jnp.asarray(scale * rng.normal(size=table.shape), jnp.float32)
         router.level_EM[...] = 1000 * router.level_EM[...]  # another module is never the cheaper one
         route = jax.jit(router.route)

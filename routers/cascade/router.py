@@ -57,7 +57,7 @@ class CascadeRouter(LadderRouter):
 
     def __init__(self, config: CascadeConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
         super().__init__(config, space, d_model, rngs=rngs)
-        self.checks = WidthNetwork(config, space, d_model, 0.0, rngs)
+        self.checks = WidthNetwork(space, d_model, config.hidden, 0.0, rngs=rngs)
 
     def scores(self, seen: jax.Array) -> jax.Array:
         """[B, S, E, R] the price up to which each check goes on."""
@@ -88,11 +88,11 @@ class CascadeRouter(LadderRouter):
         """The expectation of loss + price * cost, exact, averaged over prices, each module on text that suits it."""
         costs_EQ = self.costs()
 
-        def expected_bill(price: jax.Array) -> jax.Array:
-            bill_BSE = (self.policy(seen, price) * (loss_BSEQ + price * costs_EQ)).sum(-1)
-            return masked_mean((suits_BSE * bill_BSE).sum(-1), features.segment_ids_BS)
+        def expected_total(price: jax.Array) -> jax.Array:
+            total_BSE = (self.policy(seen, price) * (loss_BSEQ + price * costs_EQ)).sum(-1)
+            return masked_mean((suits_BSE * total_BSE).sum(-1), features.segment_ids_BS)
 
-        return jax.vmap(expected_bill)(self._prices(features.price)).mean()
+        return jax.vmap(expected_total)(self._prices(features.price)).mean()
 
     def _prices(self, draw: jax.Array) -> jax.Array:
         """Log-uniform prices; `draw` in [0, 1) shifts an even grid, so every step covers the whole range."""

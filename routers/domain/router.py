@@ -89,11 +89,11 @@ class DomainRouter(Router):
     def route(self, features: Features) -> Routing:
         module_BS = settled(self._scores(features), features.segment_ids_BS, self.config.margin)
         cost_ER = self.space.relative_cost_C[self.space.candidate_ER]
-        bill_ER = jnp.where(
+        total_ER = jnp.where(
             self.space.valid_ER, self.rung_loss_C[...][self.space.candidate_ER] + features.price * cost_ER, jnp.inf
         )
-        best_E = jnp.asarray(self.space.candidate_ER)[jnp.arange(bill_ER.shape[0]), jnp.argmin(bill_ER, axis=-1)]
-        worth_E = (bill_ER.min(axis=-1) < self.trunk_loss_E[...]) & features.available_E
+        best_E = jnp.asarray(self.space.candidate_ER)[jnp.arange(total_ER.shape[0]), jnp.argmin(total_ER, axis=-1)]
+        worth_E = (total_ER.min(axis=-1) < self.trunk_loss_E[...]) & features.available_E
         return route_candidates(self.space, jnp.where(worth_E, best_E, 0)[module_BS])
 
     def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from pydantic import Field
 
-from moe_lab import CandidateSpace, Counted, ExcessRouter, Features, LadderConfig, Routing, route_candidates
+from moe_lab import CandidateSpace, Counted, ExcessRouter, Features, LadderConfig, Routing, ngrams_of, route_candidates
 
 
 class GainConfig(LadderConfig):
@@ -43,38 +43,39 @@ class GainRouter(ExcessRouter):
 
     def __init__(self, config: GainConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
         super().__init__(config, space, d_model, rngs=rngs)
-        modules = len(space.modules)
+        modules, self.ngrams = len(space.modules), ngrams_of(config)
+        # Without n-grams there is nothing to look a rival's loss up by.
         rivals = min(config.rivals, modules - 1) if config.ngrams else 0
         self.rival_EV = Counted(_nearest(self.level_EM[...], rivals))
-        self.ngram_rival_loss = Counted(jnp.zeros((config.ngrams * config.buckets, modules * rivals)))
+        self.ngram_rival_loss = Counted(jnp.zeros((self.ngrams.table_rows, modules * rivals)))
 
     @property
     def multiply_adds(self) -> int:
-        """Of the table of rivals what is looked up, added, weighed and given to the modules."""
-        table = self.ngram_rival_loss
-        return super().multiply_adds - table.size + (self.config.ngrams + 2) * table.shape[1]
+        """Of its parts, of the levels, and of the rivals' table what is looked up, added, weighed and given out."""
+        rivals = (self.ngrams.longest + 2) * self.ngram_rival_loss.shape[1]
+        return self.home_evidence.multiply_adds + self.rung_loss.multiply_adds + self.level_EM.size + rivals
 
-    def prepare(self, features: Features) -> None:
-        super().prepare(features)
+    def prepare_widths(self, features: Features) -> None:
+        super().prepare_widths(features)
         self.rival_EV[...] = _nearest(self.level_EM[...], self.rival_EV.shape[1])
         if self.rival_EV.size:
             table_REV = self._fitted_rivals(features, self.rival_EV[...], 0)
             self.ngram_rival_loss[...] = table_REV.reshape(self.ngram_rival_loss.shape)
 
-    def joined_config(self, newcomers: int) -> GainConfig:
-        """With room for the newcomers beside the rivals that each module has."""
+    def joined_config(self, added: int) -> GainConfig:
+        """With room for the added modules beside the rivals that each module has."""
         if not self.config.rivals:
             return self.config
-        return self.config.model_copy(update={"rivals": max(self.config.rivals, self.rival_EV.shape[1] + newcomers)})
+        return self.config.model_copy(update={"rivals": max(self.config.rivals, self.rival_EV.shape[1] + added)})
 
-    def join(self, known: Self, features: Features) -> None:
-        """A newcomer is one more rival on the text of every other module."""
-        super().join(known, features)
+    def join_widths(self, known: Self, features: Features) -> None:
+        """An added module is one more rival on the text of every other module."""
+        super().join_widths(known, features)
         if not self.rival_EV.size:
             return
         old, kept = known.rival_EV.shape
-        newcomers = jnp.arange(old, len(self.space.modules), dtype=jnp.int32)
-        added_EV = jnp.broadcast_to(newcomers, (old, len(newcomers)))
+        added = jnp.arange(old, len(self.space.modules), dtype=jnp.int32)
+        added_EV = jnp.broadcast_to(added, (old, len(added)))
         nearest_EV = _nearest(self.level_EM[...], self.rival_EV.shape[1])[old:]
         self.rival_EV[...] = jnp.concatenate([jnp.concatenate([known.rival_EV[...], added_EV], axis=1), nearest_EV])
         table_REV = known.ngram_rival_loss[...].reshape(-1, old, kept)
@@ -87,24 +88,25 @@ class GainRouter(ExcessRouter):
         own = slice(first, first + len(rival_EV))
         widest_BSM = self.rung_losses(features)[..., -1]
         behind_BSEV = widest_BSM[..., rival_EV] - widest_BSM[..., own, None]
-        return self.fitted(features, behind_BSEV, self.own_text(features)[..., own])[1]
+        own_BSE = self.own_text(features)[..., own]
+        return self.ngrams.fit(features.tokens_BS, features.segment_ids_BS, behind_BSEV, own_BSE)[1]
 
     def route(self, features: Features) -> Routing:
         seen = self.seen(features)
         own_BSE, excess_BSEQ = self.own_shares(features, seen), self.excess_losses(features, seen)
         trunk_BS, loss_BSMR = self.predicted_losses(own_BSE, excess_BSEQ, self.rival_losses(features, own_BSE))
-        bill_BSMR = loss_BSMR + features.price * self.costs()[:, 1:]
-        bill_BSMR = jnp.where(features.available_E[:, None], bill_BSMR, jnp.inf)
-        bills = jnp.concatenate([trunk_BS[..., None], bill_BSMR.reshape(*trunk_BS.shape, -1)], axis=-1)
+        total_BSMR = loss_BSMR + features.price * self.costs()[:, 1:]
+        total_BSMR = jnp.where(features.available_E[:, None], total_BSMR, jnp.inf)
+        total_BSC = jnp.concatenate([trunk_BS[..., None], total_BSMR.reshape(*trunk_BS.shape, -1)], axis=-1)
         candidates = jnp.concatenate([jnp.zeros(1, jnp.int32), self.candidates()[:, 1:].ravel()])
-        return route_candidates(self.space, candidates[jnp.argmin(bills, axis=-1)])
+        return route_candidates(self.space, candidates[jnp.argmin(total_BSC, axis=-1)])
 
     def rival_losses(self, features: Features, own_BSE: jax.Array) -> jax.Array:
         """[B, S, M] what the token's n-grams add to what a module loses at full width as a rival."""
         nothing_BSM = jnp.zeros_like(own_BSE)
         if not self.rival_EV.size:
             return nothing_BSM
-        more_BSEV = self.ngram_rival_loss[...][self.rows(features.tokens_BS, features.segment_ids_BS)].sum(-2)
+        more_BSEV = self.ngram_rival_loss[...][self.ngrams.rows(features.tokens_BS, features.segment_ids_BS)].sum(-2)
         more_BSEV = more_BSEV.reshape(*own_BSE.shape, -1) * own_BSE[..., None]
         return nothing_BSM.at[..., self.rival_EV[...]].add(more_BSEV)
 

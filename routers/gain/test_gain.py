@@ -165,7 +165,7 @@ def test_a_module_with_a_longer_ladder_joins_and_the_others_stay(rivals: int) ->
     anew = GainRouter(joined.config, SPACE, 8, rngs=nnx.Rngs(0))
     anew.prepare(features)
     np.testing.assert_allclose(joined.level_EM[...][2], anew.level_EM[...][2], rtol=1e-5)
-    fitted = [router.ngram_excess[...].reshape(-1, 3, 3)[:, 2] for router in (joined, anew)]
+    fitted = [router.rung_loss.ngram_excess[...].reshape(-1, 3, 3)[:, 2] for router in (joined, anew)]
     np.testing.assert_allclose(*fitted, atol=2e-2)
     assert joined.multiply_adds == anew.multiply_adds
 
@@ -179,7 +179,9 @@ def test_without_rivals_modules_are_judged_by_the_text_alone() -> None:
 
 def test_a_hint_that_is_certain_decides_and_one_of_zeros_says_nothing() -> None:
     router, features = make_example_router(GainRouter), draw_example(0).features._replace(price=jnp.float32(0))
-    router.ngram_scores[...] = jnp.asarray(np.random.default_rng(0).normal(size=router.ngram_scores.shape) * 99)
+    router.home_evidence.ngram_scores[...] = jnp.asarray(
+        np.random.default_rng(0).normal(size=router.home_evidence.ngram_scores.shape) * 99
+    )
     route = jax.jit(router.route)
     told = route(features._replace(hint_BE=jnp.log(jax.nn.one_hot(jnp.array([2, 0, 1, 1]), 3))))
     np.testing.assert_array_equal(told.expert[..., 0], np.array([2, 0, 1, 1])[:, None] + np.zeros((4, 24), int))

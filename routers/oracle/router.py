@@ -20,6 +20,6 @@ class OracleRouter(Router):
 
     def route(self, features: Features) -> Routing:
         assert features.outcomes_BSC is not None, "the oracle needs outcomes"
-        bill_BSC = features.outcomes_BSC + features.price * self.space.relative_cost_C
+        total_BSC = features.outcomes_BSC + features.price * self.space.relative_cost_C
         allowed_C = available_candidates(self.space, features.available_E)
-        return route_candidates(self.space, jnp.argmin(jnp.where(allowed_C, bill_BSC, jnp.inf), axis=-1))
+        return route_candidates(self.space, jnp.argmin(jnp.where(allowed_C, total_BSC, jnp.inf), axis=-1))

@@ -17,6 +17,12 @@ def test_a_parameter_is_called_by_its_path() -> None:
     assert parameter_name(("layers", 0, "attention", "key", "weight")) == "layers.0.attention.key.weight"
 
 
+def test_the_parts_of_a_router_are_not_spelt_in_what_is_published() -> None:
+    assert parameter_name(("home_evidence", "ngram_scores")) == "ngram_scores"
+    assert parameter_name(("rung_loss", "width", "head", "kernel")) == "width.head.kernel"
+    assert parameter_name(("level_EM",)) == "level_EM"
+
+
 def test_names_are_taken_apart_as_they_were_put_together() -> None:
     names = {name: part for layer in (10, 2) for name, part in zip(layer_names(layer, "ab"), "ab", strict=True)}
     assert list(names) == ["layers.10.a", "layers.10.b", "layers.2.a", "layers.2.b"]

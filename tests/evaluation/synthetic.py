@@ -14,18 +14,18 @@ from moe_lab.evaluation.results import (
     Acceptance,
     BestSingle,
     Budget,
-    Candidate,
+    CandidateEntry,
     Curve,
-    Domain,
+    DomainEntry,
     ExactMatch,
     MatrixCell,
-    Module,
-    Parent,
+    ModuleEntry,
+    ParentEntry,
     Results,
-    Router,
+    RouterEntry,
     RoutingShare,
     Sample,
-    Trunk,
+    TrunkEntry,
 )
 from moe_lab.metrics.bootstrap import ratio_interval
 from moe_lab.metrics.choices import fixed, group_table, oracle
@@ -71,11 +71,11 @@ class Synthetic:
     """Outcome tables of a validation and a test half, and a noisy router on them."""
 
     seed: int = 0
-    candidates: list[Candidate] = field(init=False)
+    candidates: list[CandidateEntry] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.candidates = [Candidate(name="trunk", module=None, width=0, cost=0)] + [
-            Candidate(name=f"{module}:{width}", module=module, width=width, cost=width * 3 * 256 * 4)
+        self.candidates = [CandidateEntry(name="trunk", module=None, width=0, cost=0)] + [
+            CandidateEntry(name=f"{module}:{width}", module=module, width=width, cost=width * 3 * 256 * 4)
             for module, widths in LADDERS.items()
             for width in widths
         ]
@@ -236,13 +236,13 @@ class Synthetic:
 
     def results(self) -> Results:
         matrix = self.matrix()
-        trunk = Trunk(ref="lab/trunk-tiny@1", digest="sha256-" + "7a" * 32, parameters=11_534_336)
+        trunk = TrunkEntry(ref="lab/trunk-tiny@1", digest="sha256-" + "7a" * 32, parameters=11_534_336)
         return Results(
             name="Synthetic example, nothing here was measured",
             created="2026-03-03T14:05:00+00:00",
             elapsed_seconds=754.2,
             lockfile={"composition": "synthetic", "trunk": trunk.digest, "policy": {"price": 5e-8}},
-            domains=[Domain(name=name, rows=ROWS, bytes=int(ROWS * TOKENS_PER_ROW * 3)) for name in DOMAINS],
+            domains=[DomainEntry(name=name, rows=ROWS, bytes=int(ROWS * TOKENS_PER_ROW * 3)) for name in DOMAINS],
             candidates=self.candidates,
             matrix=matrix,
             acceptance=self.acceptance(matrix),
@@ -252,21 +252,21 @@ class Synthetic:
             routing=self.routing(),
             samples=self.samples(),
             modules=[
-                Module(
+                ModuleEntry(
                     ref=f"{name}@{1 + number}",
                     digest="sha256-" + f"{number}c" * 32,
                     owner=name.split("/")[0],
                     widths=list(widths),
                     parameters=widths[-1] * 3 * 256 * 4,
                     licence="Apache-2.0",
-                    parents=[Parent(ref=f"{name}@1", digest="sha256-" + "ab" * 32, relation="distilled")]
+                    parents=[ParentEntry(ref=f"{name}@1", digest="sha256-" + "ab" * 32, relation="distilled")]
                     if number
                     else [],
                 )
                 for number, (name, widths) in enumerate(LADDERS.items())
             ],
             trunk=trunk,
-            routers=[Router(label="gain", ref="lab/gain@1", digest="sha256-" + "3e" * 32)],
+            routers=[RouterEntry(label="gain", ref="lab/gain@1", digest="sha256-" + "3e" * 32)],
         )
 
 

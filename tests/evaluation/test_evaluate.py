@@ -15,7 +15,7 @@ from moe_lab.compose.parts import make_router
 from moe_lab.evaluation.evaluate import Evaluation, Settings, decision_outcomes
 from moe_lab.evaluation.outcomes import measure_outcomes
 from moe_lab.evaluation.passes import AnswerItems, PlannedPass
-from moe_lab.evaluation.results import Results, Trunk
+from moe_lab.evaluation.results import Results, TrunkEntry
 from tests.compose.published import LADDERS, MODULES, TRUNK, Published, publish_all
 from tests.evaluation.heldout import make_batches, make_corpora, make_heldout
 
@@ -112,7 +112,7 @@ def test_what_is_measured_makes_valid_results(run) -> None:
         created="2026-01-01T00:00:00+00:00",
         elapsed_seconds=1.0,
         modules=[],
-        trunk=Trunk(ref="lab/trunk@1", digest="sha256-1", parameters=1),
+        trunk=TrunkEntry(ref="lab/trunk@1", digest="sha256-1", parameters=1),
         **measured,
     )
     rungs = sum(len(LADDERS[name]) for name in names(evaluation))

@@ -8,16 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import moe_lab.experts.kinds as kinds
+from moe_lab.compose.build import routed_layers_on
+from moe_lab.compose.lockfile import pin
+from moe_lab.compose.parts import load_trunk
 from moe_lab.config import decode
-from moe_lab.errors import LabError
+from moe_lab.data import ByteTokenizer, Document, build_corpus, eval_batches
+from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.experts.interface import Interface, rung_cost
 from moe_lab.experts.kind_conformance import CHECKS, KindBench, check_kind
 from moe_lab.experts.kinds import KINDS, find_kind
+from moe_lab.experts.weights import init_expert
+from moe_lab.jobs.measure import module_losses, trunk_losses
 from moe_lab.jobs.spec import ModuleSpec
+from moe_lab.nn.expert_ffn import OneDevice
+from tests.compose.published import publish_all
 
 UNGATED = """
 from typing import NamedTuple
@@ -154,9 +163,41 @@ def test_a_kind_that_this_version_does_not_know_is_refused() -> None:
     interface = Interface(trunk="t", tokenizer="t", d_model=6, block=4, activation="silu", routed_layers=(0,))
     with pytest.raises(LabError, match='unknown kind of expert "rank_8".*gated_ffn'):
         Interface.from_json({**interface.to_json(), "kind": "rank_8"})
+    with pytest.raises(LabError, match='Did you mean "gated_ffn"'):
+        Interface.from_json({**interface.to_json(), "kind": "gatd_ffn"})
+    for odd in (3, None, ["gated_ffn"]):
+        with pytest.raises(Damaged, match="names its kind as text"):
+            Interface.from_json({**interface.to_json(), "kind": odd})
 
 
 def test_another_kind_fits_the_same_socket() -> None:
     trunk = Interface(trunk="t", tokenizer="t", d_model=6, block=4, activation="silu", routed_layers=(0,))
     trunk.require_fit(dataclasses.replace(trunk, kind="another"), "a/b")
     assert np.isfinite(rung_cost(trunk, {0: 1}, 4))
+
+
+@pytest.mark.slow
+def test_a_model_runs_what_the_kind_computes(ungated: Any, tmp_path: Path) -> None:
+    registry = publish_all(tmp_path / "lab").registry
+    trunk = load_trunk(registry, pin(registry, "lab/trunk", "trunk"))
+    widths = dict.fromkeys(trunk.spec.routed_layers, 2 * trunk.spec.block)
+    fresh = init_expert(jax.random.key(0), trunk.interface.of_kind("ungated"), widths)
+    learned = {layer: jax.tree.map(lambda w: w + 0.5, weights) for layer, weights in fresh.items()}
+    [batch] = eval_batches(build_corpus("t", [Document("2+2 = 4", "t", split="test")], ByteTokenizer()), "test", 1, 16)
+    bare = trunk_losses(trunk.graph, trunk.state)(batch)
+    of_fresh, of_none = (module_losses(trunk, *run)(batch) for run in ((fresh, ungated, 2), (learned, ungated, 0)))
+    assert np.array_equal(of_fresh, bare)
+    assert np.array_equal(of_none, bare)
+    one, both = (np.asarray(module_losses(trunk, learned, ungated, blocks)(batch)) for blocks in (1, 2))
+    child = {layer: ungated.cut(weights, trunk.spec.block) for layer, weights in learned.items()}
+    assert np.array_equal(one, module_losses(trunk, child, ungated, 1)(batch))
+    assert not np.array_equal(one, bare)
+    assert not np.array_equal(one, both)
+
+
+def test_what_a_kind_does_not_run_on_is_refused(ungated: Any) -> None:
+    with pytest.raises(Refused, match="kind ungated run on one device; leave the mesh out"):
+        routed_layers_on(ungated, jax.make_mesh((1, 1), ("data", "expert")))
+    with pytest.raises(Refused, match='backend "worklist" does not run experts of kind ungated; leave it at auto'):
+        routed_layers_on(ungated, None, backend="worklist")
+    assert routed_layers_on(find_kind("gated_ffn"), None, backend="worklist") == OneDevice(backend="worklist")

@@ -63,11 +63,11 @@ def test_every_candidate_alone_is_what_the_tables_hold(workspace: Workspace) -> 
     trunk = load_trunk(workspace.registry, pin(workspace.registry, "lab/trunk", "trunk"))
     corpus = workspace.corpora(settings().domains, folder, trunk.tokenizer)[0]
     batches = eval_batches(corpus, "validation", 2, 32, 2)
-    north = find_module(workspace.registry, pin(workspace.registry, "north/code", "module")).weights
+    north = find_module(workspace.registry, pin(workspace.registry, "north/code", "module"))
     expected = {
         "trunk": bits_per_byte(trunk_losses(trunk.graph, trunk.state), batches),
-        "north/code:4": bits_per_byte(module_losses(trunk, north, 1), batches),
-        "north/code:8": bits_per_byte(module_losses(trunk, north, 2), batches),
+        "north/code:4": bits_per_byte(module_losses(trunk, north.weights, north.kind, 1), batches),
+        "north/code:8": bits_per_byte(module_losses(trunk, north.weights, north.kind, 2), batches),
     }
     table, items = load_outcomes(found["token"].path), load_items(found["sequence"].path)
     assert items.names == table.space.names == ("trunk", *list(expected)[1:], *(f"south/prose:{w}" for w in (4, 8, 12)))

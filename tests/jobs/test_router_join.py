@@ -132,7 +132,7 @@ def test_what_the_router_says_of_the_others_stays_the_same_bits(lab: Path, joine
 
     for was, now in zip(jax.jit(partial(said, before))(), jax.jit(partial(said, after))(), strict=True):
         same_bits(was, now)
-    assert np.asarray(after.ngram_scores[...])[:, 2].any(), "the newcomer's own scores were learned"
+    assert np.asarray(after.home_evidence.ngram_scores[...])[:, 2].any(), "the newcomer's own scores were learned"
 
 
 def test_its_manifest_names_what_it_extends_and_pins_every_module(lab: Path, joined: object) -> None:

@@ -17,7 +17,7 @@ from moe_lab.nn.losses import token_losses
 from moe_lab.nn.pool import Pool
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.layer import ShardedLayer
-from moe_lab.parallel.mesh import BLOCKS, DATA, EVERYWHERE, EXPERT, longest_axis, make_mesh
+from moe_lab.parallel.mesh import BLOCKS, DATA, EXPERT, REPLICATED, longest_axis, make_mesh
 from moe_lab.parallel.placement import Piece, Placement
 from moe_lab.parallel.pool import lay_out, tables
 from moe_lab.parallel.spec import MeshSpec
@@ -76,7 +76,7 @@ def test_the_trunk_is_cut_along_the_longest_axis_that_divides() -> None:
     both = (DATA, EXPERT)
     assert longest_axis((64, 16), 4, stacked=False) == jax.P(both)
     assert longest_axis((2, 6, 16), 4, stacked=True) == jax.P(None, None, both)
-    assert longest_axis((4, 6, 7), 4, stacked=True) == EVERYWHERE
+    assert longest_axis((4, 6, 7), 4, stacked=True) == REPLICATED
 
 
 def test_bytes_are_those_of_one_device() -> None:

@@ -108,7 +108,7 @@ def test_a_router_reads_them_and_comes_back_whole(encoder: str) -> None:
     assert raw.encoder == open_encoder(encoder).digest
     back = QuestionRouter.rebuild(json.loads(json.dumps(router.describe())), router.tensors())
     np.testing.assert_array_equal(back.predict(back.read(table)), router.predict(raw))
-    mute = dataclasses.replace(raw, encoded_NE=np.zeros_like(raw.encoded_NE))
+    mute = dataclasses.replace(raw, encoded_NW=np.zeros_like(raw.encoded_NW))
     assert not np.array_equal(router.learned(mute), router.learned(raw))
 
 

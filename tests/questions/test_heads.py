@@ -12,35 +12,35 @@ from moe_lab.questions.heads import expected, fit_calibration, fit_heads, invers
 
 def problem(seed: int = 0, items: int = 200, candidates: int = 3):
     rng = np.random.default_rng(seed)
-    x_ND = sparse.csr_matrix(rng.normal(size=(items, 4)).astype(np.float32))
-    return x_ND, rng.random((items, candidates)), rng
+    x_NX = sparse.csr_matrix(rng.normal(size=(items, 4)).astype(np.float32))
+    return x_NX, rng.random((items, candidates)), rng
 
 
 def test_with_one_penalty_the_squared_heads_are_ridge_regressions() -> None:
-    x_ND, quality_NC, _ = problem()
-    heads = fit_heads(x_ND, quality_NC, "identity", penalty=3.0, own_penalty=1.0, iterations=200)
-    dense = x_ND.toarray().astype(np.float64)
+    x_NX, quality_NC, _ = problem()
+    heads = fit_heads(x_NX, quality_NC, "identity", penalty=3.0, own_penalty=1.0, iterations=200)
+    dense = x_NX.toarray().astype(np.float64)
     centred = dense - dense.mean(axis=0)
     weight = np.linalg.solve(centred.T @ centred + 3.0 * np.eye(4), centred.T @ quality_NC)
-    np.testing.assert_allclose(heads.weight_DC, weight, atol=1e-4)
-    np.testing.assert_allclose(heads(x_ND).mean(axis=0), quality_NC.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(heads.weight_XC, weight, atol=1e-4)
+    np.testing.assert_allclose(heads(x_NX).mean(axis=0), quality_NC.mean(axis=0), atol=1e-4)
 
 
 def test_the_logistic_heads_stand_where_the_objective_is_flat() -> None:
-    x_ND, quality_NC, _ = problem()
-    heads = fit_heads(x_ND, quality_NC, "logistic", penalty=2.0, own_penalty=5.0, iterations=300)
-    slope_NC = heads(x_ND) - quality_NC
-    shared_D1 = heads.weight_DC.mean(axis=1, keepdims=True)
-    gradient_DC = x_ND.T @ slope_NC + 2.0 * (shared_D1 + 5.0 * (heads.weight_DC - shared_D1))
-    assert np.abs(gradient_DC).max() < 0.02
+    x_NX, quality_NC, _ = problem()
+    heads = fit_heads(x_NX, quality_NC, "logistic", penalty=2.0, own_penalty=5.0, iterations=300)
+    slope_NC = heads(x_NX) - quality_NC
+    shared_X1 = heads.weight_XC.mean(axis=1, keepdims=True)
+    gradient_XC = x_NX.T @ slope_NC + 2.0 * (shared_X1 + 5.0 * (heads.weight_XC - shared_X1))
+    assert np.abs(gradient_XC).max() < 0.02
     assert np.abs(slope_NC.sum(axis=0)).max() < 0.02
 
 
 def test_a_large_penalty_of_their_own_makes_candidates_differ_by_a_constant() -> None:
-    x_ND, quality_NC, _ = problem()
-    heads = fit_heads(x_ND, quality_NC, "identity", penalty=1.0, own_penalty=1e6, iterations=200)
-    assert np.ptp(heads.weight_DC, axis=1).max() < 1e-3
-    assert np.abs(heads.weight_DC).max() > 1e-3
+    x_NX, quality_NC, _ = problem()
+    heads = fit_heads(x_NX, quality_NC, "identity", penalty=1.0, own_penalty=1e6, iterations=200)
+    assert np.ptp(heads.weight_XC, axis=1).max() < 1e-3
+    assert np.abs(heads.weight_XC).max() > 1e-3
 
 
 @pytest.mark.parametrize("seed", range(30))

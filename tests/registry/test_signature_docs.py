@@ -23,7 +23,7 @@ def test_the_worked_example_by_the_page_and_rfc_8032_alone():
     path, dump, content = (part.strip() for part in block("registry-format.md", "signature").split("\n\n"))
     _, owner, name, version, file = path.split("/")
     manifest, key = file.split(".")
-    (template,) = re.findall(r"^```\n(moe-lab registry signature 1\n.*?)^```", page(), re.S | re.M)
+    (template,) = re.findall(r"^```text\n(moe-lab registry signature 1\n.*?)^```", page(), re.S | re.M)
     parts = {"<owner>": owner, "<name>": name, "<version>": version, "<manifest>": manifest}
     text = template
     for placeholder, part in parts.items():
@@ -41,7 +41,7 @@ def test_the_worked_example_by_our_code_and_the_private_key_on_the_page():
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     path, dump, content = (part.strip() for part in block("registry-format.md", "signature").split("\n\n"))
-    (seed,) = re.findall(r"private half is the 32 bytes `(.{32})`", page())
+    (seed,) = re.findall(r'private half is the 32 bytes "(.{32})"', page())
     private = Ed25519PrivateKey.from_private_bytes(seed.encode())
     claim = split_path(path)
     assert claim is not None

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.errors import LabError
-from moe_lab.evaluation.results import Acceptance, Candidate, Curve, CurvePoint, Results
+from moe_lab.evaluation.results import Acceptance, CandidateEntry, Curve, CurvePoint, Results
 from moe_lab.metrics.bootstrap import Interval
 from moe_lab.reports.colours import LIGHT
 from moe_lab.reports.draw_curve import draw_curve
@@ -261,7 +261,7 @@ def test_candidates_that_are_the_trunk_have_no_saving(synthetic_results):
     curves.append(Curve(label="gain", role="learned", points=[point(1, 1.0)]))
     results = with_curves(synthetic_results, curves).model_copy(update={"acceptance": []})
     assert findings(results) == []
-    assert Candidate(name="trunk", module=None, width=0, cost=0).cost == 0
+    assert CandidateEntry(name="trunk", module=None, width=0, cost=0).cost == 0
 
 
 @pytest.mark.parametrize(

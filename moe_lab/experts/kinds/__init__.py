@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
-from moe_lab.errors import LabError, did_you_mean
+from moe_lab.errors import LabError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from moe_lab.experts.kind import ExpertKind
@@ -25,6 +25,6 @@ def find_kind(name: str) -> ExpertKind:
         LabError: this version has no such kind.
     """
     if name not in KINDS:
-        raise LabError(f'unknown kind of expert "{name}".{did_you_mean(name, KINDS)}')
+        raise LabError(f'unknown kind of expert "{printable(name[:80])}".{did_you_mean(name, KINDS)}')
     kind: ExpertKind = importlib.import_module(f"{__name__}.{name}").KIND
     return kind

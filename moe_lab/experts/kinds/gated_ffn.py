@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
+    from moe_lab.nn.expert_ffn import OneDevice
     from moe_lab.nn.pool import Blocks, Pool, Routing
 
 
@@ -22,6 +23,7 @@ class GatedFFN(ExpertKind):
 
     name = "gated_ffn"
     parts = ("gate", "up", "down")
+    runs_on_mesh = True
 
     def block_shapes(self, d_model: int, block: int) -> tuple[tuple[int, ...], ...]:
         return (d_model, block), (d_model, block), (block, d_model)
@@ -64,6 +66,11 @@ class GatedFFN(ExpertKind):
         from moe_lab.nn.expert_ffn import expert_ffn
 
         return expert_ffn(h_TD, pool, routing, activation=activation)
+
+    def on_one_device(self, backend: str = "auto") -> OneDevice:
+        from moe_lab.nn.expert_ffn import OneDevice
+
+        return OneDevice(backend=backend)
 
     def activations(self, h_TD: jax.Array, weights: Blocks, activation: str) -> jax.Array:
         from moe_lab.nn.activations import TRUNK_ACTIVATIONS

@@ -42,7 +42,7 @@ Operands = tuple[jax.Array, Blocks, jax.Array]
 """Tokens [T, D], blocks, routing weights [M]: what gradients are taken in."""
 
 
-class Plan(NamedTuple):
+class RowPlan(NamedTuple):
     """The list of all block rows, as far as closed forms need it. All integer."""
 
     ordered: Sorted
@@ -59,11 +59,11 @@ class Chunk(NamedTuple):
     size: jax.Array  # int32[N] rows of each block in this pass
 
 
-def make_plan(pool: Pool, routing: Routing) -> Plan:
+def make_plan(pool: Pool, routing: Routing) -> RowPlan:
     """Sorts the assignments and counts the rows of each block."""
     ordered = sort_assignments(pool, routing)
     first_N, rows_N = block_users(pool, ordered)
-    return Plan(ordered, first_N, jnp.cumsum(rows_N), rows_N)
+    return RowPlan(ordered, first_N, jnp.cumsum(rows_N), rows_N)
 
 
 def rows_beyond_budget(pool: Pool, routing: Routing, budget: int) -> jax.Array:
@@ -76,7 +76,7 @@ def whole_rows(rows: int) -> int:
     return -(-max(rows, 1) // ROW_UNIT) * ROW_UNIT
 
 
-def _chunk(plan: Plan, start: jax.Array | int, rows: int) -> Chunk:
+def _chunk(plan: RowPlan, start: jax.Array | int, rows: int) -> Chunk:
     place_R = start + jnp.arange(rows, dtype=jnp.int32)
     block_R = jnp.minimum(jnp.searchsorted(plan.end, place_R, side="right"), plan.end.shape[0] - 1)
     sorted_R = plan.first[block_R] + place_R - (plan.end - plan.rows)[block_R]

@@ -3,7 +3,7 @@
 What a block's rows exceed its capacity by is left out, and `rows_beyond_budget` counts it: for training only. The
 tokens that run least of a module lose their place first.
 
-Shape letters: T tokens, K choices, M = T * K assignments, E modules, N blocks, C rows of a block, D model width.
+Shape letters: T tokens, K choices, M = T * K assignments, E modules, N blocks, R rows of a block, D model width.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def expert_ffn(h_TD: jax.Array, pool: Pool, routing: Routing, activation: str, b
     capacity = rows_per_block(pool, routing, budget)
     ordered = sort_assignments(pool, routing)
     first_N, rows_N = block_users(pool, ordered)
-    place_C = jnp.arange(capacity, dtype=jnp.int32)
-    used_NC = place_C < rows_N[:, None]
-    assignment_NC = ordered.order[jnp.where(used_NC, first_N[:, None] + place_C, 0)]
-    token_NC = assignment_NC // routing.expert.shape[1]
-    weight_NC = jnp.where(used_NC, routing.weight.reshape(-1)[assignment_NC], 0)
+    place_R = jnp.arange(capacity, dtype=jnp.int32)
+    used_NR = place_R < rows_N[:, None]
+    assignment_NR = ordered.order[jnp.where(used_NR, first_N[:, None] + place_R, 0)]
+    token_NR = assignment_NR // routing.expert.shape[1]
+    weight_NR = jnp.where(used_NR, routing.weight.reshape(-1)[assignment_NR], 0)
     gate, up, down = pool.blocks
-    x_NCD = jnp.where(used_NC[..., None], h_TD[token_NC], 0)
-    hidden = ACTIVATIONS[activation](jnp.einsum("ncd,ndb->ncb", x_NCD, gate)) * jnp.einsum("ncd,ndb->ncb", x_NCD, up)
-    out_NCD = jnp.einsum("ncb,nbd->ncd", hidden, down, preferred_element_type=jnp.float32) * weight_NC[..., None]
-    return jnp.zeros(h_TD.shape, jnp.float32).at[token_NC].add(out_NCD).astype(h_TD.dtype)
+    x_NRD = jnp.where(used_NR[..., None], h_TD[token_NR], 0)
+    hidden = ACTIVATIONS[activation](jnp.einsum("ncd,ndb->ncb", x_NRD, gate)) * jnp.einsum("ncd,ndb->ncb", x_NRD, up)
+    out_NRD = jnp.einsum("ncb,nbd->ncd", hidden, down, preferred_element_type=jnp.float32) * weight_NR[..., None]
+    return jnp.zeros(h_TD.shape, jnp.float32).at[token_NR].add(out_NRD).astype(h_TD.dtype)

@@ -28,8 +28,8 @@ def expert_ffn(h_TD: jax.Array, pool: Pool, routing: Routing, activation: str) -
     act = ACTIVATIONS[activation]
 
     def add_block(y_TD: jax.Array, block: tuple) -> tuple[jax.Array, None]:
-        (gate_DB, up_DB, down_BD), used_T, weight_T = block
-        out_TD = (act(h_TD @ gate_DB) * (h_TD @ up_DB)) @ down_BD
+        (gate_DU, up_DU, down_UD), used_T, weight_T = block
+        out_TD = (act(h_TD @ gate_DU) * (h_TD @ up_DU)) @ down_UD
         return y_TD + jnp.where(used_T[:, None], weight_T[:, None] * out_TD, 0.0).astype(y_TD.dtype), None
 
     used_NT, weight_NT = block_weights(pool, routing)

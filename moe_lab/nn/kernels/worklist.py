@@ -40,7 +40,7 @@ RADIX = 4
 Carry = TypeVar("Carry")
 
 
-class Plan(NamedTuple):
+class SlabPlan(NamedTuple):
     """Where every assignment goes. All integer; no gradient flows through it."""
 
     order: jax.Array  # int32[M + padding] assignment of each sorted row
@@ -67,7 +67,7 @@ def tile_rows(assignments: int) -> tuple[int, ...]:
     return tuple(rows for rows in TILE_ROWS if rows < 2 * assignments) or TILE_ROWS[-1:]
 
 
-def make_plan(pool: Pool, routing: Routing) -> Plan:
+def make_plan(pool: Pool, routing: Routing) -> SlabPlan:
     """Sorts the assignments, and lists the slabs with their rows."""
     sizes, ordered = slab_sizes(pool.blocks.gate.shape[2]), sort_assignments(pool, routing)
     assignments = ordered.order.shape[0]
@@ -88,7 +88,7 @@ def make_plan(pool: Pool, routing: Routing) -> Plan:
     rank_N = jnp.where(rows_N > 0, size_N, len(sizes))
     slab_N = jnp.argsort(rank_N, stable=True)
     block_N = jnp.arange(1, 1 + len(width_N), dtype=jnp.int32) - jnp.asarray(sizes, jnp.int32)[size_N]
-    return Plan(
+    return SlabPlan(
         order=jnp.pad(ordered.order, (0, tile_rows(assignments)[0])),
         row=ordered.rows().reshape(routing.expert.shape),
         block=block_N[slab_N],
@@ -99,7 +99,7 @@ def make_plan(pool: Pool, routing: Routing) -> Plan:
 
 
 def _for_each_slab(
-    plan: Plan, blocks: Blocks, run_slab: Callable[[jax.Array, int, Carry], Carry], carry: Carry
+    plan: SlabPlan, blocks: Blocks, run_slab: Callable[[jax.Array, int, Carry], Carry], carry: Carry
 ) -> Carry:
     """Calls `run_slab(slab, size, carry)`, size after size, because shapes inside a loop are static."""
     for rank, size in enumerate(slab_sizes(blocks.gate.shape[2])):
@@ -114,7 +114,7 @@ def _for_each_slab(
 
 
 def _for_each_tile(
-    plan: Plan, slab: jax.Array, run_tile: Callable[[jax.Array, jax.Array, Carry], Carry], carry: Carry
+    plan: SlabPlan, slab: jax.Array, run_tile: Callable[[jax.Array, jax.Array, Carry], Carry], carry: Carry
 ) -> Carry:
     """Calls `run_tile(first, valid, carry)` on all rows of a slab: the tile's first row, and which are its own."""
     sizes = tile_rows(plan.row.size)
@@ -160,7 +160,7 @@ def _add_rows(total: jax.Array, first: jax.Array, term: jax.Array) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(total, old + term, first, 0)
 
 
-def _rows_forward(h_TD: jax.Array, blocks: Blocks, plan: Plan, activation: str) -> jax.Array:
+def _rows_forward(h_TD: jax.Array, blocks: Blocks, plan: SlabPlan, activation: str) -> jax.Array:
     """The unweighted output of every sorted row."""
     act, choices = ACTIVATIONS[activation], plan.row.shape[1]
 
@@ -179,7 +179,7 @@ def _rows_forward(h_TD: jax.Array, blocks: Blocks, plan: Plan, activation: str) 
 
 
 def _rows_backward(
-    h_TD: jax.Array, dy_TD: jax.Array, weight_TK: jax.Array, blocks: Blocks, plan: Plan, activation: str
+    h_TD: jax.Array, dy_TD: jax.Array, weight_TK: jax.Array, blocks: Blocks, plan: SlabPlan, activation: str
 ) -> tuple[jax.Array, jax.Array, Blocks]:
     """Gradients of every sorted row, of its routing weight and of the blocks, hidden activations recomputed."""
     act, choices = ACTIVATIONS[activation], plan.row.shape[1]
@@ -217,7 +217,7 @@ def _rows_backward(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _run(h_TD: jax.Array, blocks: Blocks, weight_TK: jax.Array, plan: Plan, activation: str) -> jax.Array:
+def _run(h_TD: jax.Array, blocks: Blocks, weight_TK: jax.Array, plan: SlabPlan, activation: str) -> jax.Array:
     rows_MD = _rows_forward(h_TD, blocks, plan, activation)
     choices = (rows_MD[plan.row[:, k]] * weight_TK[:, k, None] for k in range(plan.row.shape[1]))
     return functools.reduce(jnp.add, choices).astype(h_TD.dtype)

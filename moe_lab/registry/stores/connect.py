@@ -50,19 +50,19 @@ class Bucket:
 
 
 def parse_url(url: str) -> Bucket:
-    found = _URL.fullmatch(url)
-    parts = (found[3] or "").strip("/").split("/") if found else []
-    if found is None or any(part in (".", "..") or (not part and len(parts) > 1) for part in parts):
+    match = _URL.fullmatch(url)
+    parts = (match[3] or "").strip("/").split("/") if match else []
+    if match is None or any(part in (".", "..") or (not part and len(parts) > 1) for part in parts):
         raise LabError(
             f"registry {url!a} cannot be read as a place: write a folder, s3://bucket/prefix or "
             "gs://bucket/prefix; a bucket has lowercase letters, digits, '.', '-' and '_'."
         )
     prefix = "/".join(parts)
     return Bucket(
-        scheme=found[1],
-        name=found[2],
+        scheme=match[1],
+        name=match[2],
         prefix=f"{prefix}/" if prefix else "",
-        endpoint=_endpoint(found[1], os.environ),
+        endpoint=_endpoint(match[1], os.environ),
     )
 
 

@@ -43,8 +43,8 @@ class _Status:
 
 def _read(error: Exception) -> _Status:
     text = re.sub(r"All \d+ retry attempts failed: ", "", str(error))
-    found = re.match(r"([A-Z_]+): (.*)", text, re.DOTALL)
-    code, message = (found[1], found[2]) if found else ("UNKNOWN", text)
+    match = re.match(r"([A-Z_]+): (.*)", text, re.DOTALL)
+    code, message = (match[1], match[2]) if match else ("UNKNOWN", text)
     http = re.search(r"\[http_response_code='(\d+)'\]", message)
     curl = re.search(r"\[curl_code='(\d+)'\]", message)
     message = " ".join(message.partition(" [")[0].split()).rstrip(".")

@@ -109,24 +109,24 @@ class ObjectStore:
         return [name.decode("utf-8", errors="replace") for name in names]
 
     def _held(self, path: str) -> bool:
-        found = self._patiently(lambda: self._objects.read(path, byte_range=slice(0, 0)).result(), path)
-        return bool(found.state == "value")
+        read = self._patiently(lambda: self._objects.read(path, byte_range=slice(0, 0)).result(), path)
+        return bool(read.state == "value")
 
     def _byte(self, path: str, index: int) -> str:
         """Whether an object has a byte with this index: "some", "none", or "missing" without the object."""
         try:
-            found = self._objects.read(path, byte_range=slice(index, index + 1)).result()
+            read = self._objects.read(path, byte_range=slice(index, index + 1)).result()
         except ValueError as error:
             if out_of_range(error):
                 return "none"
             raise
-        return "some" if found.state == "value" else "missing"
+        return "some" if read.state == "value" else "missing"
 
     def _read(self, path: str, key: str) -> bytes:
-        found = self._patiently(lambda: self._objects.read(path).result(), key)
-        if found.state != "value":
+        read = self._patiently(lambda: self._objects.read(path).result(), key)
+        if read.state != "value":
             raise FileNotFoundError(errno.ENOENT, "no such object", self.where(key))
-        data: bytes = found.value
+        data: bytes = read.value
         return data
 
     def _read_back(self, path: str, key: str) -> bytes:

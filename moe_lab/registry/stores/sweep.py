@@ -117,5 +117,5 @@ class SweepFolder(LocalStore):
 
     def left_aside(self) -> dict[str, str]:
         """Files that a collection which was killed had set aside: their place in `tmp/` and their key."""
-        found = {place: _ASIDE.fullmatch(place) for place in self.list("tmp")}
-        return {place: f"{match[1]}/{match[2]}" for place, match in found.items() if match}
+        aside = {place: _ASIDE.fullmatch(place) for place in self.list("tmp")}
+        return {place: f"{match[1]}/{match[2]}" for place, match in aside.items() if match}

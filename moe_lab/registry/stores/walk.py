@@ -15,19 +15,19 @@ _DEPTH = 8
 
 def read_tree(store: LocalStore, prefix: str, limit: int) -> dict[str, bytes | None]:
     """The bytes of every plain file up to `limit` bytes below a folder; None for whatever else has a name there."""
-    found: dict[str, bytes | None] = {}
+    files: dict[str, bytes | None] = {}
     try:
         with store._folder([prefix]) as folder:
-            _read_folder(store, folder, prefix, limit, _DEPTH, found)
+            _read_folder(store, folder, prefix, limit, _DEPTH, files)
     except FileNotFoundError:
         pass
     except Damaged:
-        found[prefix] = None
-    return found
+        files[prefix] = None
+    return files
 
 
 def _read_folder(
-    store: LocalStore, folder: int, path: str, limit: int, depth: int, found: dict[str, bytes | None]
+    store: LocalStore, folder: int, path: str, limit: int, depth: int, files: dict[str, bytes | None]
 ) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -37,11 +37,11 @@ def _read_folder(
                     with store._naming(key):
                         inner = os.open(entry.name, READ_FOLDER | os.O_NOFOLLOW, dir_fd=folder)
                     try:
-                        _read_folder(store, inner, key, limit, depth - 1, found)
+                        _read_folder(store, inner, key, limit, depth - 1, files)
                     finally:
                         os.close(inner)
                 else:
-                    found[key] = _read_file(folder, entry.name, limit)
+                    files[key] = _read_file(folder, entry.name, limit)
 
 
 def _read_file(folder: int, name: str, limit: int) -> bytes | None:

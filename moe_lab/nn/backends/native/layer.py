@@ -35,7 +35,7 @@ CHUNK_ELEMENTS = 1 << 21
 """Most hidden activations of a chunk, rows times units; the backward pass has six arrays of them."""
 
 
-class Plan(NamedTuple):
+class SortedRows(NamedTuple):
     """Who runs what; all integer, in the order in which the kernel takes it."""
 
     order: jax.Array  # int32[M] assignment of each sorted row
@@ -57,11 +57,13 @@ class Sizes(NamedTuple):
     kept: int
 
 
-def make_plan(pool: Pool, routing: Routing) -> Plan:
+def make_plan(pool: Pool, routing: Routing) -> SortedRows:
     """Sorts the assignments and finds the users of every block."""
     ordered = sort_assignments(pool, routing)
     first_N, rows_N = block_users(pool, ordered)
-    return Plan(ordered.order, ordered.rows().reshape(routing.expert.shape), first_N, rows_N, pool.start, pool.count)
+    return SortedRows(
+        ordered.order, ordered.rows().reshape(routing.expert.shape), first_N, rows_N, pool.start, pool.count
+    )
 
 
 def make_sizes(assignments: int, modules: int, blocks: Blocks) -> Sizes:
@@ -86,7 +88,7 @@ def make_sizes(assignments: int, modules: int, blocks: Blocks) -> Sizes:
 
 
 def _forward(
-    h_TD: jax.Array, blocks: Blocks, weight_TK: jax.Array, plan: Plan, activation: str, keep: bool
+    h_TD: jax.Array, blocks: Blocks, weight_TK: jax.Array, plan: SortedRows, activation: str, keep: bool
 ) -> tuple[jax.Array, jax.Array]:
     """The output, and what the backward pass can use of the work."""
     d_model, block = h_TD.shape[1], blocks.gate.shape[2]
@@ -104,7 +106,7 @@ def _forward(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _run(h_TD: jax.Array, blocks: Blocks, weight_TK: jax.Array, plan: Plan, activation: str) -> jax.Array:
+def _run(h_TD: jax.Array, blocks: Blocks, weight_TK: jax.Array, plan: SortedRows, activation: str) -> jax.Array:
     return _forward(h_TD, blocks, weight_TK, plan, activation, keep=False)[0]
 
 

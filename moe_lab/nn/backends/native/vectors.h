@@ -26,6 +26,20 @@ typedef int32_t IntVec __attribute__((vector_size(kLanes * 4), aligned(4), may_a
 
 inline Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 inline void store(float* at, Vec value) { *reinterpret_cast<Vec*>(at) = value; }
+
+// Keeps a vector that is used several times in a register. Compilers would rather load it anew with each use, as an
+// operand of the multiply-add: then a step of a product has as many loads as multiply-adds, and loads set the pace.
+inline Vec in_register(Vec value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__SSE__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+  return value;
+}
+
 inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
 inline IntVec lanes_below(long count) {
