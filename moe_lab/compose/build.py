@@ -48,11 +48,11 @@ def assemble(
 ) -> ComposedModel:
     """Reads the modules' blocks to where they will run, and puts the model together. See `build_model`."""
     run_layer = run_layer or shared_kind(modules).on_one_device()
-    layers = trunk.spec.routed_layers
+    layers, dtype = trunk.spec.routed_layers, trunk.precision.params
     if isinstance(run_layer, ShardedLayer):
-        pools = place_modules(modules, layers, run_layer.mesh, spare_blocks=spare_blocks)
+        pools = place_modules(modules, layers, run_layer.mesh, spare_blocks=spare_blocks, dtype=dtype)
     else:
-        pools = gather_modules(modules, layers)
+        pools = gather_modules(modules, layers, dtype)
     return ComposedModel(
         trunk=trunk,
         modules=tuple(modules),

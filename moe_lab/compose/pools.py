@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from moe_lab.compose.parts import PublishedModule
 from moe_lab.errors import Refused
@@ -35,9 +36,9 @@ class Pools:
     """What this process read from the registry to make this."""
 
 
-def gather_modules(modules: Sequence[PublishedModule], layers: Sequence[int]) -> Pools:
-    """Everything on the default device."""
-    reads = _Reads(modules)
+def gather_modules(modules: Sequence[PublishedModule], layers: Sequence[int], dtype: DTypeLike = np.float32) -> Pools:
+    """Everything on the default device, kept in `dtype`."""
+    reads = _Reads(modules, dtype)
     pools = {
         layer: make_pool(
             [
@@ -53,8 +54,8 @@ def gather_modules(modules: Sequence[PublishedModule], layers: Sequence[int]) ->
 class _Reads:
     """Reads runs of numbered modules and counts the bytes."""
 
-    def __init__(self, modules: Sequence[PublishedModule | None]) -> None:
-        self._modules = modules
+    def __init__(self, modules: Sequence[PublishedModule | None], dtype: DTypeLike) -> None:
+        self._modules, self._dtype = modules, dtype
         self.bytes = 0
 
     def run(self, layer: int, number: int, first: int, count: int) -> Blocks:
@@ -62,7 +63,7 @@ class _Reads:
         assert module is not None, "only numbers in use have pieces"
         blocks = module.read(layer, first, count)
         self.bytes += sum(w.nbytes for w in blocks)
-        return blocks
+        return jax.tree.map(lambda w: w.astype(self._dtype, copy=False), blocks)
 
 
 def place_modules(
@@ -72,6 +73,7 @@ def place_modules(
     *,
     load: Mapping[int, Sequence[np.ndarray]] | None = None,
     spare_blocks: int = 0,
+    dtype: DTypeLike = np.float32,
 ) -> Pools:
     """Spreads the modules over the devices; each process reads only what its own devices hold.
 
@@ -81,8 +83,9 @@ def place_modules(
         mesh: where to.
         load: tokens that run each block of each module, per layer; even if left out.
         spare_blocks: free slots on each device, beyond what is needed now, for modules to come.
+        dtype: in which the blocks are kept.
     """
-    reads = _Reads(modules)
+    reads = _Reads(modules, dtype)
     pools, layouts = {}, {}
     for layer in layers:
         placement = _place(modules, layer, mesh, None if load is None else load[layer])
@@ -134,7 +137,7 @@ def exchange_in_place(
         for number, name in enumerate(numbered)
         if name is not None and (name not in before or before[name].part.digest != after[name].part.digest)
     ]
-    reads = _Reads(modules)
+    reads = _Reads(modules, jax.tree.leaves(next(iter(pools.layers.values())).blocks)[0].dtype)
     layers, layouts = {}, {}
     for layer, was in pools.layouts.items():
         slots, needed = was.room.slots, sum(0 if module is None else module.layer_blocks[layer] for module in modules)

@@ -98,13 +98,14 @@ def test_a_backend_for_another_machine_is_refused(published: Published) -> None:
         published.model(published.lock("lab/gain", backend="megablox"))
 
 
-def test_a_composition_in_bfloat16_keeps_its_trunk_narrow_and_is_near_the_wide_one(
+def test_a_composition_in_bfloat16_keeps_trunk_and_modules_narrow_and_is_near_the_wide_one(
     published: Published, batch: Tokens, bare_BS: np.ndarray
 ) -> None:
     lock = published.lock(FIXED, backend=QUICK).model_copy(update={"dtype": "bfloat16"})
     model = published.model(lock)
-    assert {leaf.dtype for leaf in jax.tree.leaves(model.trunk.state)} == {jnp.dtype(jnp.bfloat16)}
     arrays = model.arrays()
+    blocks = [pool.blocks for pool in arrays.pools.values()]
+    assert {leaf.dtype for leaf in jax.tree.leaves((arrays.trunk, blocks))} == {jnp.dtype(jnp.bfloat16)}
     assert model.enter(arrays, batch).dtype == jnp.bfloat16
     made = model.run(arrays, batch, model.enter(arrays, batch), available_E=model.available(MODULES))
     assert made.loss_BS.dtype == jnp.float32
