@@ -29,9 +29,11 @@ inline __attribute__((always_inline)) void tile_product(Left a, Right b, float* 
     const float *a_k = a.at, *b_k = b.at;
     for (long k = std::min<long>(left, kPanel); k > 0; --k, a_k += a.step, b_k += b.step) {
       Vec right[Vectors];
-      MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) right[v] = load(b_k + v * kLanes);
-      MOE_LAB_UNROLL for (int i = 0; i < Rows; ++i)
-        MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[i][v] += a_k[i * a.row] * right[v];
+      MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) right[v] = in_register(load(b_k + v * kLanes));
+      MOE_LAB_UNROLL for (int i = 0; i < Rows; ++i) {
+        Vec left = in_register(broadcast(a_k[i * a.row]));
+        MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[i][v] += left * right[v];
+      }
     }
   }
   MOE_LAB_UNROLL for (int i = 0; i < Rows; ++i)
