@@ -31,7 +31,7 @@ inline __attribute__((always_inline)) void tile_product(Left a, Right b, float* 
       Vec right[Vectors];
       MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) right[v] = in_register(load(b_k + v * kLanes));
       MOE_LAB_UNROLL for (int i = 0; i < Rows; ++i) {
-        Vec left = in_register(a_k[i * a.row] - Vec{});
+        Vec left = in_register(broadcast(a_k[i * a.row]));
         MOE_LAB_UNROLL for (int v = 0; v < Vectors; ++v) sum[i][v] += left * right[v];
       }
     }

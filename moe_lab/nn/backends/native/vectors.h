@@ -7,11 +7,13 @@
 
 namespace moe_lab {
 
-// kSliver rows of kVectors vectors are what the registers hold while a product sums.
+// kSliver rows of kVectors vectors are what the registers hold while a product sums, with kVectors + 1 vectors to spare.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kSliver = 8;
 #elif defined(__AVX__)
 constexpr int kLanes = 8, kSliver = 4;
+#elif defined(__SSE__)
+constexpr int kLanes = 4, kSliver = 4;
 #else
 constexpr int kLanes = 4, kSliver = 8;
 #endif
@@ -26,16 +28,14 @@ typedef int32_t IntVec __attribute__((vector_size(kLanes * 4), aligned(4), may_a
 
 inline Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 inline void store(float* at, Vec value) { *reinterpret_cast<Vec*>(at) = value; }
+inline Vec broadcast(float value) { return value - Vec{}; }  // and not a sum, which would make a 0 of -0
 
-// Keeps a vector that is used several times in a register. Compilers would rather load it anew with each use, as an
-// operand of the multiply-add: then a step of a product has as many loads as multiply-adds, and loads set the pace.
+// Keeps a vector that is used several times in a register. An x86 multiply-add can take an operand from memory, so
+// compilers load such a vector anew with each use: then a step of a product has more loads than multiply-adds, and the
+// loads set its pace. Without such an instruction (older x86, other processors) there is nothing to prevent.
 inline Vec in_register(Vec value) {
-#if defined(__AVX512F__)
+#if defined(__FMA__)
   asm("" : "+v"(value));
-#elif defined(__SSE__)
-  asm("" : "+x"(value));
-#elif defined(__aarch64__)
-  asm("" : "+w"(value));
 #endif
   return value;
 }
