@@ -65,7 +65,7 @@ def filled(step: AbstractStep) -> dict:
         "holdings": written.holdings,
         "copies": written.copies_E,
         "count": written.count_E,
-        "shared": written.shared_S,
+        "shared": written.shared_L,
     }
     both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), real)
     arguments["tables"] = {1: dataclasses.replace(table, **both)}

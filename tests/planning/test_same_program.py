@@ -103,6 +103,7 @@ def test_flops_of_a_plan_are_those_of_the_program_that_trains_a_module(composed:
     kind = find_kind(DEFAULT)
     objective = ModuleObjective(
         trunk,
+        kind,
         lambda key: {layer: kind.init(key, TRUNK.d_model, width, TRUNK.block) for layer in layers},
         (width,),
         1.0,
