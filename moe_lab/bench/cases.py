@@ -65,6 +65,10 @@ class Case(Spec):
             return np.where(narrow, -(-own // 4), own)
         return own
 
+    def padded_weight_bytes(self) -> int:
+        """Of all modules as wide as the widest, in float32: the most that a competitor makes of them."""
+        return 4 * 3 * self.d_model * self.block * self.widest * len(self.counts)
+
     def routed_blocks(self) -> int:
         """Block rows asked for: the sum of all widths."""
         return int(self.route()[1].sum())

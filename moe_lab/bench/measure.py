@@ -1,7 +1,8 @@
 """Interleaved timing inside one run, between two calibrations of the machine's own rates.
 
-Every round visits every competitor once, so that a slow minute of a shared machine slows all of them. A case whose two
-calibrations differ by more than a tenth is measured again.
+Every round visits every competitor of every case once, so that a slow minute of a shared machine slows all of them, and
+a ratio between two cases is of one time. All cases are measured again if the two calibrations differ by more than a
+tenth.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -53,7 +54,7 @@ class Measurement(Spec):
 
 
 class CaseResult(Spec):
-    """All competitors of a case, and the calibrations around them."""
+    """All competitors of a case, and the calibrations around the run."""
 
     case: Case
     useful_forward_gflop: float
@@ -159,63 +160,66 @@ def _temporary_bytes(compiled: jax.stages.Compiled) -> int:
     return int(memory.temp_size_in_bytes)
 
 
-def measure_case(
-    case: Case,
+Turn = tuple[str, str]
+"""A case and a competitor, by name."""
+
+
+def measure_cases(
+    cases: Sequence[Case],
     competitors: Mapping[str, Prepare],
     *,
     rounds: int = 10,
     patience: float = 20.0,
     progress: Callable[[str], None] = lambda line: None,
-) -> CaseResult:
-    """Measures all competitors of a case side by side.
+) -> Iterator[tuple[CaseResult, ...]]:
+    """Measures all competitors of all cases side by side, and yields after every round what is known by then.
 
     Args:
-        case: what to run.
+        cases: what to run; they are in memory together.
         competitors: how to make each of them ready.
-        rounds: timed rounds; a competitor that has used up `patience` seconds leaves after its first two.
-        patience: seconds that one competitor may take in all.
+        rounds: timed rounds; a competitor that has used up `patience` seconds on a case leaves it after its first two.
+        patience: seconds that one competitor may take on one case.
         progress: told what is going on, line by line.
     """
-    ready = {}
-    for name, prepare in competitors.items():
-        progress(f"{case.name}: {name}: compiling")
-        ready[name] = prepare(case)
-    attempts = 0
-    while attempts < ATTEMPTS:
-        attempts += 1
+    ready: dict[Turn, Runnable] = {}
+    for case in cases:
+        for name, prepare in competitors.items():
+            progress(f"{case.name}: {name}: compiling")
+            ready[case.name, name] = prepare(case)
+    for attempt in range(1, ATTEMPTS + 1):
+        timings: dict[Turn, tuple[list[float], list[float]]] = {turn: ([], []) for turn in ready}
         before = calibrate()
-        timings = _rounds(ready, rounds, patience, lambda line: progress(f"{case.name}: {line}"))
-        after = calibrate()
+        for number in range(rounds):
+            for turn, runnable in ready.items():
+                if number < 2 or sum(map(sum, timings[turn])) <= patience:
+                    progress(f"{': '.join(turn)}, round {number + 1} of {rounds}")
+                    _time(runnable, *timings[turn])
+            after = calibrate()
+            yield tuple(
+                CaseResult(
+                    case=case,
+                    useful_forward_gflop=case.forward_flops() / 1e9,
+                    before=before,
+                    after=after,
+                    attempts=attempt,
+                    measurements=tuple(
+                        _measurement(name, ready[case.name, name], *timings[case.name, name]) for name in competitors
+                    ),
+                )
+                for case in cases
+            )
         if before.drift(after) <= MAX_DRIFT:
-            break
-        progress(f"{case.name}: calibrations differ by {before.drift(after):.0%}, measuring again")
-    return CaseResult(
-        case=case,
-        useful_forward_gflop=case.forward_flops() / 1e9,
-        before=before,
-        after=after,
-        attempts=attempts,
-        measurements=tuple(_measurement(name, ready[name], *timings[name]) for name in ready),
-    )
+            return
+        progress(f"calibrations differ by {before.drift(after):.0%}{', measuring again' * (attempt < ATTEMPTS)}")
 
 
-def _rounds(
-    ready: Mapping[str, Runnable], rounds: int, patience: float, progress: Callable[[str], None]
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds of every timed forward and gradient of every competitor."""
-    timings: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ready}
-    for turn in range(rounds):
-        for name, runnable in ready.items():
-            forward, both = timings[name]
-            if turn >= 2 and sum(forward) + sum(both) > patience:
-                continue
-            progress(f"{name}, round {turn + 1} of {rounds}")
-            for call, spent in ((runnable.forward, forward), (runnable.both, both)):
-                time.sleep(SETTLE_SECONDS)
-                if seconds(call) < 1:  # an untimed call warms caches and threads; a slow one needs no warming
-                    spent.append(seconds(call))
-                spent.append(seconds(call))
-    return timings
+def _time(runnable: Runnable, forward: list[float], both: list[float]) -> None:
+    """Adds the seconds of a turn."""
+    for call, spent in ((runnable.forward, forward), (runnable.both, both)):
+        time.sleep(SETTLE_SECONDS)
+        if seconds(call) < 1:  # an untimed call warms caches and threads; a slow one needs no warming
+            spent.append(seconds(call))
+        spent.append(seconds(call))
 
 
 def _measurement(name: str, runnable: Runnable, forward: list[float], both: list[float]) -> Measurement:

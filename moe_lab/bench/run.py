@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from moe_lab.bench.cases import CASES, QUICK, Case
 from moe_lab.bench.competitors import COMPETITORS
-from moe_lab.bench.measure import Prepare, measure_case, prepare_jax
+from moe_lab.bench.measure import Prepare, measure_cases, prepare_jax
 from moe_lab.bench.results import Bench, Machine
 from moe_lab.errors import LabError, did_you_mean
 from moe_lab.nn.backends import BACKENDS
@@ -52,12 +53,31 @@ def run_bench(
     command: str,
     progress: Callable[[str], None],
 ) -> Iterator[Bench]:
-    """Measures case after case, and yields all that is known after each: one that is cut short keeps its results."""
+    """Measures cases in turns, and yields after each round what is known: a run that is cut short keeps its results."""
     bench = Bench(command=command, machine=Machine.here(), cases=())
+    for group in group_cases(cases, len(competitors), _memory_bytes() / 2):
+        known = bench.cases
+        for results in measure_cases(group, competitors, rounds=rounds, progress=progress):
+            bench = bench.model_copy(update={"cases": (*known, *results)})
+            yield bench
+
+
+def group_cases(cases: Sequence[Case], competitors: int, room: float) -> list[list[Case]]:
+    """Cuts the cases into runs whose weights, those of every competitor, fill at most `room` bytes together."""
+    groups: list[list[Case]] = []
+    used = room
     for case in cases:
-        result = measure_case(case, competitors, rounds=rounds, progress=progress)
-        bench = bench.model_copy(update={"cases": (*bench.cases, result)})
-        yield bench
+        own = competitors * case.padded_weight_bytes()
+        if not groups or used + own > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(case)
+        used += own
+    return groups
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def save(bench: Bench, folder: Path) -> tuple[Path, Path]:

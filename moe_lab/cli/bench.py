@@ -26,7 +26,7 @@ def bench(
 ) -> None:
     """Measure the routed layer against the machine's own matmul rate and against other ways to compute it.
 
-    All figures are ratios within one run: every case is measured between two calibrations.
+    All figures are ratios within one run: cases and competitors take turns, between two calibrations.
 
     Example:
       moe-lab bench
@@ -54,10 +54,10 @@ def bench(
     chosen, competitors = find_cases(cases or []), find_competitors(only or [], peers)
     command = shlex.join(["moe-lab", *sys.argv[1:]])
     for document in run_bench(chosen, competitors, rounds=rounds, command=command, progress=_say):
-        result = document.cases[-1]
-        print_table(f"\n{title(result)}", HEADER, list(rows(result)), right=HEADER[1:])
-        print(f"auto takes {choose_backend(d_model=result.case.d_model, block=result.case.block)}", flush=True)
         saved, picture = save(document, out)
+    for result in document.cases:
+        print_table(f"\n{title(result)}", HEADER, list(rows(result)), right=HEADER[1:])
+        print(f"auto takes {choose_backend(d_model=result.case.d_model, block=result.case.block)}")
     print(f"\nresults: {saved}\npicture: {picture}")
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moe_lab.bench import measure
 from moe_lab.bench.cases import Case
 from moe_lab.bench.competitors import COMPETITORS
-from moe_lab.bench.measure import Calibration, measure_case, prepare_jax
+from moe_lab.bench.measure import Calibration, CaseResult, measure_cases, prepare_jax
 from moe_lab.bench.picture import flops_per_byte
 from moe_lab.bench.results import HEADER, Bench, Machine, rows, title
-from moe_lab.bench.run import find_cases, find_competitors, load, save
+from moe_lab.bench.run import find_cases, find_competitors, group_cases, load, run_bench, save
 from moe_lab.errors import LabError
 
 CASE = Case(name="tiny", tokens=32, d_model=16, block=8, counts=(2, 1), top_k=1)
+HALF = CASE.model_copy(update={"name": "half", "routing": "half"})
+
+
+def measure_case(case: Case, *arguments: Any, **options: Any) -> CaseResult:
+    *_, (result,) = measure_cases([case], *arguments, **options)
+    return result
 
 
 class Counted:
@@ -47,6 +54,23 @@ def test_competitors_take_turns(rates: list[float]) -> None:
     assert [diary[i].split()[0] for i in range(0, len(diary), 3)] == ["a", "a", "b", "b"] * 2
     assert [entry.competitor for entry in result.measurements] == ["a", "b"]
     assert result.attempts == 1
+
+
+def test_cases_take_turns_and_each_round_is_known_at_once(rates: list[float]) -> None:
+    diary: list[str] = []
+    makers = {n: lambda case, n=n: Counted(f"{case.name}-{n}", diary) for n in ("a", "b")}
+    documents = list(run_bench([CASE, HALF], makers, rounds=2, command="moe-lab bench", progress=lambda line: None))
+    turns = [diary[i].split()[0] for i in range(0, len(diary), 6)]
+    assert turns == ["tiny-a", "tiny-b", "half-a", "half-b"] * 2
+    assert [[result.case.name for result in document.cases] for document in documents] == [["tiny", "half"]] * 2
+    assert [document.cases[1].measurements[1].rounds for document in documents] == [2, 4]
+
+
+def test_cases_that_do_not_fit_together_are_measured_one_group_after_another() -> None:
+    own = 4 * 3 * 16 * 8 * 2 * 2
+    assert CASE.padded_weight_bytes() == own
+    sizes = {room: [len(group) for group in group_cases([CASE] * 5, 2, room)] for room in (0, 4 * own, 10 * own)}
+    assert sizes == {0: [1] * 5, 4 * own: [2, 2, 1], 10 * own: [5]}
 
 
 def test_a_drifting_machine_is_measured_again(rates: list[float]) -> None:
