@@ -145,7 +145,7 @@ class Published:
         state = nnx.state(make_router(self.lab, choice, space, TRUNK.d_model))
         tensors = {
             path: (value + rng.normal(size=value.shape)).astype(value.dtype)
-            for path, value in state_tensors(state).items()
+            for path, value in sorted(state_tensors(state).items())
         }
         for path, addition in added.items():
             tensors[path] = tensors[path] + np.asarray(addition, np.float32)
