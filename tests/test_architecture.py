@@ -159,6 +159,11 @@ def test_the_arrows_have_no_circle() -> None:
         assert later == set(), package
 
 
+def test_the_picture_shows_every_package() -> None:
+    picture = PAGE.with_suffix(".svg").read_text(encoding="utf-8")
+    assert set(re.findall(r">(\w+)</text>", picture)) >= set(ARROWS), "draw it again: python docs/draw_architecture.py"
+
+
 def test_every_arrow_is_used() -> None:
     used = used_arrows(REPOSITORY)
     assert {package: sorted(allowed - used.get(package, set())) for package, allowed in ARROWS.items()} == {

@@ -263,12 +263,15 @@ class Evaluation:
         """Each token counts once, in equal parts for the modules that it runs."""
         counted, shares = self.heldout.counted_NS, []
         expert_TK, width_TK = composed.expert_NSK[counted], composed.width_NSK[counted]
+        # A token that runs nothing counts once for the bare trunk, through its first choice. Others share their one count
+        # among the choices that run, so the shares of a domain add up to 1.
         runs_TK = width_TK > 0
         runs_TK[~runs_TK.any(axis=1), 0] = True
         part_TK = runs_TK / runs_TK.sum(axis=1, keepdims=True)
         for index, domain in enumerate(self.heldout.domains):
             here = runs_TK & (self.heldout.domain_T == index)[:, None]
             expert, width = np.where(width_TK > 0, expert_TK, -1)[here], width_TK[here]
+            # Equal (module, width) pairs are one entry: `which` says for each choice which pair is its own.
             pairs, which = np.unique(np.stack([expert, width]), axis=1, return_inverse=True)
             parts = np.bincount(which.reshape(-1), part_TK[here]) / (self.heldout.domain_T == index).sum()
             for e, w, part in zip(*pairs.tolist(), parts.tolist(), strict=True):

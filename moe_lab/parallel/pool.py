@@ -204,6 +204,8 @@ def tables(layout: Layout) -> Tables:
     copies, count = np.ones(room.modules, np.int32), np.zeros(room.modules, np.int32)
     for e, blocks in enumerate(placement.blocks_E):
         copies[e], count[e] = max(1, placement.copies(e)), blocks
+    # Only blocks that are stored more than once need a number, by which the gradients of their copies find each other;
+    # those of one module are numbered on from where the module before it ended.
     shared = np.full(placement.devices * room.slots, NOWHERE, np.int32)
     number = np.concatenate([[0], np.cumsum(np.where(copies > 1, count, 0))])
     for piece, slot in layout.start.items():

@@ -238,6 +238,8 @@ def price_grid(predicted_NC: np.ndarray, relative: np.ndarray, points: int) -> l
     An item goes from candidate j to a cheaper i at the price (q_j - q_i) / (c_j - c_i), with relative costs, which are
     one number a candidate [C] or one for each item and candidate [N, C].
     """
+    # Between two changes every price gives the same choices, so prices in between would draw the same point again. The
+    # last price is a little above the last change: there nobody is worth more than the cheapest.
     cost_NC = np.broadcast_to(relative, predicted_NC.shape)
     prices = np.zeros(1)
     for j, i in itertools.permutations(range(predicted_NC.shape[1]), 2):
