@@ -263,8 +263,8 @@ class Evaluation:
         """Each token counts once, in equal parts for the modules that it runs."""
         counted, shares = self.heldout.counted_NS, []
         expert_TK, width_TK = composed.expert_NSK[counted], composed.width_NSK[counted]
-        # A token that runs nothing counts once for the bare trunk, through its first choice. Others share their one count
-        # among the choices that run, so the shares of a domain add up to 1.
+        # A token that runs nothing counts once for the bare trunk, through its first choice. Others share their one
+        # count among the choices that run, so the shares of a domain add up to 1.
         runs_TK = width_TK > 0
         runs_TK[~runs_TK.any(axis=1), 0] = True
         part_TK = runs_TK / runs_TK.sum(axis=1, keepdims=True)
