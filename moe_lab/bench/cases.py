@@ -1,6 +1,6 @@
 """What is measured: a pool of modules, tokens, and who is routed where.
 
-Shape letters: T tokens, K choices per token, E modules, D model width, B block.
+Shape letters: T tokens, K choices per token, E modules, D model width, U hidden units of a block.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A competitor gets the case once, builds weights in the layout it likes best, and returns a function of
 (tokens, weights, routing) that is timed and differentiated as it stands; sorting and dispatch are part of it.
 
-Shape letters: T tokens, K choices, M = T * K, E modules, N blocks, D model width, B block, F width, C capacity.
+Shape letters: T tokens, K choices, M = T * K, E modules, N blocks, D model width, F width, L places of a module.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def ragged_dot(case: Case, blocks: Blocks) -> Layer:
 
 
 def capacity_einsum(case: Case, blocks: Blocks) -> Layer:
-    """MaxText's and V-MoE's dense dispatch: a one-hot [T, E, C] mask, einsum in, einsum out; overflow is dropped."""
+    """MaxText's and V-MoE's dense dispatch: a one-hot [T, E, L] mask, einsum in, einsum out; overflow is dropped."""
     modules = len(case.counts)
     capacity = math.ceil(case.tokens * case.top_k / modules * CAPACITY_FACTOR)
     unit_F = np.repeat(np.arange(case.widest), case.block)
@@ -143,15 +143,15 @@ def capacity_einsum(case: Case, blocks: Blocks) -> Layer:
         module_TKE = jax.nn.one_hot(routing.expert, modules)
         place_TKE = jnp.cumsum(module_TKE.reshape(-1, modules), axis=0).reshape(module_TKE.shape) - 1
         place_TK = (place_TKE * module_TKE).sum(-1).astype(jnp.int32)
-        place_TKC = jax.nn.one_hot(place_TK, capacity)  # beyond the capacity: all zeros, the token is dropped
-        dispatch_TEC = jnp.einsum("tke,tkc->tec", module_TKE, place_TKC)
-        combine_TEC = jnp.einsum("tke,tkc,tk->tec", module_TKE, place_TKC, routing.weight)
-        width_EC = jnp.einsum("tke,tkc,tk->ec", module_TKE, place_TKC, routing.width.astype(jnp.float32))
-        rows_ECD = jnp.einsum("td,tec->ecd", h_TD, dispatch_TEC)
-        hidden_ECF = jax.nn.silu(jnp.einsum("ecd,edf->ecf", rows_ECD, gate))
-        hidden_ECF = hidden_ECF * jnp.einsum("ecd,edf->ecf", rows_ECD, up)
-        hidden_ECF = jnp.where(width_EC[..., None] > unit_F, hidden_ECF, 0)
-        return jnp.einsum("ecd,tec->td", jnp.einsum("ecf,efd->ecd", hidden_ECF, down), combine_TEC)
+        place_TKL = jax.nn.one_hot(place_TK, capacity)  # beyond the capacity: all zeros, the token is dropped
+        dispatch_TEL = jnp.einsum("tke,tkc->tec", module_TKE, place_TKL)
+        combine_TEL = jnp.einsum("tke,tkc,tk->tec", module_TKE, place_TKL, routing.weight)
+        width_EL = jnp.einsum("tke,tkc,tk->ec", module_TKE, place_TKL, routing.width.astype(jnp.float32))
+        rows_ELD = jnp.einsum("td,tec->ecd", h_TD, dispatch_TEL)
+        hidden_ELF = jax.nn.silu(jnp.einsum("ecd,edf->ecf", rows_ELD, gate))
+        hidden_ELF = hidden_ELF * jnp.einsum("ecd,edf->ecf", rows_ELD, up)
+        hidden_ELF = jnp.where(width_EL[..., None] > unit_F, hidden_ELF, 0)
+        return jnp.einsum("ecd,tec->td", jnp.einsum("ecf,efd->ecd", hidden_ELF, down), combine_TEL)
 
     return Layer(stacked(case, blocks), run)
 

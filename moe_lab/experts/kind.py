@@ -5,7 +5,7 @@ blocks of units along their first axis, so that a narrower width is a prefix and
 A gated FFN is the first kind; what else fits into blocks can be another. `moe_lab.experts.kind_conformance` checks one.
 Costs and shapes are read with manifests, so a kind imports array libraries only inside the functions that need them.
 
-Shape letters: T tokens, K choices per token, N blocks, D model width, B units per block, F units.
+Shape letters: T tokens, K choices per token, N blocks, D model width, U units per block, F units.
 """
 
 from __future__ import annotations

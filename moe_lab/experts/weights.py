@@ -1,6 +1,6 @@
 """The weights of one expert module: a run of blocks per routed layer.
 
-Shape letters: D model width, F hidden units, N blocks, B hidden units per block.
+Shape letters: D model width, F hidden units, N blocks, U hidden units per block.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The expert pool of one layer, and the routing that says what to run of it.
 
-Shape letters: T tokens, K choices per token, E modules, N blocks in the pool, D model width, B hidden units per block.
+Shape letters: T tokens, K choices per token, E modules, N blocks in the pool, D model width, U hidden units per block.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PROJECTIONS = ("gate", "up", "down")
 class Blocks(NamedTuple):
     """The gated FFN of one module in one layer, cut into blocks of hidden units: a prefix is a narrower module."""
 
-    gate: jax.Array  # [N, D, B]
-    up: jax.Array  # [N, D, B]
-    down: jax.Array  # [N, B, D]
+    gate: jax.Array  # [N, D, U]
+    up: jax.Array  # [N, D, U]
+    down: jax.Array  # [N, U, D]
 
     @property
     def num_blocks(self) -> int:

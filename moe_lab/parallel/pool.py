@@ -2,7 +2,7 @@
 
 Every device has the same number of block slots, so the arrays do not change shape when modules come, go or move.
 
-Shape letters: E modules, P devices of the `expert` axis, L slots of a device, D model width, B block.
+Shape letters: E modules, P devices of the `expert` axis, L slots of a device, D model width, U hidden units of a block.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The n-gram of a token is the token and the n - 1 before it in its document. It never reaches into another document:
 what lies before a document's first token counts as one special token, so that beginnings have n-grams of their own.
 
-Shape letters: B batch, S sequence, T tokens, N = n-gram lengths 1 .. N, C values of a token, E modules, K rows of a
+Shape letters: B batch, S sequence, T tokens, N = n-gram lengths 1 .. N, V values of a token, E modules, Z rows of a
 table.
 """
 
@@ -44,18 +44,18 @@ class Ngrams:
         return ngram_rows(tokens_BS, segment_ids_BS, self.longest, self.buckets)
 
     def fit(
-        self, tokens_BS: jax.Array, segment_ids_BS: jax.Array, values_BSEC: jax.Array, weight_BSE: jax.Array
+        self, tokens_BS: jax.Array, segment_ids_BS: jax.Array, values_BSEV: jax.Array, weight_BSE: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Means [E, C] of some values of some modules, and what each n-gram adds to them [K, E, C]."""
+        """Means [E, V] of some values of some modules, and what each n-gram adds to them [Z, E, V]."""
         here_BS = np.asarray(segment_ids_BS) > 0
         rows_TN = np.asarray(self.rows(tokens_BS, segment_ids_BS))[here_BS]
-        values_TEC, weight_TE = np.asarray(values_BSEC)[here_BS], np.asarray(weight_BSE)[here_BS]
+        values_TEV, weight_TE = np.asarray(values_BSEV)[here_BS], np.asarray(weight_BSE)[here_BS]
         fits = [
-            fit_ngrams(rows_TN, values_TEC[:, e], weight_TE[:, e], self.table_rows, self.shrinkage)
+            fit_ngrams(rows_TN, values_TEV[:, e], weight_TE[:, e], self.table_rows, self.shrinkage)
             for e in range(weight_TE.shape[1])
         ]
-        mean_EC, table_KEC = np.stack([mean for mean, _ in fits]), np.stack([added for _, added in fits], axis=1)
-        return jnp.asarray(mean_EC, jnp.float32), jnp.asarray(table_KEC, jnp.float32)
+        mean_EV, table_ZEV = np.stack([mean for mean, _ in fits]), np.stack([added for _, added in fits], axis=1)
+        return jnp.asarray(mean_EV, jnp.float32), jnp.asarray(table_ZEV, jnp.float32)
 
 
 def ngram_rows(tokens_BS: jax.Array, segment_ids_BS: jax.Array, longest: int, buckets: int) -> jax.Array:
@@ -76,25 +76,25 @@ def ngram_rows(tokens_BS: jax.Array, segment_ids_BS: jax.Array, longest: int, bu
 
 
 def fit_ngrams(
-    rows_TN: np.ndarray, values_TC: np.ndarray, weight_T: np.ndarray, table_rows: int, shrinkage: float, sweeps: int = 5
+    rows_TN: np.ndarray, values_TV: np.ndarray, weight_T: np.ndarray, table_rows: int, shrinkage: float, sweeps: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of some values [C], and what each n-gram adds to it [table_rows, C], so that the sum predicts them.
+    """The mean of some values [V], and what each n-gram adds to it [table_rows, V], so that the sum predicts them.
 
     Ridge regression on which n-grams a token ends, by coordinate descent. A token ends one n-gram of each length, so
     all rows of one length are solved at once: the weighted sum of what the others leave over, divided by the weight of
     the tokens plus `shrinkage`. An n-gram that is hardly ever seen says next to nothing.
     """
     weight_T = weight_T.astype(np.float64)
-    mean_C = weight_T @ values_TC / max(weight_T.sum(), 1e-9)
-    table, left_TC = np.zeros((table_rows, values_TC.shape[1])), values_TC - mean_C
+    mean_V = weight_T @ values_TV / max(weight_T.sum(), 1e-9)
+    table, left_TV = np.zeros((table_rows, values_TV.shape[1])), values_TV - mean_V
     lengths = [(row_T, np.unique(row_T), np.bincount(row_T, weight_T, table_rows)) for row_T in rows_TN.T]
     for _ in range(sweeps):
         for row_T, own, seen in lengths:
-            left_TC = left_TC + table[row_T]
-            total = np.stack([np.bincount(row_T, weight_T * left_T, table_rows) for left_T in left_TC.T], axis=1)
+            left_TV = left_TV + table[row_T]
+            total = np.stack([np.bincount(row_T, weight_T * left_T, table_rows) for left_T in left_TV.T], axis=1)
             table[own] = total[own] / (seen[own, None] + shrinkage)
-            left_TC = left_TC - table[row_T]
-    return mean_C, table
+            left_TV = left_TV - table[row_T]
+    return mean_V, table
 
 
 def _shifted(id_BS: jax.Array, segment_ids_BS: jax.Array, back: int) -> jax.Array:

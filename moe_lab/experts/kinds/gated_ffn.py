@@ -1,6 +1,6 @@
 """A gated FFN, the form of a trunk's own: `(act(h @ gate) * (h @ up)) @ down`, a sum over its hidden units.
 
-Shape letters: T tokens, N blocks, D model width, B hidden units per block, F hidden units.
+Shape letters: T tokens, N blocks, D model width, U hidden units per block, F hidden units.
 """
 
 from __future__ import annotations

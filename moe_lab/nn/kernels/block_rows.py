@@ -6,7 +6,7 @@ pass, so gradients cost twice a forward pass; what does not fit is left out, and
 Without a budget the rows go through in chunks, as many as it takes: nothing is dropped, and hidden activations are
 recomputed.
 
-Shape letters: T tokens, K choices, M = T * K assignments, N blocks, R block rows, D model width, B block.
+Shape letters: T tokens, K choices, M = T * K assignments, N blocks, R block rows, D model width, U units of a block.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _tokens(operands: Operands, chunk: Chunk) -> jax.Array:
 
 
 def _up(kernel: GroupedMatmul, x_RD: jax.Array, blocks: Blocks, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
-    """Pre-activations of gate and up: [R, B] each, zero where a row is unused."""
+    """Pre-activations of gate and up: [R, U] each, zero where a row is unused."""
     a, u = (kernel.rows(x_RD, w, chunk.size, transposed=False).astype(x_RD.dtype) for w in (blocks.gate, blocks.up))
     return jnp.where(chunk.used, a, 0), jnp.where(chunk.used, u, 0)
 

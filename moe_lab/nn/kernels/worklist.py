@@ -10,7 +10,7 @@ The backward pass recomputes the hidden activations. Every sum has a fixed order
 its own module's rows only, so results repeat bit for bit and other modules cannot change them.
 
 Shape letters: T tokens, K choices, M = T * K assignments, E modules, N blocks (or slabs: one ends at every block),
-R rows of a tile, D model width, B block, U hidden units of a slab.
+R rows of a tile, D model width, W hidden units of a slab.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _for_each_tile(
 
 
 def _weights(blocks: Blocks, first: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A slab's gate [D, U], up [D, U] and down [U, D], copied once for all its tiles."""
+    """A slab's gate [D, W], up [D, W] and down [W, D], copied once for all its tiles."""
     gate, up, down = (lax.dynamic_slice_in_dim(w, first, size) for w in blocks)
     merged = rearrange(gate, "n d b -> d (n b)"), rearrange(up, "n d b -> d (n b)"), rearrange(down, "n b d -> (n b) d")
     return lax.optimization_barrier(merged)

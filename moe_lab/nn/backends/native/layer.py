@@ -3,7 +3,7 @@
 All arrays that it works in are results of the call, so XLA allots them and its memory analysis counts them. The
 sizes change with shapes only. No number that is computed depends on them, on the number of threads or on other tokens.
 
-Shape letters: T tokens, K choices, M = T * K assignments, E modules, N blocks, D model width, B block.
+Shape letters: T tokens, K choices, M = T * K assignments, E modules, N blocks, D model width, U units of a block.
 """
 
 from __future__ import annotations
