@@ -76,3 +76,28 @@ def test_having_nothing_left_to_route_to_is_said_before_any_work(
     told = capsys.readouterr().err.splitlines()
     assert told[-1].startswith("error: composition tiny: all modules are opted out")
     assert sorted(path.name for path in (tiny_lab / "runs").iterdir()) == runs
+
+
+def test_a_price_that_nobody_pays_runs_the_bare_trunk(lab: Path) -> None:
+    """Every figure of an evaluation is still there: the curve has its point at the cost of nothing."""
+    assert main(["--lab", str(lab), "eval", "evaluation", "prices=[1e9]"]) == 0
+    results = json.loads((evaluation_folder(lab) / "results.json").read_text())
+    [trunk] = [curve for curve in results["curves"] if curve["label"] == "trunk"]
+    [oracle] = [curve for curve in results["curves"] if curve["role"] == "oracle"]
+    assert [point["cost"] for point in oracle["points"]] == [0]
+    assert oracle["points"][0]["bits_per_byte"] == trunk["points"][0]["bits_per_byte"]
+    assert len(results["budgets"]) == 3
+
+
+def test_a_domain_without_rows_is_one_line_and_leaves_no_run(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (lab / "short.txt").write_text("one short line\n")
+    (lab / "configs" / "data").mkdir(exist_ok=True)
+    (lab / "configs" / "data" / "short.yaml").write_text(
+        f"kind: data\nname: short\nsources:\n  - {{type: files, paths: ['{lab}/short.txt']}}\n"
+    )
+    before = set((lab / "runs").glob("evaluation-*"))
+    assert main(["--lab", str(lab), "eval", "composition", "--domain", "short"]) == 2
+    error = capsys.readouterr().err
+    assert 'error: data "short": its 1 documents leave the validation split empty' in error
+    assert len(error.strip().splitlines()) == 1
+    assert set((lab / "runs").glob("evaluation-*")) == before
