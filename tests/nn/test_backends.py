@@ -79,6 +79,7 @@ def test_a_file_in_the_folder_is_listed_and_a_competitor(
     layer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert next(iter(import_anew("moe_lab.bench.competitors", monkeypatch).COMPETITORS)) == "dense"
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal gets the rows as paragraphs
     assert main(["bench", "--list"]) == 0
     assert re.search(r"^ *dense +anywhere +every block on every token +nothing *$", capsys.readouterr().out, re.M)
 
