@@ -5,10 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from moe_lab.lab import init_lab
+
+if TYPE_CHECKING:
+    from moe_lab.evaluation.results import Results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,6 +31,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def repository() -> Path:
     """The root of this checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def synthetic_results() -> "Results":
+    """A synthetic evaluation, made once; what it is made of is imported by those who ask for it."""
+    from tests.evaluation.synthetic import build_synthetic_results
+
+    return build_synthetic_results()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 from moe_lab.config import canonical_json
@@ -105,8 +105,3 @@ def from_text(section: Mapping[str, Any], key: str, label: str) -> dict[str, Any
     except (TypeError, ValueError) as error:
         raise Damaged(f"{label}: {key} in its manifest is no JSON text ({error}); publish it again") from error
     return settings
-
-
-def parents_of(pairs: Sequence[tuple[str, str]], relation: str) -> tuple[Parent, ...]:
-    """Parents of one relation from (ref, digest) pairs."""
-    return tuple(Parent(ref, digest, relation) for ref, digest in pairs)

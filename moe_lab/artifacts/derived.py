@@ -13,7 +13,6 @@ from moe_lab.artifacts.artifact import read_object
 from moe_lab.artifacts.module import KIND, layer_blocks
 from moe_lab.errors import NotFound, printable
 from moe_lab.experts.interface import Interface, blocks_of, declared_cost
-from moe_lab.experts.kinds import find_kind
 from moe_lab.registry.manifest import Manifest, Parent, TensorRecord
 
 IMPORT, WHOLE = "import", "whole"
@@ -41,7 +40,7 @@ def cut_to_rung(manifest: Manifest, ref: str, width: int) -> tuple[dict[str, Any
     return {
         **sections,
         "ladder": rungs_left,
-        "cost": declared_cost(interface, layer_blocks(records, find_kind(interface.kind)), rungs_left),
+        "cost": declared_cost(interface, layer_blocks(records, interface.expert_kind), rungs_left),
         "claims": [claim for claim in sections.get("claims", []) if claim["width"] <= width],
         "lineage": _with_parent(sections, whole),
     }, records

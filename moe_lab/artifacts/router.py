@@ -9,7 +9,6 @@ from typing import Any
 from moe_lab.artifacts.artifact import (
     Artifact,
     from_text,
-    parents_of,
     read_domains,
     read_object,
     read_sections,
@@ -49,7 +48,7 @@ class RouterArtifact(Artifact):
         """The modules whose losses it has seen. Routers that do not list them have them among their parents."""
         if self.module_digests is None:
             return tuple(parent for parent in self.parents if parent.relation == "module")
-        return parents_of(list(self.module_digests.items()), "module")
+        return tuple(Parent(ref, digest, "module") for ref, digest in self.module_digests.items())
 
     def fields(self) -> dict[str, Any]:
         """The sections of its manifest."""

@@ -144,14 +144,14 @@ def capacity_einsum(case: Case, blocks: Blocks) -> Layer:
         place_TKE = jnp.cumsum(module_TKE.reshape(-1, modules), axis=0).reshape(module_TKE.shape) - 1
         place_TK = (place_TKE * module_TKE).sum(-1).astype(jnp.int32)
         place_TKL = jax.nn.one_hot(place_TK, capacity)  # beyond the capacity: all zeros, the token is dropped
-        dispatch_TEL = jnp.einsum("tke,tkc->tec", module_TKE, place_TKL)
-        combine_TEL = jnp.einsum("tke,tkc,tk->tec", module_TKE, place_TKL, routing.weight)
-        width_EL = jnp.einsum("tke,tkc,tk->ec", module_TKE, place_TKL, routing.width.astype(jnp.float32))
-        rows_ELD = jnp.einsum("td,tec->ecd", h_TD, dispatch_TEL)
-        hidden_ELF = jax.nn.silu(jnp.einsum("ecd,edf->ecf", rows_ELD, gate))
-        hidden_ELF = hidden_ELF * jnp.einsum("ecd,edf->ecf", rows_ELD, up)
+        dispatch_TEL = jnp.einsum("tke,tkl->tel", module_TKE, place_TKL)
+        combine_TEL = jnp.einsum("tke,tkl,tk->tel", module_TKE, place_TKL, routing.weight)
+        width_EL = jnp.einsum("tke,tkl,tk->el", module_TKE, place_TKL, routing.width.astype(jnp.float32))
+        rows_ELD = jnp.einsum("td,tel->eld", h_TD, dispatch_TEL)
+        hidden_ELF = jax.nn.silu(jnp.einsum("eld,edf->elf", rows_ELD, gate))
+        hidden_ELF = hidden_ELF * jnp.einsum("eld,edf->elf", rows_ELD, up)
         hidden_ELF = jnp.where(width_EL[..., None] > unit_F, hidden_ELF, 0)
-        return jnp.einsum("ecd,tec->td", jnp.einsum("ecf,efd->ecd", hidden_ELF, down), combine_TEL)
+        return jnp.einsum("eld,tel->td", jnp.einsum("elf,efd->eld", hidden_ELF, down), combine_TEL)
 
     return Layer(stacked(case, blocks), run)
 

@@ -11,6 +11,7 @@ from moe_lab.bench.competitors import COMPETITORS
 from moe_lab.bench.measure import Prepare, measure_cases, prepare_jax
 from moe_lab.bench.results import Bench, Machine
 from moe_lab.errors import LabError, did_you_mean
+from moe_lab.files import write_text
 from moe_lab.nn.backends import BACKENDS
 
 
@@ -84,9 +85,8 @@ def save(bench: Bench, folder: Path) -> tuple[Path, Path]:
     """Writes `bench.json` and `roofline.png`."""
     from moe_lab.bench.picture import write_roofline
 
-    folder.mkdir(parents=True, exist_ok=True)
     document = folder / "bench.json"
-    document.write_text(bench.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_text(document, bench.model_dump_json(indent=1) + "\n")
     return document, write_roofline(bench, folder / "roofline.png")
 
 

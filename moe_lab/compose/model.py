@@ -26,9 +26,9 @@ from moe_lab.compose.parts import (
 )
 from moe_lab.compose.pools import Pools, measured_load
 from moe_lab.errors import NotFound, did_you_mean
-from moe_lab.experts.kinds import find_kind
 from moe_lab.nn.decoder import Experts, RunLayer, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
+from moe_lab.nn.losses import greedy_hits, token_losses
 from moe_lab.nn.pool import Routing
 from moe_lab.parallel.layer import ShardedLayer
 from moe_lab.parallel.mesh import TOKENS, replicate, to_host, to_mesh
@@ -102,8 +102,7 @@ class ComposedModel:
 
     @property
     def multiply_adds_per_block(self) -> int:
-        kind = find_kind(self.modules[0].interface.kind)
-        return kind.cost(self.trunk.spec.d_model, self.trunk.spec.block).multiply_adds
+        return self.modules[0].kind.cost(self.trunk.spec.d_model, self.trunk.spec.block).multiply_adds
 
     @property
     def trunk_graph(self) -> nnx.GraphDef:
@@ -313,11 +312,11 @@ def _pass(
     width_cap: jax.Array,
     outcomes_BSC: jax.Array | None,
     hint_BE: jax.Array,
-) -> tuple[Trunk, jax.Array, Decision]:
-    """The trunk, the hidden states in front of its head, and what was decided."""
+) -> tuple[Trunk, ComposedPass]:
+    """The trunk, and what came out of its layers."""
     trunk_graph, router_graph, run_layer = static
     trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
-    tokens, targets, segment_ids, _ = batch
+    tokens, _, segment_ids, _ = batch
     features = Features(
         hidden_BSD=normalised(hidden_BSD),
         tokens_BS=tokens,
@@ -327,18 +326,21 @@ def _pass(
         outcomes_BSC=outcomes_BSC,
         hint_BE=hint_BE,
     )
-    made = compose_pass(trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer)
-    loss_BS, hit_BS = trunk.scores(made.hidden_BSD, targets)
-    decision = Decision(loss_BS, hit_BS, made.routing.expert, made.routing.width, made.blocks_BS, made.left_out)
-    return trunk, made.hidden_BSD, decision
+    return trunk, compose_pass(trunk, router, arrays, batch, features, hidden_BSD, width_cap, run_layer)
+
+
+def _decision(made: ComposedPass, loss_BS: jax.Array, hit_BS: jax.Array) -> Decision:
+    return Decision(loss_BS, hit_BS, made.routing.expert, made.routing.width, made.blocks_BS, made.left_out)
 
 
 @partial(jax.jit, static_argnums=0)
-def _composed_with_logits(*inputs: Any) -> tuple[jax.Array, Decision]:
-    trunk, hidden_BSD, decision = _pass(*inputs)
-    return trunk.head(hidden_BSD), decision
+def _composed_with_logits(static: Any, arrays: ModelArrays, batch: tuple, *rest: Any) -> tuple[jax.Array, Decision]:
+    trunk, made = _pass(static, arrays, batch, *rest)
+    logits, targets = trunk.head(made.hidden_BSD), batch[1]
+    return logits, _decision(made, token_losses(logits, targets), greedy_hits(logits, targets))
 
 
 @partial(jax.jit, static_argnums=0)
-def _composed(*inputs: Any) -> Decision:
-    return _pass(*inputs)[2]
+def _composed(static: Any, arrays: ModelArrays, batch: tuple, *rest: Any) -> Decision:
+    trunk, made = _pass(static, arrays, batch, *rest)
+    return _decision(made, *trunk.scores(made.hidden_BSD, batch[1]))

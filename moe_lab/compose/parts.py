@@ -25,7 +25,6 @@ from moe_lab.data.tokenizers import ByteTokenizer, HFTokenizer
 from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.experts.interface import Interface, blocks_of, rung_cost
 from moe_lab.experts.kind import ExpertKind
-from moe_lab.experts.kinds import find_kind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.lab import Lab
 from moe_lab.nn.decoder import Trunk
@@ -95,7 +94,7 @@ class PublishedModule:
 
     @property
     def kind(self) -> ExpertKind:
-        return find_kind(self.interface.kind)
+        return self.interface.expert_kind
 
     @property
     def ladder(self) -> tuple[int, ...]:
@@ -197,7 +196,7 @@ def find_module(registry: Registry, part: LockedPart) -> PublishedModule:
 
 
 def _layer_blocks(manifest: Manifest, interface: Interface, label: str) -> dict[int, int]:
-    kind = find_kind(interface.kind)
+    kind = interface.expert_kind
     names = {layer: layer_names(layer, kind.parts) for layer in interface.routed_layers}
     odd = set(manifest.records) ^ {name for layer in names.values() for name in layer}
     if odd:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_lab.errors import Damaged, LabError, Refused, printable
+from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.nn.spec import TrunkSpec
 
@@ -51,9 +52,8 @@ class Interface:
             raise Damaged(f"a module's interface names exactly {sorted(names)}; missing or unknown: {odd}")
         if not isinstance(kind := section.get("kind", DEFAULT), str):
             raise Damaged(f"a module's interface names its kind as text, not {printable(json.dumps(kind))[:80]}")
-        interface = Interface(**{**section, "routed_layers": tuple(section["routed_layers"])})
         find_kind(kind)
-        return interface
+        return Interface(**{**section, "routed_layers": tuple(section["routed_layers"])})
 
     def to_json(self) -> dict[str, Any]:
         """The `interface` section of a module's manifest; `kind` stands in it only where it is not the usual one."""
@@ -65,6 +65,11 @@ class Interface:
     def of_kind(self, kind: str) -> Interface:
         """The interface of a module of that kind in this socket."""
         return dataclasses.replace(self, kind=kind)
+
+    @property
+    def expert_kind(self) -> ExpertKind:
+        """What `kind` names: the one place that knows how such a module's weights look."""
+        return find_kind(self.kind)
 
     def require_fit(self, module: Interface, name: str) -> None:
         """Raises a `Refused` that says in which point `module` was made for something else."""
@@ -88,7 +93,7 @@ def rung_cost(interface: Interface, layer_blocks: Mapping[int, int], width: int)
     """Multiply-adds per token over all routed layers at one width; a narrower layer runs all it has."""
     rung = blocks_of(width, interface.block)
     blocks = sum(min(rung, count) for count in layer_blocks.values())
-    return blocks * find_kind(interface.kind).cost(interface.d_model, interface.block).multiply_adds
+    return blocks * interface.expert_kind.cost(interface.d_model, interface.block).multiply_adds
 
 
 def declared_cost(interface: Interface, blocks_per_layer: Mapping[int, int], ladder: Sequence[int]) -> dict[str, int]:

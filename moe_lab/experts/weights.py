@@ -12,7 +12,6 @@ import numpy as np
 
 from moe_lab.experts.interface import Interface
 from moe_lab.experts.kind import ExpertKind
-from moe_lab.experts.kinds import find_kind
 from moe_lab.nn.pool import Blocks
 
 ExpertWeights = dict[int, Blocks]
@@ -21,7 +20,7 @@ ExpertWeights = dict[int, Blocks]
 
 def init_expert(key: jax.Array, interface: Interface, widths: Mapping[int, int]) -> ExpertWeights:
     """A fresh module of the interface's kind: composed with the trunk it changes nothing yet."""
-    kind = find_kind(interface.kind)
+    kind = interface.expert_kind
     return {
         layer: kind.init(jax.random.fold_in(key, layer), interface.d_model, widths[layer], interface.block)
         for layer in interface.routed_layers

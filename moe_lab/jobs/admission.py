@@ -18,7 +18,6 @@ from moe_lab.compose.lockfile import pin_parent
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
-from moe_lab.experts.kinds import find_kind
 from moe_lab.jobs.candidate import StagedArtifact
 from moe_lab.jobs.claims import module_claims, values_by_width
 from moe_lab.jobs.spec import DistillRun, ModuleSpec
@@ -83,7 +82,7 @@ def checks_of_weights(
     yield "trunk, tokenizer, routed layers", lambda: _fits(trunk, interface, name)
     yield "shapes", lambda: _shapes(manifest.records, interface)
     yield "finite values", lambda: _finite(tensors)
-    yield "declared cost", lambda: _cost(module, layer_blocks(manifest.records, find_kind(module.interface.kind)))
+    yield "declared cost", lambda: _cost(module, layer_blocks(manifest.records, interface.expert_kind))
 
 
 def check_of_claims(
@@ -104,7 +103,7 @@ def _fits(trunk: LoadedTrunk, interface: Interface, name: str) -> str:
 
 
 def _shapes(records: Mapping[str, TensorRecord], interface: Interface) -> str:
-    kind = find_kind(interface.kind)
+    kind = interface.expert_kind
     expected = {name for layer in interface.routed_layers for name in layer_names(layer, kind.parts)}
     if set(records) != expected:
         odd = ", ".join(sorted(set(records) ^ expected)[:4])
@@ -162,7 +161,7 @@ def _claims(
             f'the text of "{corpus.name}" has changed since training (claimed on {first["data"][:19]}, '
             f"found {corpus.digest[:19]}); train the module again on the text you have"
         )
-    kind = find_kind(module.interface.kind)
+    kind = module.interface.expert_kind
     weights = from_tensors(tensors, kind)
     again = module_claims(trunk, weights, kind, module.ladder, corpus, first["rows"], first["seq_len"])
     claimed, measured = values_by_width(claims), values_by_width(again)

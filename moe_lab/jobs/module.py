@@ -12,7 +12,6 @@ from moe_lab.artifacts.weights import to_tensors
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import Interface, declared_cost, require_ladder
-from moe_lab.experts.kinds import find_kind
 from moe_lab.experts.weights import ExpertWeights, count_parameters, init_expert
 from moe_lab.jobs.candidate import StagedArtifact, find_staged, stage_artifact
 from moe_lab.jobs.claims import module_claims
@@ -40,7 +39,8 @@ def layer_widths(spec: ModuleSpec, interface: Interface) -> dict[int, int]:
 def train_module(workspace: Workspace, spec: ModuleSpec, base: Path) -> StagedArtifact:
     """Trains the module, or returns what an identical run made before."""
     trunk = workspace.trunk(workspace.pin_trunk(spec.trunk), spec.precision)
-    kind, interface = find_kind(spec.expert_kind), trunk.interface.of_kind(spec.expert_kind)
+    interface = trunk.interface.of_kind(spec.expert_kind)
+    kind = interface.expert_kind
     widths = layer_widths(spec, interface)
     require_ladder(spec.ladder, spec.widest, trunk.spec.block, spec.name)
     corpus = workspace.corpus(workspace.domain(spec.data, base), trunk.tokenizer)
@@ -101,5 +101,5 @@ def module_artifact(
 
 def stage_module(run: Run, module: ModuleArtifact, weights: ExpertWeights) -> StagedArtifact:
     """Every tensor of a module is cut along its blocks, so that a narrower width reads a prefix."""
-    tensors = to_tensors(weights, find_kind(module.interface.kind))
+    tensors = to_tensors(weights, module.interface.expert_kind)
     return stage_artifact(run, module.fields(), tensors, set(tensors))

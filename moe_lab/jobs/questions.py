@@ -71,8 +71,8 @@ def _read(workspace: Workspace, spec: QuestionRouterRun, table: ItemTable) -> Ra
     """What a router may look at; with progress where an encoder reads, for that takes minutes."""
     if spec.features.encoder is None or table.text_N is None:
         return raw_features(table, spec.features)
-    with workspace.progress.stage(f"sentence vectors of {len(table)} items", len(table), "items") as stage_artifact:
-        return raw_features(table, spec.features, lambda done: stage_artifact.update(done, None, 0.0, 0.0))
+    with workspace.progress.stage(f"sentence vectors of {len(table)} items", len(table), "items") as shown:
+        return raw_features(table, spec.features, lambda done: shown.update(done, None, 0.0, 0.0))
 
 
 def find_table(lab: Lab, table: str, base: Path) -> tuple[ItemTable, list[str]]:

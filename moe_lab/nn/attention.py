@@ -157,9 +157,9 @@ class Attention(nnx.Module):
         if cache is None or chunk is None:
             k, v = (repeat(t, "b s g a -> b s (g n) a", n=self.queries_per_key) for t in (k, v))
             q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
-            out_BHSA = causal_attention(q, k, v, segment_ids_BS, self.scoring)
-            return self.out(rearrange(out_BHSA, "b h s a -> b s (h a)")), None
-        after = remember(cache, chunk, k, v)
-        q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
-        out_BHSA = cached_attention(q, k, v, cache, chunk, self.scoring)
+            out_BHSA, after = causal_attention(q, k, v, segment_ids_BS, self.scoring), None
+        else:
+            after = remember(cache, chunk, k, v)
+            q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
+            out_BHSA = cached_attention(q, k, v, cache, chunk, self.scoring)
         return self.out(rearrange(out_BHSA, "b h s a -> b s (h a)")), after

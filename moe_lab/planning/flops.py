@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_lab.experts.kinds import DEFAULT, find_kind
 from moe_lab.nn.kernels.block_rows import whole_rows
 from moe_lab.nn.losses import choose_tokens_at_once, cut_positions
 from moe_lab.nn.stack import stack_trunk
@@ -18,7 +19,7 @@ def _layer_flops(plan: Plan, layer: int) -> float:
     spec = plan.model.trunk
     flops = 2 * _tokens(plan) * spec.multiply_adds(layer, plan.model.settings.seq_len)
     if layer in plan.placements:
-        flops += 6 * whole_rows(plan.budget) * spec.d_model * spec.block
+        flops += 2 * whole_rows(plan.budget) * find_kind(DEFAULT).cost(spec.d_model, spec.block).multiply_adds
     return flops
 
 

@@ -172,7 +172,7 @@ def model_of_lock(lock: Lock, registry: Registry, settings: PlanSettings) -> Pla
     for part in lock.modules:
         manifest = registry.manifest(part.digest)
         module = ModuleArtifact.of(manifest, part.ref)
-        kind = find_kind(module.interface.kind)
+        kind = module.interface.expert_kind
         if not kind.runs_on_mesh:
             raise Refused(f"{part.ref}: experts of kind {kind.name} run on one device; leave it out of what is planned")
         rungs = [blocks_of(width, trunk.block) for width in module.ladder]

@@ -105,8 +105,7 @@ class LadderRouter(Router):
 
     def costs(self) -> jax.Array:
         """[E, Q] relative cost."""
-        rungs = self.space.relative_cost_C[self.space.candidate_ER]
-        return jnp.concatenate([jnp.zeros((rungs.shape[0], 1)), jnp.asarray(rungs)], axis=-1)
+        return jnp.asarray(self.space.relative_cost_EQ)
 
     def candidates(self) -> jax.Array:
         """[E, Q] candidate indices."""

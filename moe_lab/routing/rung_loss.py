@@ -55,11 +55,10 @@ class NgramRungLoss(RungLoss):
 
     def __init__(self, ngrams: Ngrams, space: CandidateSpace):
         self.ngrams = ngrams
-        costs_ER = space.relative_cost_C[space.candidate_ER]
-        costs_EQ = jnp.concatenate([jnp.zeros((costs_ER.shape[0], 1)), jnp.asarray(costs_ER)], axis=-1)
+        costs_EQ = jnp.asarray(space.relative_cost_EQ)
         # Until something is counted width is worth a little, in proportion.
         self.mean_excess_ER = Counted(0.25 * (1 - costs_EQ[:, :-1] / costs_EQ[:, -1:]))
-        self.ngram_excess = Counted(jnp.zeros((ngrams.table_rows, costs_ER.size)))
+        self.ngram_excess = Counted(jnp.zeros((ngrams.table_rows, space.candidate_ER.size)))
 
     @property
     def multiply_adds(self) -> int:

@@ -1,6 +1,6 @@
 """What a router chooses from: the bare trunk, and every module at every rung of its ladder.
 
-Shape letters: E modules, R rungs of the longest ladder, C candidates.
+Shape letters: E modules, R rungs of the longest ladder, Q the bare trunk and then the rungs, C candidates.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ class CandidateSpace:
             [[index[e, min(r, len(ladder) - 1)] for r in range(rungs)] for e, ladder in enumerate(self.widths)],
             np.int32,
         )
+
+    @cached_property
+    def relative_cost_EQ(self) -> np.ndarray:
+        """Of the bare trunk and then of each rung, as `candidate_ER`: float32, in units of the dearest candidate."""
+        return np.pad(self.relative_cost_C[self.candidate_ER], ((0, 0), (1, 0)))
 
     @cached_property
     def valid_ER(self) -> np.ndarray:
