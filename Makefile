@@ -1,4 +1,4 @@
-# make quickstart | test | fast | check | clean, each with PYTHON=python3.13 or the like to choose the interpreter.
+# make quickstart | study | test | fast | check | clean, each with PYTHON=python3.13 or the like to choose the interpreter.
 PYTHON ?= python3
 # One environment for the default interpreter, one for each version that is asked for by name.
 ifeq ($(origin PYTHON),file)
@@ -21,13 +21,17 @@ FAST := $(PYTEST) -m "not slow"
 unexport PYTHONPATH PYTHONHOME
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test fast check clean
+.PHONY: help quickstart study test fast check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 quickstart: $(VENV)/.installed ## train, publish, shrink, compose and evaluate three teams' modules
 	$(BIN)/moe-lab run configs/quickstart.yaml
+
+study: $(VENV)/.installed ## the same beside a real trunk, SmolLM2-135M; hours on two cores
+	$(BIN)/python configs/smollm2/fetch.py runs/smollm2
+	$(BIN)/moe-lab run configs/smollm2.yaml
 
 test: $(VENV)/.installed-dev $(TPU_COMPILER)/.installed $(SENTENCE_ENCODER)/.installed ## the whole suite
 	TPU_COMPILER=$(CURDIR)/$(TPU_COMPILER) SENTENCE_ENCODER=$(CURDIR)/$(SENTENCE_ENCODER) $(PYTEST)

@@ -37,19 +37,25 @@ class TrunkArtifact(Artifact):
     Attributes:
         tokenizer_digest: of the tokenizer itself; its `tokenizer` says how it was made.
         domains: what `Corpus.describe` says of each text that it learned from.
+        origin: of an imported one: the format and family that it was read from, and digests of its files.
+        ends: ids after which it stops writing, beside the tokenizer's end of a document.
     """
 
     tokenizer_digest: str
     spec: TrunkSpec
     tokenizer: TokenizerSpec
     domains: tuple[Mapping[str, Any], ...] = ()
+    origin: Mapping[str, str] | None = None
+    ends: tuple[int, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """The sections of its manifest."""
+        origin = {} if self.origin is None else {"origin": dict(self.origin)}
+        ends = {"ends": list(self.ends)} if self.ends else {}
         return {
-            **self._sections(KIND),
+            **self._sections(KIND, **origin),
             "interface": {"tokenizer": self.tokenizer_digest},
-            "config": {"trunk": to_text(self.spec), "tokenizer": to_text(self.tokenizer)},
+            "config": {"trunk": to_text(self.spec), "tokenizer": to_text(self.tokenizer), **ends},
             "data": {"domains": list(self.domains)},
         }
 
@@ -64,4 +70,6 @@ class TrunkArtifact(Artifact):
             spec=decode(TrunkSpec, from_text(config, "trunk", label), label),
             tokenizer=tokenizer,
             domains=read_domains(manifest),
+            origin=read_object(manifest, "lineage").get("origin"),
+            ends=tuple(config.get("ends", ())),
         )

@@ -11,6 +11,7 @@ COMMANDS: dict[str, str] = {
     "run": "moe_lab.cli.run:run",
     "train": "moe_lab.cli.train:train",
     "module": "moe_lab.cli.module:module",
+    "trunk": "moe_lab.cli.trunk:trunk",
     "router": "moe_lab.cli.contributed:router",
     "distill": "moe_lab.cli.contributed:distill",
     "key": "moe_lab.cli.key:key",

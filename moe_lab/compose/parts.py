@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,8 +27,8 @@ from moe_lab.experts.interface import Interface, blocks_of, rung_cost
 from moe_lab.experts.kind import ExpertKind
 from moe_lab.experts.weights import ExpertWeights
 from moe_lab.lab import Lab
-from moe_lab.nn.decoder import Trunk
-from moe_lab.nn.layout import ONE_DEVICE, Layout
+from moe_lab.nn.decoder import abstract_trunk
+from moe_lab.nn.layout import ONE_DEVICE
 from moe_lab.nn.pool import Blocks
 from moe_lab.nn.precision import FLOAT32, Precision, cast_params
 from moe_lab.nn.spec import TrunkSpec
@@ -119,13 +119,6 @@ class PublishedModule:
         }
 
 
-def abstract_trunk(
-    spec: TrunkSpec, precision: Precision = FLOAT32, layout: Layout = ONE_DEVICE
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """The structure and the shapes of a trunk, without its numbers."""
-    return nnx.split(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0), precision=precision, layout=layout)))
-
-
 @functools.cache
 def trunk_graph(spec: TrunkSpec, precision: Precision, mesh: Mesh | None) -> nnx.GraphDef:
     """The structure alone, for a computation on these devices."""
@@ -138,47 +131,76 @@ def state_tensors(state: nnx.State) -> dict[str, np.ndarray]:
     return {parameter_name(path): np.asarray(variable[...]) for path, variable in flat}
 
 
-def state_from_tensors(abstract: nnx.State, tensors: Mapping[str, np.ndarray], label: str) -> nnx.State:
-    """Fills a structure with published arrays; every parameter exactly once, every shape as declared."""
+def state_from_tensors(
+    abstract: nnx.State,
+    tensors: Mapping[str, np.ndarray],
+    label: str,
+    place: Callable[[np.ndarray], jax.Array] = jax.numpy.asarray,
+) -> nnx.State:
+    """Fills a structure with published arrays, one after the other; every parameter exactly once, as declared."""
     flat = dict(nnx.to_flat_state(abstract))
     paths = {parameter_name(path): path for path in flat}
     if set(paths) != set(tensors):
         odd = ", ".join(sorted(set(paths) ^ set(tensors))[:5])
         raise Damaged(f"{label}: its tensors do not match its config (missing or unknown: {odd})")
+    filled = {}
     for name, path in paths.items():
-        if tensors[name].shape != flat[path].shape:
-            raise Damaged(f"{label}: {name} is {tensors[name].shape}, its config says {flat[path].shape}")
-    filled = {path: flat[path].replace(jax.numpy.asarray(tensors[name])) for name, path in paths.items()}
+        array = tensors[name]
+        if array.shape != flat[path].shape:
+            raise Damaged(f"{label}: {name} is {array.shape}, its config says {flat[path].shape}")
+        filled[path] = flat[path].replace(place(array))
     return nnx.from_flat_state(filled)
 
 
-def _tensors(registry: Registry, manifest: Manifest, part: LockedPart) -> dict[str, np.ndarray]:
-    """All tensors, every byte checked; what is damaged is named as people know it."""
-    try:
-        return dict(registry.tensors(manifest))
-    except LabError as error:
-        raise type(error)(f"{part.ref}: {error}") from error
+class _Tensors(Mapping[str, np.ndarray]):
+    """The tensors of an artifact but for some, each read when it is asked for and every byte checked.
+
+    What is damaged is named as people know it.
+    """
+
+    def __init__(self, registry: Registry, manifest: Manifest, part: LockedPart, but: str | None = None) -> None:
+        self._registry, self._manifest, self._part, self._but = registry, manifest, part, but
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._manifest.records if name != self._but)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self._registry.tensor(self._manifest, name)
+        except LabError as error:
+            raise type(error)(f"{self._part.ref}: {error}") from error
 
 
 def load_trunk(
     registry: Registry, part: LockedPart, sharded: bool = False, precision: Precision = FLOAT32
 ) -> LoadedTrunk:
-    """Reads a trunk from the registry, every byte checked, and keeps it as the precision says."""
+    """Reads a trunk from the registry, every byte checked, and keeps it as the precision says.
+
+    Tensor by tensor: what is stored in another dtype is never there in both as a whole.
+    """
     manifest = registry.manifest(part.digest)
     trunk = TrunkArtifact.of(manifest, part.ref)
-    tensors = _tensors(registry, manifest, part)
-    tokenizer = _tokenizer(trunk.tokenizer, tensors.pop(TOKENIZER_TENSOR, None))
+    tokenizer = load_own_tokenizer(registry, manifest, part, trunk.tokenizer)
     graph, abstract = abstract_trunk(trunk.spec, precision)
-    state = cast_params(state_from_tensors(abstract, tensors, part.ref), precision)
+
+    def place(array: np.ndarray) -> jax.Array:
+        kept: jax.Array = cast_params(jax.numpy.asarray(array), precision)
+        return kept
+
+    state = state_from_tensors(abstract, _Tensors(registry, manifest, part, TOKENIZER_TENSOR), part.ref, place)
     return LoadedTrunk(
         part=part, spec=trunk.spec, tokenizer=tokenizer, graph=graph, state=state, sharded=sharded, precision=precision
     )
 
 
-def _tokenizer(spec: TokenizerSpec, definition: np.ndarray | None) -> Tokenizer:
+def load_own_tokenizer(registry: Registry, manifest: Manifest, part: LockedPart, spec: TokenizerSpec) -> Tokenizer:
+    """The tokenizer of a published trunk: our own, or the definition that travels with it."""
     if isinstance(spec, ByteTokenizerSpec):
         return ByteTokenizer()
-    assert definition is not None, "a published Hugging Face tokenizer travels with its trunk"
+    definition = _Tensors(registry, manifest, part)[TOKENIZER_TENSOR]
     return HFTokenizer(definition.tobytes(), spec.path, spec.eos)
 
 
@@ -261,7 +283,7 @@ def load_router(registry: Registry, lab: Lab, part: LockedPart, trunk: LoadedTru
     if not jax.tree.leaves(state):
         return router
     return nnx.merge(
-        graph, state_from_tensors(state, _tensors(registry, registry.manifest(part.digest), part), part.ref)
+        graph, state_from_tensors(state, _Tensors(registry, registry.manifest(part.digest), part), part.ref)
     )
 
 

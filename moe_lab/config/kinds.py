@@ -16,6 +16,7 @@ from moe_lab.errors import LabError, did_you_mean
 # Text, so that naming the specs of the packages above imports none of them.
 KINDS: dict[str, str] = {
     "trunk": "moe_lab.jobs.spec:TrunkRun",
+    "import": "moe_lab.jobs.spec:TrunkImport",
     "module": "moe_lab.jobs.spec:ModuleSpec",
     "distill": "moe_lab.jobs.spec:DistillRun",
     "router": "moe_lab.jobs.spec:RouterRun",

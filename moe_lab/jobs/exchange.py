@@ -107,7 +107,7 @@ def _check_sections(card: Card, path: Path) -> None:
 
 def _manifest(fields: Mapping[str, Any], tensors: Mapping[str, Any], card: Card, folder: Path) -> Manifest:
     try:
-        return build(fields, describe(tensors, card.blocks)[0])[0]
+        return build(fields, describe(tensors, card.blocks))[0]
     except ManifestProblem as problem:
         raise LabError(f"{folder / CARD}: {problem}.") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from moe_lab.config.spec import Spec
 from moe_lab.data.spec import ByteTokenizerSpec, DataRef, DataShare, TokenizerSpec
@@ -59,6 +59,42 @@ class TrunkRun(Publishable):
     train: TrainSpec
     heldout_rows: PositiveInt = 16
     precision: Computed = "float32"
+
+
+def _layers(value: Any) -> Any:
+    """Layers as people write them: `20-29`, or `0,4,8-11`."""
+    if not isinstance(value, str):
+        return value
+    layers: set[int] = set()
+    for part in value.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(first) > 4 or len(last) > 4:
+            raise ValueError(f'"{value}" is no list of layers; write 20-29, or 0,4,8-11')
+        layers |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(layers))
+
+
+class TrunkImport(Spec):
+    """Publishes a pretrained model of others as a trunk.
+
+    Attributes:
+        source: a Hugging Face folder with safetensors, or a GGUF file, relative to the folder of the YAML file.
+        routed_layers: in which expert modules will work, from 0: a list, or `20-29`, or `0,4,8-11`.
+        block: hidden units of a block of a module.
+        tokenizer: a `tokenizer.json` instead of the model's own.
+        eos: text of the token that ends a document; the usual ones if left out.
+        licence: of its weights; what the file says if left out.
+    """
+
+    kind: Literal["import"] = "import"
+    name: ArtifactName
+    summary: str = ""
+    licence: str | None = None
+    source: str = Field(min_length=1)
+    routed_layers: Annotated[tuple[int, ...], BeforeValidator(_layers)]
+    block: PositiveInt = 128
+    tokenizer: str | None = None
+    eos: str | None = None
 
 
 class ModuleSpec(Publishable):

@@ -15,6 +15,7 @@ from moe_lab.jobs.evaluate import Evaluated, evaluate
 from moe_lab.jobs.publish import publish_checked
 from moe_lab.jobs.spec import StudySpec
 from moe_lab.jobs.train import TRAININGS, train_spec
+from moe_lab.jobs.trunk_import import import_trunk
 from moe_lab.jobs.workspace import Workspace
 
 
@@ -48,7 +49,7 @@ def run_study(
 def _load_stage(workspace: Workspace, stage: str, base: Path) -> tuple[Path, Any]:
     config = base / stage if (base / stage).is_file() else workspace.lab.find_config(stage)
     spec: Any = load_config(config)
-    if spec.kind not in (*TRAININGS, "composition", "evaluation"):
+    if spec.kind not in (*TRAININGS, "import", "composition", "evaluation"):
         raise LabError(f"{config}: kind {spec.kind} cannot be a stage of a study")
     return config, spec
 
@@ -59,6 +60,9 @@ def _run_stage(workspace: Workspace, spec: Any, config: Path) -> tuple[str, bool
         candidate = train_spec(workspace, spec, base)
         part, created = publish_checked(workspace, candidate, spec, base)
         return part.ref, not created, None
+    if spec.kind == "import":
+        imported = import_trunk(workspace, spec, base)
+        return imported.part.ref, not imported.created, None
     if spec.kind == "composition":
         _, path = compose(workspace, config)
         return str(path), False, None

@@ -314,3 +314,10 @@ class Trunk(nnx.Module):
     ) -> jax.Array:
         """Logits of whole rows, float32[B, S, V]."""
         return self.head(self.forward(tokens_BS, segment_ids_BS, positions_BS, experts).hidden_BSD)
+
+
+def abstract_trunk(
+    spec: TrunkSpec, precision: Precision = FLOAT32, layout: Layout = ONE_DEVICE
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure and the shapes of a trunk, without its numbers."""
+    return nnx.split(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0), precision=precision, layout=layout)))

@@ -16,10 +16,10 @@ import numpy as np
 from moe_lab.artifacts.module import ModuleArtifact, layer_blocks
 from moe_lab.artifacts.trunk import TrunkArtifact
 from moe_lab.compose.lockfile import Lock, LockedPart, artifact_name, require_learned
-from moe_lab.compose.parts import abstract_trunk
 from moe_lab.errors import LabError, Refused
 from moe_lab.experts.interface import blocks_of
 from moe_lab.experts.kinds import DEFAULT, find_kind
+from moe_lab.nn.decoder import abstract_trunk
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.parallel.placement import Placement, place
 from moe_lab.parallel.spec import MeshSpec

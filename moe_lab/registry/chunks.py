@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moe_lab.errors import LabError, NotFound, Unavailable, did_you_mean
+from moe_lab.errors import Damaged, LabError, NotFound, Unavailable, did_you_mean
 from moe_lab.files import digest_of
 from moe_lab.registry.manifest import ITEM_BYTES, TensorRecord
 
@@ -53,31 +53,35 @@ def cut(data: memoryview, chunk_bytes: int) -> list[memoryview]:
     return [data[start : start + chunk_bytes] for start in range(0, len(data), chunk_bytes)]
 
 
-def describe(
-    tensors: Mapping[str, Any], block_tensors: frozenset[str]
-) -> tuple[dict[str, TensorRecord], dict[str, memoryview]]:
-    """Hashes every tensor.
-
-    Returns:
-        Each tensor's record, and the distinct chunks by digest as views of the callers' memory.
-    """
+def describe(tensors: Mapping[str, Any], block_tensors: frozenset[str]) -> dict[str, TensorRecord]:
+    """The record of every tensor, hashed one after the other; none is kept."""
     unknown = sorted(block_tensors - tensors.keys())
     if unknown:
         raise NotFound(f"block tensor {unknown[0]!a} is not among the tensors.{did_you_mean(unknown[0], tensors)}")
-    records: dict[str, TensorRecord] = {}
-    chunks: dict[str, memoryview] = {}
-    for name, array in tensors.items():
-        assert isinstance(name, str), name
-        dtype, shape, data = flat_bytes(name, array)
-        blocks = name in block_tensors
-        if blocks and not shape:
-            raise LabError(f"tensor {name!a} has no axes, so it cannot be cut into blocks along axis 0.")
-        chunk_bytes = max(1, math.prod(shape[1:]) * ITEM_BYTES[dtype]) if blocks else CHUNK_BYTES
-        pieces = cut(data, chunk_bytes)
-        digests = tuple(spread(digest_of, pieces, len(data)))
-        records[name] = TensorRecord(dtype, shape, chunk_bytes, digests, blocks)
-        chunks.update(zip(digests, pieces, strict=True))
-    return records, chunks
+    return {name: _describe_one(name, array, name in block_tensors) for name, array in tensors.items()}
+
+
+def _describe_one(name: str, array: Any, blocks: bool) -> TensorRecord:
+    assert isinstance(name, str), name
+    dtype, shape, data = flat_bytes(name, array)
+    if blocks and not shape:
+        raise LabError(f"tensor {name!a} has no axes, so it cannot be cut into blocks along axis 0.")
+    chunk_bytes = max(1, math.prod(shape[1:]) * ITEM_BYTES[dtype]) if blocks else CHUNK_BYTES
+    digests = tuple(spread(digest_of, cut(data, chunk_bytes), len(data)))
+    return TensorRecord(dtype, shape, chunk_bytes, digests, blocks)
+
+
+def chunks_of(name: str, array: Any, record: TensorRecord) -> Iterator[tuple[str, memoryview]]:
+    """A described tensor's chunks with their digests, as views of the caller's memory.
+
+    Raises:
+        Damaged: it is not the tensor that was described.
+    """
+    pieces = cut(flat_bytes(name, array)[2], record.chunk_bytes)
+    digests = tuple(spread(digest_of, pieces, record.total_bytes))
+    if digests != record.chunks:
+        raise Damaged(f"tensor {name!a} changed while it was published; publish it again.")
+    yield from zip(digests, pieces, strict=True)
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], total_bytes: int) -> Iterator[R]:

@@ -192,6 +192,10 @@ class Manifest(dict[str, Any]):
         for name, record in self.records.items():
             yield from (self.chunk(name, index) for index in range(len(record.chunks)))
 
+    def count_numbers(self) -> int:
+        """Numbers in all tensors, the bytes of a tokenizer among them."""
+        return sum(math.prod(record.shape) for record in self.records.values())
+
     def blobs(self) -> dict[str, Chunk]:
         """What is stored, by digest: each with its last use."""
         return {chunk.digest: chunk for chunk in self.chunks()}

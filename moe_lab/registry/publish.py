@@ -9,13 +9,15 @@ from typing import Any
 
 from moe_lab.errors import Damaged, LabError, Refused
 from moe_lab.files import digest_of
-from moe_lab.registry.chunks import describe, spread
+from moe_lab.registry.chunks import chunks_of, describe, spread
 from moe_lab.registry.exact_json import ManifestProblem
 from moe_lab.registry.failures import write_error
-from moe_lab.registry.manifest import build
+from moe_lab.registry.manifest import Manifest, build
 from moe_lab.registry.references import ArtifactRef, blob_key, manifest_key, version_order
 from moe_lab.registry.refs import Versions, read_ref, ref_key, versions
 from moe_lab.registry.stores import LocalStore, Store, origin
+
+_TOGETHER_BYTES = 32 << 20  # of tensors that wait to be written with others; syncs share a journal commit
 
 Signing = Callable[[ArtifactRef, str], object]
 """Signs a version with this manifest before the version is there."""
@@ -45,20 +47,38 @@ def publish(
 ) -> Published:
     """See `Registry.publish`. `ref.version` None means the next free integer."""
     try:
-        records, chunks = describe(tensors, frozenset(block_tensors))
+        records = describe(tensors, frozenset(block_tensors))
         manifest, data = build(fields, records)
     except ManifestProblem as problem:
         raise LabError(f"cannot publish {ref}: {problem}.") from None
     with _nothing_published(store, ref):
         if ref.version is not None:
             _check_free(store, ref, manifest.digest)
-        total = sum(len(chunk) for chunk in chunks.values())
-        for _ in spread(lambda item: put_content(store, blob_key(item[0]), *item), list(chunks.items()), total):
-            pass
+        _put_blobs(store, tensors, manifest)
         put_content(store, manifest_key(manifest.digest), manifest.digest, data)
     done = _claim(store, ref, manifest.digest, signing)
-    _put_again(store, done, chunks, data)
+    _put_again(store, done, tensors, manifest, data)
     return done
+
+
+def _put_blobs(store: Store, tensors: Mapping[str, Any], manifest: Manifest) -> None:
+    """Stores what tensors are made of, reading them a second time, a few at once: all together may not fit memory."""
+    waiting: dict[str, memoryview] = {}
+    written: set[str] = set()
+    for name, record in manifest.records.items():
+        if not written.issuperset(record.chunks):
+            waiting |= dict(chunks_of(name, tensors[name], record))
+        if sum(map(len, waiting.values())) >= _TOGETHER_BYTES:
+            written |= _put_all(store, waiting)
+            waiting = {}
+    _put_all(store, waiting)
+
+
+def _put_all(store: Store, chunks: Mapping[str, memoryview]) -> set[str]:
+    total = sum(map(len, chunks.values()))
+    for _ in spread(lambda item: put_content(store, blob_key(item[0]), *item), list(chunks.items()), total):
+        pass
+    return set(chunks)
 
 
 def put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -> None:
@@ -76,16 +96,18 @@ def put_content(store: Store, key: str, digest: str, data: bytes | memoryview) -
         )
 
 
-def _put_again(store: Store, done: Published, chunks: Mapping[str, memoryview], manifest: bytes) -> None:
+def _put_again(
+    store: Store, done: Published, tensors: Mapping[str, Any], manifest: Manifest, manifest_bytes: bytes
+) -> None:
     """Writes anew what was collected before the reference was there: an upload may outlast the grace period."""
     if not isinstance(origin(store), LocalStore):
         return  # only folders are collected
     try:
-        for digest, data in chunks.items():
-            if not store.exists(blob_key(digest)):
-                put_content(store, blob_key(digest), digest, data)
+        for name, record in manifest.records.items():
+            if not all(store.exists(blob_key(digest)) for digest in record.chunks):
+                _put_all(store, dict(chunks_of(name, tensors[name], record)))
         if not store.exists(manifest_key(done.digest)):
-            put_content(store, manifest_key(done.digest), done.digest, manifest)
+            put_content(store, manifest_key(done.digest), done.digest, manifest_bytes)
     except OSError as error:
         outcome = f"{done.ref} is published, but whether all of it is still there is not certain."
         raise write_error(f"publish {done.ref} to {store.where('')}", error, outcome) from error

@@ -1,7 +1,7 @@
 """One safetensors file: written with the same bytes every time, and read only where nothing in it is ambiguous.
 
-The library checks offsets, sizes and overlaps. It lets pass what other readers may see otherwise (a key twice, keys it
-does not know) and headers of 100 MB, so those are refused before it sees the file.
+The library lets pass what other readers may see otherwise (a key twice, keys it does not know) and headers of 100 MB,
+and it reads a file whole. So the header is checked here, and tensors are read one by one, each into memory of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from moe_lab.errors import LabError, Refused, Unavailable, classify, did_you_mean
 from moe_lab.registry.chunks import flat_bytes, numpy_dtype
@@ -80,16 +81,50 @@ def write_safetensors(file: BinaryIO, records: Mapping[str, TensorRecord], read:
         file.write(data)
 
 
+class TensorPlace(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    dtype: str  # as NumPy calls it
+    shape: tuple[int, ...]
+    start: int  # bytes from the beginning of the file
+    size: int
+
+
 def read_safetensors(path: Path) -> dict[str, Array]:
     """All tensors of a file, in memory of their own. Nothing is executed and nothing is guessed.
 
     Raises:
         LabError: it is another format, damaged, ambiguous, or too large for this machine.
     """
+    return {name: read_one(path, name, place) for name, place in read_places(path).items()}
+
+
+def read_places(path: Path) -> dict[str, TensorPlace]:
+    """The header of a file, once it has been found to describe exactly its size; raises as `read_safetensors`."""
+    with _as_refusal(path), open_plain(path) as file:
+        return _places(file, path)
+
+
+def read_one(path: Path, name: str, place: TensorPlace) -> Array:
+    """One tensor of a file whose header was read before; raises as `read_safetensors`."""
+    import numpy as np
+
+    with _as_refusal(path), open_plain(path) as file:
+        flat = np.empty(place.size, np.uint8)
+        file.seek(place.start)
+        if file.readinto(flat.data) != place.size:
+            raise ManifestProblem("it changed while it was read")
+    dtype = numpy_dtype(place.dtype)
+    if dtype == np.bool_ and flat.max(initial=0) > 1:
+        with _as_refusal(path):
+            raise ManifestProblem(f"tensor {name!a}: a bool is neither 0 nor 1")
+    return flat.view(dtype).reshape(place.shape)
+
+
+@contextmanager
+def _as_refusal(path: Path) -> Iterator[None]:
     try:
-        with open_plain(path) as file:
-            data = _checked_bytes(file, path)
-        return dict(_arrays(data, path))
+        yield
     except ManifestProblem as problem:
         raise LabError(f"{path}: this is no safetensors file that can be read: {problem}. Export it again.") from None
     except MemoryError:
@@ -97,7 +132,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[BinaryIO]:
+def open_plain(path: Path) -> Iterator[BufferedReader]:
     """Opens a plain file; a link, or something that would wait or never end, is `Refused`."""
     try:
         descriptor = os.open(path, READ_FILE)
@@ -127,8 +162,7 @@ def _name_of(name: str, dtype: str) -> str:
     return _NAMES[dtype]
 
 
-def _checked_bytes(file: BinaryIO, path: Path) -> bytes:
-    """The whole file, read once the header has been found to describe exactly its size."""
+def _places(file: BinaryIO, path: Path) -> dict[str, TensorPlace]:
     size, start = os.fstat(file.fileno()).st_size, file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
@@ -136,13 +170,12 @@ def _checked_bytes(file: BinaryIO, path: Path) -> bytes:
         limit = f"the file has {size:,} bytes, and of a header at most {MAX_HEADER_BYTES:,} are read"
         raise ManifestProblem(f"its header would have {length:,} bytes; {limit}")
     header = file.read(length)
-    body = _check_header(header)
+    if len(header) != length:
+        raise ManifestProblem("it changed while it was read")
+    places, body = _check_header(header)
     if size != 8 + length + body:
         raise ManifestProblem(f"its header describes {8 + length + body:,} bytes and it has {size:,}")
-    data = start + header + file.read(body)
-    if len(data) != size:
-        raise ManifestProblem("it changed while it was read")
-    return data
+    return places
 
 
 def _refuse_other_formats(start: bytes, path: Path) -> None:
@@ -154,16 +187,18 @@ def _refuse_other_formats(start: bytes, path: Path) -> None:
             )
 
 
-def _check_header(header: bytes) -> int:
-    """Checks that tensors follow one another without gap or overlap; returns the bytes they take."""
+def _check_header(header: bytes) -> tuple[dict[str, TensorPlace], int]:
+    """Checks that tensors follow one another without gap or overlap; returns also the bytes they take."""
     if not header.startswith(b"{"):
         raise ManifestProblem("its header does not begin with {")
     records, _ = exact_json(header)
     _check_metadata(records.pop(_METADATA, {}))
-    end = 0
+    places, end = {}, 0
     for name, record in sorted(records.items(), key=lambda item: _begin(*item)):
-        end = _check_record(name, record, end)
-    return end
+        begin, end = end, _check_record(name, record, end)
+        shape = tuple(record["shape"])
+        places[name] = TensorPlace(DTYPES[record["dtype"]], shape, 8 + len(header) + begin, end - begin)
+    return places, end
 
 
 def _check_metadata(metadata: Any) -> None:
@@ -202,19 +237,3 @@ def _check_record(name: str, record: Mapping[str, Any], begin: int) -> int:
 
 def _are_counts(value: Any, most: int) -> bool:
     return isinstance(value, list) and len(value) <= most and all(type(item) is int and item >= 0 for item in value)
-
-
-def _arrays(data: bytes, path: Path) -> Iterator[tuple[str, Array]]:
-    import numpy as np
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        arrays = deserialize(data)
-    except SafetensorError as error:
-        raise ManifestProblem(str(error)) from None
-    for name, record in arrays:
-        dtype = numpy_dtype(DTYPES[record["dtype"]])
-        flat = np.frombuffer(record["data"], np.uint8)
-        if dtype == np.bool_ and flat.max(initial=0) > 1:
-            raise ManifestProblem(f"tensor {name!a}: a bool is neither 0 nor 1")
-        yield name, flat.view(dtype).reshape(record["shape"])

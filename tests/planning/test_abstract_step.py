@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_lab.compose.parts import abstract_trunk
-from moe_lab.nn.decoder import Experts
+from moe_lab.nn.decoder import Experts, abstract_trunk
 from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.losses import token_losses
 from moe_lab.nn.pool import Pool

@@ -96,7 +96,7 @@ def test_a_damaged_file_is_never_served(far, kind, damage):
 def test_it_does_not_hide_damage_of_the_registry(far):
     assert_right(far)
     whole = files(far)
-    blob = next(key for key in whole if key.startswith("blobs/"))
+    blob = next(key for key, data in whole.items() if key.startswith("blobs/") and any(data))
     (far / blob).write_bytes(b"\0" * len(whole[blob]))
     assert_right(far)
     report = Registry(far).verify()

@@ -26,7 +26,7 @@ def card(**changes):
 
 def export(folder, content=None):
     content = content or tensors()
-    write_folder(folder, card(), "# read me\n", describe(content, BLOCKS)[0], content.__getitem__)
+    write_folder(folder, card(), "# read me\n", describe(content, BLOCKS), content.__getitem__)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_an_export_that_fails_leaves_nothing(quick):
         raise LabError("chunk 3 is damaged")
 
     with pytest.raises(LabError, match="chunk 3"):
-        write_folder(quick / "out", card(), "", describe(tensors(), BLOCKS)[0], broken)
+        write_folder(quick / "out", card(), "", describe(tensors(), BLOCKS), broken)
     assert list(quick.iterdir()) == []
     with pytest.raises(LabError, match="cannot write .*No such file.*Nothing was exported"):
         export(quick / "no" / "such" / "out")

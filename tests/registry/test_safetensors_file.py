@@ -28,7 +28,7 @@ REPOSITORY = str(Path(__file__).parents[2])
 
 def written(tensors) -> bytes:
     file = io.BytesIO()
-    write_safetensors(file, describe(tensors, frozenset())[0], tensors.__getitem__)
+    write_safetensors(file, describe(tensors, frozenset()), tensors.__getitem__)
     return file.getvalue()
 
 

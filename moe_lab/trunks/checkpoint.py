@@ -1,0 +1,221 @@
+"""A pretrained model of others, looked at but not read: what it is here, and where its numbers are."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_lab.config import decode
+from moe_lab.data.tokenizers import HFTokenizer
+from moe_lab.errors import LabError, NotFound, Refused, counted, printable
+from moe_lab.nn.spec import TrunkSpec
+from moe_lab.trunks.config_keys import ConfigKeys
+from moe_lab.trunks.families import find_family, find_gguf_family
+from moe_lab.trunks.family import Family
+from moe_lab.trunks.gguf_config import read_architecture, to_config
+from moe_lab.trunks.gguf_file import GGUFFile, is_gguf
+from moe_lab.trunks.gguf_tokenizer import rebuild_tokenizer
+from moe_lab.trunks.huggingface import (
+    CONFIG,
+    MAX_JSON_BYTES,
+    TOKENIZER,
+    ShardedTensors,
+    read_ends,
+    read_file,
+    read_json,
+)
+from moe_lab.trunks.tensor_table import GGUF_NAMES, TensorSource, TrunkTensors, hugging_face_names, tensor_table
+
+INVERSE_FREQUENCIES = "rotary_emb.inv_freq"
+"""Old checkpoints hold the rotary frequencies beside the weights; the config says them too."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model that can be imported.
+
+    Attributes:
+        family: which one it is of.
+        spec: what it is.
+        tensors: its parameters by name, read when asked for.
+        tokenizer: its own, or the one that was given.
+        ends: ids after which it stops writing.
+        licence: as the file says, None where it does not.
+        origin: its format, its family, and digests of what describes it.
+        notes: what a person should know of it.
+    """
+
+    family: Family
+    spec: TrunkSpec
+    tensors: TrunkTensors
+    tokenizer: HFTokenizer
+    ends: tuple[int, ...]
+    licence: str | None
+    origin: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def open_checkpoint(
+    source: Path, *, routed_layers: tuple[int, ...], block: int, tokenizer: Path | None = None, eos: str | None = None
+) -> Checkpoint:
+    """Looks at a Hugging Face folder or a GGUF file.
+
+    Args:
+        source: the folder or the file.
+        routed_layers: in which expert modules are to work.
+        block: hidden units of a block of a module.
+        tokenizer: a `tokenizer.json` instead of the model's own.
+        eos: text of the token that ends a document; the usual ones if left out.
+
+    Raises:
+        LabError: it is not understood to the last key and tensor.
+    """
+    if source.is_dir():
+        return _open_folder(source, routed_layers, block, tokenizer, eos)
+    if not source.exists():
+        raise NotFound(f"{source} is not there; name the folder of a Hugging Face model, or a GGUF file.")
+    if not is_gguf(source):
+        raise Refused(f"{source} is no GGUF file; name the folder that holds {CONFIG} and the safetensors.")
+    return _open_gguf(source, routed_layers, block, tokenizer, eos)
+
+
+def _open_folder(
+    folder: Path, routed_layers: tuple[int, ...], block: int, tokenizer: Path | None, eos: str | None
+) -> Checkpoint:
+    config = read_json(folder / CONFIG)
+    label = str(folder / CONFIG)
+    model_type = config.get("model_type")
+    family = find_family(model_type if isinstance(model_type, str) else "", label)
+    fields = read_config(family, config, label)
+    source = ShardedTensors(folder)
+    own = tokenizer or folder / TOKENIZER
+    if not own.exists():
+        raise NotFound(
+            f"{own} is not there; AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers makes one of "
+            "older files."
+        )
+    definition = read_file(own, MAX_JSON_BYTES)
+    # A tied head that was saved nevertheless is the embedding once more.
+    names = hugging_face_names(family)
+    ignored = [name for name in source.stored if name.endswith(INVERSE_FREQUENCIES)]
+    if fields["tie_embeddings"] and names.head in source.stored:
+        _require_same(source, names.embedding, names.head)
+        ignored.append(names.head)
+    return _checkpoint(
+        family, fields, source, names, definition, eos, routed_layers, block,
+        ends=read_ends(folder, config),
+        licence=None,
+        origin={"format": "safetensors", "config": _digest(json.dumps(config, sort_keys=True).encode())},
+        ignored=ignored,
+    )  # fmt: skip
+
+
+def _open_gguf(
+    path: Path, routed_layers: tuple[int, ...], block: int, tokenizer: Path | None, eos: str | None
+) -> Checkpoint:
+    file = GGUFFile(path)
+    architecture = read_architecture(file)
+    family = find_gguf_family(architecture, str(path))
+    fields = read_config(family, to_config(file, architecture, family.model_types[0]), str(path))
+    if "norm_offset" in fields:
+        fields["norm_offset"] = 0  # the file holds 1 + w
+    if tokenizer is not None:
+        definition = read_file(tokenizer, MAX_JSON_BYTES)
+    else:
+        definition = rebuild_tokenizer(file.metadata, str(path))
+    end, licence = file.metadata.get("tokenizer.ggml.eos_token_id"), file.metadata.get("general.license")
+    return _checkpoint(
+        family, fields, file, GGUF_NAMES, definition, eos, routed_layers, block,
+        ends=(end,) if type(end) is int else (),
+        licence=licence if isinstance(licence, str) else None,
+        origin={"format": "gguf"},
+        ignored=(),
+    )  # fmt: skip
+
+
+def read_config(family: Family, config: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """The fields of a `TrunkSpec`; every key was used, is harmless, or is refused."""
+    keys = ConfigKeys(config, label)
+    fields = family.read(keys)
+    keys.finish()
+    return fields
+
+
+def _checkpoint(
+    family: Family,
+    fields: dict[str, Any],
+    source: TensorSource,
+    names: Any,
+    definition: bytes,
+    eos: str | None,
+    routed_layers: tuple[int, ...],
+    block: int,
+    *,
+    ends: tuple[int, ...],
+    licence: str | None,
+    origin: dict[str, str],
+    ignored: Any,
+) -> Checkpoint:
+    label, notes = source.label, []
+    definition, dropped = _without_unheard(definition, fields["vocab_size"], label)
+    if dropped:
+        notes.append(
+            f"{counted(dropped, 'special token')} of the tokenizer lie beyond the vocabulary and were left out"
+        )
+    try:
+        tokenizer = HFTokenizer(definition, TOKENIZER, eos)
+    except LabError as error:
+        raise type(error)(f"{label}: its tokenizer {error}") from error
+    padding = fields["vocab_size"] - tokenizer.vocab_size
+    if padding < 0:
+        raise Refused(
+            f"{label}: its tokenizer has ids to {tokenizer.vocab_size - 1} and the embedding {fields['vocab_size']} "
+            "rows; take the tokenizer that belongs to the model."
+        )
+    if padding:
+        notes.append(f"{padding:,} rows of the embedding stand for no token")
+    spec = decode(
+        TrunkSpec,
+        {**fields, "vocab_padding": padding, "routed_layers": list(routed_layers), "block": block},
+        f"{label} as a trunk",
+    )
+    table = tensor_table(spec, names, interleaved=origin["format"] == "gguf" and family.name == "llama")
+    return Checkpoint(
+        family=family,
+        spec=spec,
+        tensors=TrunkTensors(source, table, ignored),
+        tokenizer=tokenizer,
+        ends=tuple(end for end in ends if end < fields["vocab_size"]),
+        licence=licence,
+        origin={**origin, "family": family.name},
+        notes=tuple(notes),
+    )
+
+
+def _require_same(source: TensorSource, first: str, second: str) -> None:
+    if first in source.stored and source.read(first).tobytes() != source.read(second).tobytes():
+        raise Refused(
+            f"{source.label}: its config ties the head to the embedding, and {second} is another matrix; one of the "
+            "two is wrong."
+        )
+
+
+def _without_unheard(definition: bytes, vocab_size: int, label: str) -> tuple[bytes, int]:
+    """The tokenizer without special tokens that the embedding has no row for, as an image's in a text model."""
+    try:
+        value = json.loads(definition)
+        added = value.get("added_tokens") or []
+        kept = [token for token in added if token["id"] < vocab_size or not token.get("special")]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Refused(f"{label}: its tokenizer is no tokenizer.json: {printable(str(error))[:100]}.") from None
+    if len(kept) == len(added):
+        return definition, 0
+    return json.dumps({**value, "added_tokens": kept}, ensure_ascii=False).encode(), len(added) - len(kept)
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256-{hashlib.sha256(data).hexdigest()}"
