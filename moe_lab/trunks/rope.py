@@ -45,6 +45,9 @@ def read_rope_of_types(keys: ConfigKeys, full_base: float, sliding_base: float, 
         raise Refused(f"{keys.label} has rope_parameters and rope_scaling; keep the one that the model was made with.")
     if nested is None:
         base = keys.number("rope_theta", full_base)
+        if sliding_key == "rope_theta" and base != sliding_base:
+            # transformers gives the sliding layers the family's own base then, whatever the file says.
+            keys.refuse("rope_theta", f"{sliding_base:g}, or in rope_parameters for each type of layer,")
         local = base if sliding_key == "rope_theta" else keys.number(sliding_key, sliding_base)
         sliding: dict[str, Any] = {"base": local}
         full = _fields(scaling, base, original)
