@@ -1,4 +1,4 @@
-# make quickstart | study | test | fast | check | clean, each with PYTHON=python3.13 or the like to choose the interpreter.
+# make quickstart | study | test | fast | check | peers | clean, each with PYTHON=python3.13 or the like to choose the interpreter.
 PYTHON ?= python3
 # One environment for the default interpreter, one for each version that is asked for by name.
 ifeq ($(origin PYTHON),file)
@@ -21,7 +21,7 @@ FAST := $(PYTEST) -m "not slow"
 unexport PYTHONPATH PYTHONHOME
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart study test fast check clean
+.PHONY: help quickstart study test fast check peers clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -44,6 +44,10 @@ check: $(VENV)/.installed-dev ## format, lint, types, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(FAST)
+
+peers: $(VENV)/.installed-dev ## trunks against transformers itself; installs torch
+	$(PIP) install --editable '.[peers]'
+	$(BIN)/python -m pytest -s -q tests/trunks/test_peers.py
 
 clean: ## remove environments and caches; runs/ and registry/ stay
 	rm -rf .venv .venv-* dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

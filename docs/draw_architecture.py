@@ -14,7 +14,7 @@ COLOURS = {
     ("#eef0f3", "#7d8796"): "errors files config",
     ("#e8eefc", "#5b7bd0"): "lab data jobs testing cli",
     ("#e3f3ee", "#3f9478"): "nn experts parallel routing compose planning bench",
-    ("#fdf1dc", "#c08a2b"): "registry artifacts",
+    ("#fdf1dc", "#c08a2b"): "registry artifacts trunks",
     ("#f3eafb", "#8f63bd"): "training metrics questions evaluation reports",
 }
 SAYS = {
@@ -27,6 +27,7 @@ SAYS = {
     "registry": "content-addressed, signed",
     "experts": "modules, kinds of experts",
     "artifacts": "what manifests say",
+    "trunks": "families, folders, GGUF",
     "parallel": "mesh, placement, transport",
     "routing": "router contract, outcome tables",
     "training": "one resumable loop",

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import moe_lab
@@ -26,6 +27,7 @@ from moe_lab.lab import find_lab, init_lab
 from moe_lab.registry import Registry
 from moe_lab.registry.trust import TrustPolicy
 from moe_lab.training.lock import ProcessIdentity, RunLock
+from moe_lab.trunks.against import reference_logits
 from tests.registry import servers
 from tests.registry.scenario import BLOCKS, fields, tensors
 
@@ -153,9 +155,12 @@ def test_what_is_not_in_the_cache_is_unavailable_offline(root: Path, monkeypatch
 
 
 def test_an_optional_package_is_unavailable(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    require_class(Unavailable, lambda: reference_logits(root, np.zeros(1, np.int32)))
+
+
+def test_a_tokenizer_that_is_not_there_is_not_found(root: Path) -> None:
     spec = HFTokenizerSpec(type="hf", path="tokenizer.json")
-    require_class(Unavailable, lambda: load_tokenizer(spec, root))
     require_class(NotFound, lambda: load_tokenizer(spec, root / "absent"))
 
 

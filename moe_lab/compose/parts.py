@@ -201,7 +201,7 @@ def load_own_tokenizer(registry: Registry, manifest: Manifest, part: LockedPart,
     if isinstance(spec, ByteTokenizerSpec):
         return ByteTokenizer()
     definition = _Tensors(registry, manifest, part)[TOKENIZER_TENSOR]
-    return HFTokenizer(definition.tobytes(), spec.path, spec.eos)
+    return HFTokenizer(definition.tobytes(), spec.path, spec.eos, spec.start)
 
 
 def find_module(registry: Registry, part: LockedPart) -> PublishedModule:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
+from moe_lab.data import Tokenizer
 from moe_lab.errors import LabError
 
 _SHORTEST = 64  # positions; lengths are rounded up to a power of two, so that few programs are compiled
@@ -80,7 +81,7 @@ def score_text(
     length = len(tokens_T)
     if not length:
         raise LabError("there is no text to score; give a string of at least one character")
-    arrays, batch = model.arrays(), _as_row(tokens_T, model.trunk.tokenizer.eos_id)
+    arrays, batch = model.arrays(), _as_row(tokens_T, model.trunk.tokenizer)
     logits, decision = model.run_with_logits(
         arrays,
         batch,
@@ -103,12 +104,12 @@ def score_text(
     )
 
 
-def _as_row(tokens_T: np.ndarray, end: int) -> _Row:
-    """One document in a row of its own: the end of a document, then the text; padding has segment 0."""
+def _as_row(tokens_T: np.ndarray, tokenizer: Tokenizer) -> _Row:
+    """One document in a row of its own: what stands in front of one, then the text; padding has segment 0."""
     real = len(tokens_T) + 1
     length = max(_SHORTEST, 1 << (real - 1).bit_length())
     tokens, targets = np.zeros((2, 1, length), np.int32)
-    tokens[0, :real] = [end, *tokens_T]
-    targets[0, :real] = [*tokens_T, end]
+    tokens[0, :real] = [tokenizer.start_id, *tokens_T]
+    targets[0, :real] = [*tokens_T, tokenizer.eos_id]
     place = np.arange(length, dtype=np.int32)[None]
     return _Row(tokens, targets, (place < real).astype(np.int32), np.where(place < real, place, 0))

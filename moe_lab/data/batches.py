@@ -48,6 +48,7 @@ class TrainBatches:
         assert seed >= 0
         self.batch_size, self.seq_len, self._seed = batch_size, seq_len, seed
         self._splits = [corpus.splits["train"] for corpus in corpora]
+        self._tokenizers = [corpus.tokenizer for corpus in corpora]
         shares = _shares([corpus.name for corpus in corpora], weights)
         self.rows_per_epoch = [whole_rows(split, seq_len) for split in self._splits]
         for corpus, rows, share in zip(corpora, self.rows_per_epoch, shares, strict=True):
@@ -73,7 +74,8 @@ class TrainBatches:
             place = np.flatnonzero((domain == index) & (epoch == which))
             stream, shuffled = self._epoch(index, which)
             numbers = shuffled[row[place]]
-            parts.append(pack_rows(self._splits[index], stream, numbers, self.seq_len, index, count_ends=True))
+            split, tokenizer = self._splits[index], self._tokenizers[index]
+            parts.append(pack_rows(split, stream, numbers, self.seq_len, index, tokenizer=tokenizer, count_ends=True))
             places.append(place)
         back = np.argsort(np.concatenate(places))
         return Batch(*(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True)))
@@ -136,4 +138,8 @@ def eval_batches(
     rows = np.arange(wanted, dtype=np.int64) * total // max(wanted, 1)
     padding = np.full(-wanted % batch_size, total, np.int64)
     batches = np.concatenate([rows, padding]).reshape(-1, batch_size)
-    return [pack_rows(part, stream, numbers, seq_len, domain_index, count_ends=False) for numbers in batches]
+    tokenizer = corpus.tokenizer
+    return [
+        pack_rows(part, stream, numbers, seq_len, domain_index, tokenizer=tokenizer, count_ends=False)
+        for numbers in batches
+    ]

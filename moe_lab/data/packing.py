@@ -2,8 +2,8 @@
 
 Legend: B rows, S positions of a row. A split's documents, in some order, are one stream of tokens, each a target
 once: row r predicts stream positions r*S to r*S + S - 1, each from the token before it. What stands before a document
-is the end token of another (of the stream's last one before the first), so every document is read as if alone after
-one end token, as lm-evaluation-harness does. A document that goes on in the next row goes on from its last token.
+is the tokenizer's start token, mostly the end token of another document, so every document is read as if alone after
+one such token, as lm-evaluation-harness does. A document that goes on in the next row goes on from its last token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_lab.data.corpus import TokenSplit
-from moe_lab.data.tokenizers import Int32
+from moe_lab.data.tokenizers import Int32, Tokenizer
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -74,11 +74,21 @@ def covering_rows(split: TokenSplit, seq_len: int) -> int:
     return -(-split.tokens // seq_len)
 
 
-def pack_rows(split: TokenSplit, stream: Stream, rows: Int64, seq_len: int, domain: int, *, count_ends: bool) -> Batch:
+def pack_rows(
+    split: TokenSplit,
+    stream: Stream,
+    rows: Int64,
+    seq_len: int,
+    domain: int,
+    *,
+    tokenizer: Tokenizer,
+    count_ends: bool,
+) -> Batch:
     """The rows with the given numbers; positions past the stream's end are padding.
 
     `count_ends` says whether the end of a document is in the loss mask: it is learned, but it is no text, so it has
-    no part in bits per byte.
+    no part in bits per byte. A tokenizer's start token, where it has one of its own, takes the place of the end token
+    in front of each document.
     """
     begin = (rows * seq_len)[:, None]
     at = begin + np.arange(seq_len)
@@ -88,8 +98,11 @@ def pack_rows(split: TokenSplit, stream: Stream, rows: Int64, seq_len: int, doma
     start = stream.bounds[place]
     target = _source(split, stream, at)
     counted = real if count_ends else real & (at + 1 < stream.bounds[place + 1])
+    before = split.ids[_source(split, stream, (at - 1) % split.tokens)]
+    if tokenizer.start_id != tokenizer.eos_id:
+        before = np.where(at == start, tokenizer.start_id, before)
     return Batch(
-        tokens=np.where(real, split.ids[_source(split, stream, (at - 1) % split.tokens)], 0).astype(np.int32),
+        tokens=np.where(real, before, 0).astype(np.int32),
         targets=np.where(real, split.ids[target], 0).astype(np.int32),
         segment_ids=np.where(real, place - place[:, :1] + 1, 0).astype(np.int32),
         positions=np.where(real, at - np.maximum(start, begin), 0).astype(np.int32),

@@ -150,11 +150,13 @@ class HFTokenizerSpec(Spec):
     Attributes:
         path: the file, relative to the folder of the YAML file.
         eos: text of the token that ends a document; None looks for the usual ones.
+        start: text of the token that stands in front of a document, where that is not the end of the one before.
     """
 
     type: Literal["hf"] = "hf"
     path: str = Field(min_length=1)
     eos: str | None = None
+    start: str | None = Field(default=None, exclude_if=lambda token: token is None)
 
 
 TokenizerSpec = Annotated[ByteTokenizerSpec | HFTokenizerSpec, Field(discriminator="type")]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_lab.data.spec import ByteTokenizerSpec, HFTokenizerSpec
-from moe_lab.errors import LabError, NotFound, Unavailable, classify, did_you_mean
+from moe_lab.errors import LabError, NotFound, classify, did_you_mean
 from moe_lab.files import digest_of
 
 Int32 = NDArray[np.int32]
@@ -31,6 +31,7 @@ class Tokenizer(Protocol):
         digest: `sha256-<hex>`; equal digests mean equal encodings.
         vocab_size: one more than the highest id.
         eos_id: the id that ends a document; never inside an encoded text.
+        start_id: the id that stands in front of a document; mostly the one that ends the document before it.
     """
 
     @property
@@ -41,6 +42,8 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def eos_id(self) -> int: ...
+    @property
+    def start_id(self) -> int: ...
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
         """Returns token ids and the UTF-8 bytes each stands for; the bytes sum to those of the text.
@@ -64,7 +67,7 @@ class ByteTokenizer:
 
     name = "byte"
     vocab_size = 257
-    eos_id = 256
+    eos_id = start_id = 256
     digest = digest_of(b"moe-lab byte tokenizer: 0-255 bytes, 256 end of document")
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
@@ -95,7 +98,7 @@ class HFTokenizer:
         definition: the bytes of its `tokenizer.json`, as they were read.
     """
 
-    def __init__(self, definition: bytes, name: str, eos: str | None) -> None:
+    def __init__(self, definition: bytes, name: str, eos: str | None, start: str | None = None) -> None:
         self.definition = definition
         parsed = _parse(definition)
         vocabulary: dict[str, int] = parsed.get_vocab(with_added_tokens=True)
@@ -103,7 +106,9 @@ class HFTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = _eos_id(vocabulary, eos)
         self._tokenizer = _end_apart(parsed, definition, self.eos_id)
-        self.digest = digest_of(definition + b"\0eos %d" % self.eos_id)
+        self.start_id = self.eos_id if start is None else _id_of(vocabulary, start, "begin")
+        apart = b"" if start is None else b"\0start %d" % self.start_id
+        self.digest = digest_of(definition + b"\0eos %d" % self.eos_id + apart)
         self.encode(_PROBE)
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
@@ -142,14 +147,13 @@ class HFTokenizer:
         return self.decode(before + ids)[len(self.decode(before)) :]
 
     def _meaningful(self, ids: Iterable[int]) -> list[int]:
-        return [int(i) for i in ids if i != self.eos_id and i < self.vocab_size]
+        silent = (self.eos_id, self.start_id)
+        return [int(i) for i in ids if i not in silent and i < self.vocab_size]
 
 
 def _parse(definition: bytes) -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise Unavailable('needs the package "tokenizers"; install moe-lab[data]') from error
+    import tokenizers
+
     try:
         tokenizer = tokenizers.Tokenizer.from_str(definition.decode())
     except Exception as error:  # the library raises bare Exception
@@ -178,14 +182,18 @@ def _end_apart(tokenizer: Any, definition: bytes, eos_id: int) -> Any:
 
 def _eos_id(vocabulary: dict[str, int], eos: str | None) -> int:
     if eos is not None:
-        if eos not in vocabulary:
-            close = did_you_mean(eos, (token for token in vocabulary if not token.isalnum()))
-            raise NotFound(f'has no token "{eos}" to end documents with.{close}')
-        return vocabulary[eos]
+        return _id_of(vocabulary, eos, "end")
     for token in _USUAL_EOS:
         if token in vocabulary:
             return vocabulary[token]
     raise LabError(f"has none of {', '.join(_USUAL_EOS)} to end documents with; name the token with `eos:`")
+
+
+def _id_of(vocabulary: dict[str, int], token: str, use: str) -> int:
+    if token not in vocabulary:
+        close = did_you_mean(token, (other for other in vocabulary if not other.isalnum()))
+        raise NotFound(f'has no token "{token}" to {use} documents with.{close}')
+    return vocabulary[token]
 
 
 def _lost_in_front(text: str, back: str) -> int:
@@ -230,7 +238,7 @@ def load_tokenizer(spec: ByteTokenizerSpec | HFTokenizerSpec, base: Path) -> Tok
         return ByteTokenizer()
     path = base / Path(spec.path).expanduser()
     try:
-        return HFTokenizer(path.read_bytes(), spec.path, spec.eos)
+        return HFTokenizer(path.read_bytes(), spec.path, spec.eos, spec.start)
     except OSError as error:
         raise classify(error)(f"tokenizer {path}: {error.strerror}; the path is relative to the YAML file") from error
     except LabError as error:

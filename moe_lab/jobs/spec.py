@@ -64,7 +64,7 @@ class TrunkRun(Publishable):
 def _layers(value: Any) -> Any:
     """Layers as people write them: `20-29`, or `0,4,8-11`."""
     if not isinstance(value, str):
-        return value
+        return tuple(value) if isinstance(value, list) else value
     layers: set[int] = set()
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")

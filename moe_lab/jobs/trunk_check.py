@@ -84,7 +84,7 @@ def check_trunk(workspace: Workspace, ref: str) -> ProbeScore:
     """Reads a trunk whole and runs it over the probe text."""
     trunk = workspace.trunk(workspace.pin_trunk(ref))
     ids, sizes = trunk.tokenizer.encode(PROBE)
-    logits_TV = trunk_logits(trunk, np.concatenate([[trunk.tokenizer.eos_id], ids[:-1]]))
+    logits_TV = trunk_logits(trunk, np.concatenate([[trunk.tokenizer.start_id], ids[:-1]]))
     if not np.isfinite(logits_TV).all():
         raise LabError(f"{ref}: its logits are not finite; import it again from another copy")
     nats = -_log_softmax(logits_TV.astype(np.float64))[np.arange(len(ids)), ids].sum()

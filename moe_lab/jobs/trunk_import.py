@@ -51,7 +51,7 @@ def import_trunk(workspace: Workspace, spec: TrunkImport, base: Path) -> Importe
         licence=spec.licence or checkpoint.licence,
         tokenizer_digest=checkpoint.tokenizer.digest,
         spec=checkpoint.spec,
-        tokenizer=HFTokenizerSpec(path=TOKENIZER, eos=spec.eos),
+        tokenizer=HFTokenizerSpec(path=TOKENIZER, eos=spec.eos, start=checkpoint.start),
         origin=checkpoint.origin,
         ends=checkpoint.ends,
     )

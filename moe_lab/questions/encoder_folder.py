@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moe_lab.data.json_lines import parse_json
-from moe_lab.errors import Damaged, LabError, NotFound, Refused, Unavailable, did_you_mean
+from moe_lab.errors import Damaged, NotFound, Refused, did_you_mean
 from moe_lab.files import digest_of
 
 T = TypeVar("T")
@@ -158,11 +158,9 @@ def _pooling(folder: Path) -> str:
 
 
 def _weights(folder: Path, content: bytes) -> dict[str, np.ndarray]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-    except ImportError as error:
-        raise _needs(error) from error
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
     try:
         read = load(content)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -207,10 +205,8 @@ def _shapes(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dic
 
 
 def _tokenizer(folder: Path, content: bytes, longest: int) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise _needs(error) from error
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the package raises no narrower class
@@ -218,7 +214,3 @@ def _tokenizer(folder: Path, content: bytes, longest: int) -> Any:
     tokenizer.enable_truncation(longest)
     tokenizer.no_padding()
     return tokenizer
-
-
-def _needs(error: ImportError) -> LabError:
-    return Unavailable(f"a sentence encoder needs the package {error.name}: pip install 'moe-lab[data]'")

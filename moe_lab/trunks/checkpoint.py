@@ -18,7 +18,7 @@ from moe_lab.trunks.families import find_family, find_gguf_family
 from moe_lab.trunks.family import Family
 from moe_lab.trunks.gguf_config import read_architecture, to_config
 from moe_lab.trunks.gguf_file import GGUFFile, is_gguf
-from moe_lab.trunks.gguf_tokenizer import rebuild_tokenizer
+from moe_lab.trunks.gguf_tokenizer import read_start, rebuild_tokenizer
 from moe_lab.trunks.huggingface import (
     CONFIG,
     MAX_JSON_BYTES,
@@ -44,6 +44,7 @@ class Checkpoint:
         tensors: its parameters by name, read when asked for.
         tokenizer: its own, or the one that was given.
         ends: ids after which it stops writing.
+        start: text of the token that it wants in front of a document, None where that is the end of another.
         licence: as the file says, None where it does not.
         origin: its format, its family, and digests of what describes it.
         notes: what a person should know of it.
@@ -54,6 +55,7 @@ class Checkpoint:
     tensors: TrunkTensors
     tokenizer: HFTokenizer
     ends: tuple[int, ...]
+    start: str | None
     licence: str | None
     origin: Mapping[str, str]
     notes: tuple[str, ...]
@@ -108,6 +110,7 @@ def _open_folder(
     return _checkpoint(
         family, fields, source, names, definition, eos, routed_layers, block,
         ends=read_ends(folder, config),
+        start=find_start(definition),
         licence=None,
         origin={"format": "safetensors", "config": _digest(json.dumps(config, sort_keys=True).encode())},
         ignored=ignored,
@@ -131,6 +134,7 @@ def _open_gguf(
     return _checkpoint(
         family, fields, file, GGUF_NAMES, definition, eos, routed_layers, block,
         ends=(end,) if type(end) is int else (),
+        start=read_start(file.metadata, str(path)),
         licence=licence if isinstance(licence, str) else None,
         origin={"format": "gguf"},
         ignored=(),
@@ -156,6 +160,7 @@ def _checkpoint(
     block: int,
     *,
     ends: tuple[int, ...],
+    start: str | None,
     licence: str | None,
     origin: dict[str, str],
     ignored: Any,
@@ -167,7 +172,9 @@ def _checkpoint(
             f"{counted(dropped, 'special token')} of the tokenizer lie beyond the vocabulary and were left out"
         )
     try:
-        tokenizer = HFTokenizer(definition, TOKENIZER, eos)
+        tokenizer = HFTokenizer(definition, TOKENIZER, eos, start)
+        if start is not None and tokenizer.start_id == tokenizer.eos_id:
+            start, tokenizer = None, HFTokenizer(definition, TOKENIZER, eos)
     except LabError as error:
         raise type(error)(f"{label}: its tokenizer {error}") from error
     padding = fields["vocab_size"] - tokenizer.vocab_size
@@ -190,6 +197,7 @@ def _checkpoint(
         tensors=TrunkTensors(source, table, ignored),
         tokenizer=tokenizer,
         ends=tuple(end for end in ends if end < fields["vocab_size"]),
+        start=start,
         licence=licence,
         origin={**origin, "family": family.name},
         notes=tuple(notes),
@@ -215,6 +223,18 @@ def _without_unheard(definition: bytes, vocab_size: int, label: str) -> tuple[by
     if len(kept) == len(added):
         return definition, 0
     return json.dumps({**value, "added_tokens": kept}, ensure_ascii=False).encode(), len(added) - len(kept)
+
+
+def find_start(definition: bytes) -> str | None:
+    """The token that a tokenizer puts in front of a text; None where it puts none, or more than one."""
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(definition.decode())
+        plain, dressed = (tokenizer.encode("a", add_special_tokens=added).tokens for added in (False, True))
+    except Exception:  # of any kind; what is wrong with it is said where it is read
+        return None
+    return str(dressed[0]) if dressed[1 : 1 + len(plain)] == plain and dressed[0] != plain[0] else None
 
 
 def _digest(data: bytes) -> str:

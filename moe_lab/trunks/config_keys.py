@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from moe_lab.errors import LabError, Refused, printable
+from moe_lab.errors import Refused, printable
 
 HARMLESS = frozenset(
     {
@@ -164,9 +164,3 @@ def _spell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return ascii(value)[:60]
-
-
-def as_problem(label: str, error: LabError) -> LabError:
-    """The same error with the name of the file in front, once."""
-    text = str(error)
-    return error if text.startswith(label) else type(error)(f"{label}: {text}")

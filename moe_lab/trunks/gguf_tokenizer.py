@@ -99,6 +99,16 @@ def rebuild_tokenizer(metadata: Mapping[str, Any], label: str) -> bytes:
     return definition
 
 
+def read_start(metadata: Mapping[str, Any], label: str) -> str | None:
+    """The token that the file wants in front of a text, None where it wants none."""
+    if metadata.get("tokenizer.ggml.add_bos_token") is not True:
+        return None
+    tokens, start = _list(metadata, "tokens", str, label), metadata.get("tokenizer.ggml.bos_token_id")
+    if type(start) is not int or not 0 <= start < len(tokens):
+        raise Refused(f"{label} wants a token in front of a text and does not say which; take another file.")
+    return str(tokens[start])
+
+
 def _list(metadata: Mapping[str, Any], name: str, of: type, label: str) -> list[Any]:
     value = metadata.get(f"tokenizer.ggml.{name}")
     if not isinstance(value, list) or not value or type(value[0]) is not of:

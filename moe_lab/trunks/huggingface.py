@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from moe_lab.errors import Damaged, LabError, NotFound, Refused, classify, printable
+from moe_lab.errors import Damaged, NotFound, Refused, printable
 from moe_lab.registry.safetensors_file import TensorPlace, open_plain, read_one, read_places
 from moe_lab.trunks.tensor_table import Stored
 
@@ -105,17 +105,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_file(path: Path, most: int) -> bytes:
     """A small file."""
-    try:
-        with open_plain(path.resolve()) as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise classify(error)(f"{path} cannot be read: {error.strerror}.") from error
-    except LabError:
-        if not path.exists():
-            raise NotFound(
-                f"{path} is not there; a model's folder holds {CONFIG}, {TOKENIZER} and safetensors."
-            ) from None
-        raise
+    if not path.exists():
+        raise NotFound(f"{path} is not there; a model's folder holds {CONFIG}, {TOKENIZER} and safetensors.")
+    with open_plain(path.resolve()) as file:
+        data = file.read(most + 1)
     if len(data) > most:
         raise Refused(f"{path} has more than {most:,} bytes, which no such file needs.")
     return data

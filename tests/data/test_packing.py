@@ -1,13 +1,16 @@
 """Packing against an oracle in plain Python, and the sums that bits per byte rest on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lab.data import Batch, ByteTokenizer, Corpus, Document, Tokenizer, build_corpus, eval_batches
+from moe_lab.data import Batch, ByteTokenizer, Corpus, Document, Tokenizer, build_corpus, eval_batches, load_tokenizer
 from moe_lab.data.corpus import TokenSplit
 from moe_lab.data.exercises import FAMILY_NAMES, exercise_documents
+from moe_lab.data.spec import HFTokenizerSpec
 
 LENGTHS = st.lists(st.integers(2, 30), min_size=1, max_size=12)
 
@@ -113,6 +116,17 @@ def test_a_document_starts_after_one_end_token_that_sees_nothing_else() -> None:
     assert batch.segment_ids[0].tolist() == [1, 1, 1, 2, 2, 0]
     assert batch.positions[0].tolist() == [0, 1, 2, 0, 1, 0]
     assert batch.loss_mask[0].tolist() == [1, 1, 0, 1, 0, 0]
+
+
+def test_a_start_token_of_its_own_stands_in_front_of_every_document(bpe_folder: Path) -> None:
+    tokenizer = load_tokenizer(HFTokenizerSpec(path="tokenizer.json", eos="<|endoftext|>", start="<mine>"), bpe_folder)
+    assert tokenizer.start_id != tokenizer.eos_id
+    assert tokenizer.decode([tokenizer.start_id, *tokenizer.encode("ab")[0]]) == "ab"
+    (batch,) = eval_batches(corpus_of("ab", "c", tokenizer=tokenizer), "test", 1, 8)
+    begins = (batch.positions[0] == 0) & (batch.segment_ids[0] > 0)
+    assert batch.tokens[0][begins].tolist() == [tokenizer.start_id] * 2
+    assert tokenizer.start_id not in batch.targets[0]
+    assert (batch.targets[0] == tokenizer.eos_id).sum() == 2
 
 
 def test_a_row_in_the_middle_of_a_document_goes_on_from_its_last_token() -> None:

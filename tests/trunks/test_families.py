@@ -13,7 +13,7 @@ from moe_lab.nn.spec import TrunkSpec
 from moe_lab.trunks.checkpoint import Checkpoint, open_checkpoint, read_config
 from moe_lab.trunks.config_keys import HARMLESS
 from moe_lab.trunks.families import FAMILIES, find_family
-from tests.trunks.cases import BYTES, CASES, KEPT, VOCAB, make_weights, tokens, write_folder
+from tests.trunks.cases import BYTES, CASES, KEPT, VOCAB, byte_tokenizer, make_weights, tokens, write_folder
 from tests.trunks.run import checkpoint_logits
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -74,6 +74,25 @@ def test_a_file_in_pieces_is_the_same_model(tmp_path: Path) -> None:
     assert cut.spec == whole.spec
     for name in whole.tensors:
         np.testing.assert_array_equal(cut.tensors[name], whole.tensors[name])
+
+
+def test_the_token_that_a_tokenizer_puts_in_front_is_taken(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, CASES["llama"], make_weights(golden("llama")[2]["shapes"], gemma=False))
+    value = byte_tokenizer()
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    value["model"]["vocab"]["<s>"] = 257
+    value["added_tokens"].append({"id": 257, "content": "<s>", "special": True, **flags})
+    first = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    value["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [first, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+    checkpoint = open_checkpoint(folder, routed_layers=(), block=16)
+    assert (checkpoint.start, checkpoint.tokenizer.start_id, checkpoint.tokenizer.eos_id) == ("<s>", 257, 256)
+    assert 257 not in checkpoint.tokenizer.encode("<s> is text here")[0]
 
 
 @pytest.mark.parametrize("key", ["a_key_of_tomorrow", "num_experts", "layer_norm_eps", "sliding_window"])
