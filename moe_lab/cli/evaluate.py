@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace
+from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, StatesOption, open_workspace
 from moe_lab.errors import LabError
 
 
@@ -26,6 +26,7 @@ def evaluate(
     mesh: MeshOption = None,
     coordinator: CoordinatorOption = None,
     process: ProcessOption = None,
+    keep_states: StatesOption = None,
 ) -> None:
     """Evaluate a composition: the matrix, the quality-cost curve beside its baselines, a report.
 
@@ -39,7 +40,9 @@ def evaluate(
     from moe_lab.cli.tables import print_acceptance
     from moe_lab.jobs.evaluate import evaluate as measure
 
-    evaluated = measure(open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process), spec, base)
+    evaluated = measure(
+        open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process, keep_states=keep_states), spec, base
+    )
     if not evaluated.fresh:
         print("already measured for the same model, text and settings")
     print_acceptance(evaluated.results)

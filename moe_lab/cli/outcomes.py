@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace, text_settings
+from moe_lab.cli.session import (
+    CoordinatorOption,
+    MeshOption,
+    ProcessOption,
+    StatesOption,
+    open_workspace,
+    text_settings,
+)
 
 if TYPE_CHECKING:
     from moe_lab.jobs.outcomes import OutcomeFile
@@ -32,6 +39,7 @@ def outcomes(
     mesh: MeshOption = None,
     coordinator: CoordinatorOption = None,
     process: ProcessOption = None,
+    keep_states: StatesOption = None,
 ) -> None:
     """Measure what every module at every width, and the bare trunk, loses on validation text.
 
@@ -46,7 +54,7 @@ def outcomes(
     from moe_lab.jobs.outcomes import measure_composition
 
     settings = text_settings(OutcomeSettings, domain, overrides, "moe-lab outcomes")
-    workspace = open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process)
+    workspace = open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process, keep_states=keep_states)
     _print(measure_composition(workspace, str(path), path.parent, settings, per, out), per)
 
 

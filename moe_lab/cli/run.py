@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moe_lab.cli.app import current_lab
-from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace
+from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, StatesOption, open_workspace
 from moe_lab.errors import LabError
 
 
@@ -20,6 +20,7 @@ def run(
     mesh: MeshOption = None,
     coordinator: CoordinatorOption = None,
     process: ProcessOption = None,
+    keep_states: StatesOption = None,
 ) -> None:
     """Run the stages of a study, skipping what is already done for the same inputs.
 
@@ -43,7 +44,7 @@ def run(
 
     try:
         records = run_study(
-            open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process),
+            open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process, keep_states=keep_states),
             spec,
             path.parent.absolute(),
             announce,

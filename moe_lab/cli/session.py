@@ -42,6 +42,18 @@ ProcessOption = Annotated[
 ]
 
 
+StatesOption = Annotated[
+    float | None,
+    typer.Option(
+        "--keep-states",
+        metavar="GB",
+        min=0.001,
+        help="Keep what lies under the first routed layer on disk, at most so much: the next module, table or "
+        "evaluation on the same text reads it.",
+    ),
+]
+
+
 def open_workspace(
     ctx: typer.Context,
     *,
@@ -49,22 +61,26 @@ def open_workspace(
     mesh: str | None = None,
     coordinator: str | None = None,
     process: str | None = None,
+    keep_states: float | None = None,
 ) -> Workspace:
     """The lab of this call with its registry and a progress display. Imports the array libraries."""
     _fix_numbers()
     _join(coordinator, process)
     spec = _mesh(mesh, several=coordinator is not None)
+    from moe_lab.compose.kept_states import KeptStates
     from moe_lab.jobs.workspace import Workspace
     from moe_lab.parallel.mesh import make_mesh
     from moe_lab.training import make_progress
 
+    lab = current_lab(ctx)
     return Workspace(
-        current_lab(ctx),
+        lab,
         make_progress(),
         may_start_runs,
         mesh=None if spec is None else make_mesh(spec),
         shard_trunk=spec is not None and spec.trunk == "sharded",
         transport="ring" if spec is None else spec.transport,
+        states=None if keep_states is None else KeptStates(lab.runs / "states", int(keep_states * 1e9)),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moe_lab.cli.app import current_lab, next_command
-from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, open_workspace
+from moe_lab.cli.session import CoordinatorOption, MeshOption, ProcessOption, StatesOption, open_workspace
 
 
 def train(
@@ -18,6 +18,7 @@ def train(
     mesh: MeshOption = None,
     coordinator: CoordinatorOption = None,
     process: ProcessOption = None,
+    keep_states: StatesOption = None,
 ) -> None:
     """Train a trunk, a module, a router of tokens or of questions, or a shrunk child, by the config's kind.
 
@@ -31,7 +32,10 @@ def train(
     from moe_lab.jobs.train import load_training, train_spec
 
     spec = load_training(path, overrides or ())
-    workspace, base = open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process), path.parent.absolute()
+    workspace, base = (
+        open_workspace(ctx, mesh=mesh, coordinator=coordinator, process=process, keep_states=keep_states),
+        path.parent.absolute(),
+    )
     candidate = train_spec(workspace, spec, base)
     for claim in candidate.claims:
         width = f"width {claim['width']}" if claim["width"] else "trunk alone"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from moe_lab.compose.kept_states import KeptStates
 from moe_lab.compose.lockfile import Lock, LockedPart, require_learned
 from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import (
@@ -92,6 +93,7 @@ def build_model(
     shard_trunk: bool = False,
     transport: Transport = "ring",
     spare_blocks: int = 0,
+    states: KeptStates | None = None,
 ) -> ComposedModel:
     """Loads what a lockfile names, and refuses parts that do not fit together by name and reason.
 
@@ -103,9 +105,10 @@ def build_model(
         shard_trunk: cut the trunk up over the devices as well, instead of a copy on each.
         transport: see `ShardedLayer`.
         spare_blocks: free room on each device of a mesh, for modules that `exchange_modules` brings later.
+        states: where what lies under the first routed layer is kept.
     """
     require_backend(lock.backend)
-    trunk = load_trunk(registry, lock.trunk, sharded=shard_trunk, precision=choose_precision(lock.dtype))
+    trunk = load_trunk(registry, lock.trunk, shard_trunk, choose_precision(lock.dtype), states)
     modules, router = _parts(lock, registry, lab, trunk)
     run_layer = routed_layers_on(shared_kind(modules), mesh, transport, lock.backend)
     homes = _homes(lock.router, registry)

@@ -168,7 +168,11 @@ class ComposedModel:
 
     def enter(self, arrays: ModelArrays, batch: TokenBatch) -> jax.Array:
         """The trunk's state in front of the first routed layer: [B, S, D]."""
-        return _enter(self.trunk_graph, arrays, self._place(_arrays(batch)))
+
+        def compute() -> jax.Array:
+            return _enter(self.trunk_graph, arrays, self._place(_arrays(batch)))
+
+        return self.trunk.enter(batch, self.mesh, compute)
 
     def run(
         self,

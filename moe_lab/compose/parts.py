@@ -18,6 +18,7 @@ from moe_lab.artifacts.module import ModuleArtifact
 from moe_lab.artifacts.router import RouterArtifact, read_router
 from moe_lab.artifacts.tensor_names import layer_names, parameter_name
 from moe_lab.artifacts.trunk import TOKENIZER_TENSOR, TrunkArtifact
+from moe_lab.compose.kept_states import KeptStates
 from moe_lab.compose.lockfile import LockedPart, artifact_name
 from moe_lab.data import Tokenizer
 from moe_lab.data.spec import ByteTokenizerSpec, TokenizerSpec
@@ -46,6 +47,7 @@ class LoadedTrunk:
     Attributes:
         graph: for a computation on the default device; see `graph_on`.
         sharded: on a mesh each device holds a part of it instead of the whole.
+        states: where what lies under the first routed layer is kept, if it is.
     """
 
     part: LockedPart
@@ -55,6 +57,13 @@ class LoadedTrunk:
     state: nnx.State
     sharded: bool = False
     precision: Precision = FLOAT32
+    states: KeptStates | None = None
+
+    def enter(self, batch: Any, mesh: Mesh | None, compute: Callable[[], jax.Array]) -> jax.Array:
+        """The states in front of the first routed layer, [B, S, D]: kept ones on one device, else computed."""
+        if self.states is None or mesh is not None:
+            return compute()
+        return self.states.of(self.part.digest, batch, self.precision.compute, compute)
 
     def graph_on(self, mesh: Mesh | None) -> nnx.GraphDef:
         """Its structure for a computation on these devices."""
@@ -175,7 +184,11 @@ class _Tensors(Mapping[str, np.ndarray]):
 
 
 def load_trunk(
-    registry: Registry, part: LockedPart, sharded: bool = False, precision: Precision = FLOAT32
+    registry: Registry,
+    part: LockedPart,
+    sharded: bool = False,
+    precision: Precision = FLOAT32,
+    states: KeptStates | None = None,
 ) -> LoadedTrunk:
     """Reads a trunk from the registry, every byte checked, and keeps it as the precision says.
 
@@ -192,7 +205,14 @@ def load_trunk(
 
     state = state_from_tensors(abstract, _Tensors(registry, manifest, part, TOKENIZER_TENSOR), part.ref, place)
     return LoadedTrunk(
-        part=part, spec=trunk.spec, tokenizer=tokenizer, graph=graph, state=state, sharded=sharded, precision=precision
+        part=part,
+        spec=trunk.spec,
+        tokenizer=tokenizer,
+        graph=graph,
+        state=state,
+        sharded=sharded,
+        precision=precision,
+        states=states,
     )
 
 

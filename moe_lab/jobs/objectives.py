@@ -6,8 +6,8 @@ Shape letters: B batch, S sequence, T = B * S tokens, D model width, V vocabular
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,18 @@ def single_module_experts(
     return Experts({layer: cut_evenly(blocks, mesh) for layer, blocks in weights.items()}, routing, run_layer)
 
 
+class Entered(NamedTuple):
+    """A batch whose states in front of the first routed layer are known."""
+
+    batch: Any
+    hidden_BSD: jax.Array
+
+
+@partial(jax.jit, static_argnums=0)
+def _enter(graph: nnx.GraphDef, state: nnx.State, batch: Any) -> jax.Array:
+    return nnx.merge(graph, state).enter(batch.tokens, batch.segment_ids, batch.positions).hidden_BSD
+
+
 class ModuleObjective(LanguageObjective):
     """A module beside its frozen trunk, all widths of its ladder at once (nested, after arXiv 2310.07707)."""
 
@@ -129,21 +141,37 @@ class ModuleObjective(LanguageObjective):
     def init(self, key: jax.Array) -> ExpertWeights:
         return self._spread(self._start(key))
 
+    def batch(self, step: int) -> Any:
+        batch = super().batch(step)
+        if self._trunk.states is None or self._mesh is not None:
+            return batch
+        compute = partial(_enter, self._trunk.graph, self._trunk.state, batch)
+        return Entered(batch, self._trunk.enter(batch, self._mesh, compute))
+
     def _spread(self, weights: ExpertWeights) -> ExpertWeights:
         """Blocks over the devices of a mesh where they divide, everywhere where they do not."""
         if self._mesh is None:
             return weights
         return {layer: to_mesh(blocks, self._mesh, block_spec(blocks, self._mesh)) for layer, blocks in weights.items()}
 
-    def hidden(self, trunk: Trunk, params: ExpertWeights, batch: Any, key: jax.Array) -> jax.Array:
+    def enter(self, trunk: Trunk, batch: Any) -> Entered:
+        """The batch with its states, computed here unless they came with it."""
+        if isinstance(batch, Entered):
+            return batch
+        return Entered(batch, trunk.enter(batch.tokens, batch.segment_ids, batch.positions).hidden_BSD)
+
+    def hidden(self, trunk: Trunk, params: ExpertWeights, entered: Entered, key: jax.Array) -> jax.Array:
         """The hidden states of the trunk with the module at a drawn width per row."""
+        batch = entered.batch
         width_B = nested_widths(key, len(batch.tokens), self._ladder, self._trunk.spec.block, self._widest_share)
         experts = single_module_experts(params, self._kind, width_B, batch.tokens.shape[1], self._mesh)
-        return trunk.forward(batch.tokens, batch.segment_ids, batch.positions, experts).hidden_BSD
+        return trunk.routed(entered.hidden_BSD, batch.segment_ids, batch.positions, experts).hidden_BSD
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         trunk = nnx.merge(self._trunk.graph_on(self._mesh), frozen["trunk"])
-        hidden_BSD = self.hidden(trunk, params, batch, key)
+        entered = self.enter(trunk, batch)
+        batch = entered.batch
+        hidden_BSD = self.hidden(trunk, params, entered, key)
         return mean_loss(trunk.losses(hidden_BSD, batch.targets), batch.loss_mask), {}
 
 
@@ -161,11 +189,14 @@ class DistilObjective(ModuleObjective):
 
     def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         trunk = nnx.merge(self._trunk.graph_on(self._mesh), frozen["trunk"])
-        student = trunk.head(self.hidden(trunk, params, batch, key))
+        entered = self.enter(trunk, batch)
+        batch = entered.batch
+        student = trunk.head(self.hidden(trunk, params, entered, key))
         rows, sequence = batch.tokens.shape
         full_B = jnp.full((rows,), max(blocks.num_blocks for blocks in frozen["teacher"].values()), jnp.int32)
         experts = single_module_experts(frozen["teacher"], self._kind, full_B, sequence, self._mesh)
-        teacher = trunk(batch.tokens, batch.segment_ids, batch.positions, experts)
+        teacher_BSD = trunk.routed(entered.hidden_BSD, batch.segment_ids, batch.positions, experts).hidden_BSD
+        teacher = trunk.head(teacher_BSD)
         return self._distil_loss(student, teacher, batch.targets, batch.loss_mask)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from moe_lab.compose.build import build_model
+from moe_lab.compose.kept_states import KeptStates
 from moe_lab.compose.lockfile import Lock, LockedPart, load_lock, pin, require_trusted, resolve
 from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import LoadedTrunk, load_trunk
@@ -42,8 +43,9 @@ class Workspace:
     """Everything a job needs from its surroundings. Text and trunks are read once per process.
 
     With `may_start_runs=False` finished runs are found, and asking for one that is not finished is an error. On a
-    `mesh` training and evaluation use all its devices, for the trunk's parameters too if
-    `shard_trunk`; `transport` is how tokens travel. What they make is the same up to rounding, hence the same run.
+    `mesh` training and evaluation use all its devices, for the trunk's parameters too if `shard_trunk`; `transport` is
+    how tokens travel. With `states` what lies under the first routed layer is kept. None of these changes more than
+    rounding, hence it is the same run.
     """
 
     lab: Lab
@@ -52,6 +54,7 @@ class Workspace:
     mesh: Mesh | None = None
     shard_trunk: bool = False
     transport: Transport = "ring"
+    states: KeptStates | None = None
 
     def __post_init__(self) -> None:
         self._corpora: dict[tuple[str, str], Corpus] = {}
@@ -102,7 +105,7 @@ class Workspace:
         """A published trunk."""
         key = part.digest, choose_precision(precision)
         if key not in self._trunks:
-            self._trunks[key] = load_trunk(self.registry, part, sharded=self.shard_trunk, precision=key[1])
+            self._trunks[key] = load_trunk(self.registry, part, self.shard_trunk, key[1], self.states)
         return self._trunks[key]
 
     def pin_trunk(self, ref: str) -> LockedPart:
@@ -125,7 +128,13 @@ class Workspace:
     def load_model(self, lock: Lock) -> ComposedModel:
         """The model of a lockfile on the devices of this workspace."""
         return build_model(
-            lock, self.registry, self.lab, self.mesh, shard_trunk=self.shard_trunk, transport=self.transport
+            lock,
+            self.registry,
+            self.lab,
+            self.mesh,
+            shard_trunk=self.shard_trunk,
+            transport=self.transport,
+            states=self.states,
         )
 
     def open_run(self, spec: Publishable, inputs: dict[str, str]) -> Run:
