@@ -21,7 +21,7 @@ def read(keys: ConfigKeys) -> dict[str, Any]:
     return {
         **shapes,
         **read_rope(keys, 2_000_000.0),
-        **(read_window(keys, sliding, window) if slides else {}),
+        **read_window(keys, sliding, window),  # where layer_types says so, whatever use_sliding_window says
         "layers_without_rope": without,
         "attention_bias": keys.flag("attention_bias", False),
         "ffn_bias": keys.flag("mlp_bias", False),
