@@ -108,7 +108,7 @@ def build_model(
         states: where what lies under the first routed layer is kept.
     """
     require_backend(lock.backend)
-    trunk = load_trunk(registry, lock.trunk, shard_trunk, choose_precision(lock.dtype), states)
+    trunk = load_trunk(registry, lock.trunk, shard_trunk, choose_precision(lock.dtype), states, mesh)
     modules, router = _parts(lock, registry, lab, trunk)
     run_layer = routed_layers_on(shared_kind(modules), mesh, transport, lock.backend)
     homes = _homes(lock.router, registry)

@@ -33,7 +33,7 @@ from moe_lab.nn.layout import ONE_DEVICE
 from moe_lab.nn.pool import Blocks
 from moe_lab.nn.precision import FLOAT32, Precision, cast_params
 from moe_lab.nn.spec import TrunkSpec
-from moe_lab.parallel.mesh import MeshLayout, trunk_to_mesh
+from moe_lab.parallel.mesh import GatheredLayout, MeshLayout, trunk_to_mesh
 from moe_lab.registry import Registry
 from moe_lab.registry.manifest import Manifest
 from moe_lab.routing.router import Router
@@ -45,7 +45,7 @@ class LoadedTrunk:
     """A published trunk in memory, split into what compiles and what flows.
 
     Attributes:
-        graph: for a computation on the default device; see `graph_on`.
+        graph: for a computation of all of it on one device, or on each; see `graph_on`.
         sharded: on a mesh each device holds a part of it instead of the whole.
         states: where what lies under the first routed layer is kept, if it is.
     """
@@ -189,19 +189,24 @@ def load_trunk(
     sharded: bool = False,
     precision: Precision = FLOAT32,
     states: KeptStates | None = None,
+    mesh: Mesh | None = None,
 ) -> LoadedTrunk:
     """Reads a trunk from the registry, every byte checked, and keeps it as the precision says.
 
-    Tensor by tensor: what is stored in another dtype is never there in both as a whole.
+    Tensor by tensor: what is stored in another dtype is never there in both as a whole, and of a `sharded` one on a
+    `mesh` no device and no process ever holds more than its part and one tensor.
     """
     manifest = registry.manifest(part.digest)
     trunk = TrunkArtifact.of(manifest, part.ref)
     tokenizer = load_own_tokenizer(registry, manifest, part, trunk.tokenizer)
-    graph, abstract = abstract_trunk(trunk.spec, precision)
+    spread = mesh if sharded else None
+    layout = ONE_DEVICE if spread is None else GatheredLayout(mesh=spread)
+    graph, abstract = abstract_trunk(trunk.spec, precision, layout)
 
     def place(array: np.ndarray) -> jax.Array:
-        kept: jax.Array = cast_params(jax.numpy.asarray(array), precision)
-        return kept
+        kept = cast_params(array if spread is not None else jax.numpy.asarray(array), precision)
+        placed: jax.Array = trunk_to_mesh(kept, spread, sharded)
+        return placed
 
     state = state_from_tensors(abstract, _Tensors(registry, manifest, part, TOKENIZER_TENSOR), part.ref, place)
     return LoadedTrunk(

@@ -105,7 +105,7 @@ class Workspace:
         """A published trunk."""
         key = part.digest, choose_precision(precision)
         if key not in self._trunks:
-            self._trunks[key] = load_trunk(self.registry, part, self.shard_trunk, key[1], self.states)
+            self._trunks[key] = load_trunk(self.registry, part, self.shard_trunk, key[1], self.states, self.mesh)
         return self._trunks[key]
 
     def pin_trunk(self, ref: str) -> LockedPart:

@@ -77,10 +77,21 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def trunk_to_mesh(state: Any, mesh: Mesh | None, sharded: bool) -> Any:
-    """A trunk's parameters on a mesh, if there is one: whole on every device, or each device its part."""
+    """A trunk's parameters on a mesh, if there is one: whole on every device, or each device its part.
+
+    What lies there already, as `load_trunk` leaves it, is not moved.
+    """
     if mesh is None or not sharded:
         return replicate(state, mesh)
-    return jax.tree.map(lambda leaf: to_mesh(leaf, mesh, longest_axis(leaf.shape, mesh.devices.size)), state)
+
+    def put(leaf: Any) -> jax.Array:
+        spec = longest_axis(leaf.shape, mesh.devices.size)
+        if isinstance(leaf, jax.Array) and leaf.sharding == NamedSharding(mesh, spec):
+            return leaf
+        placed: jax.Array = to_mesh(leaf, mesh, spec)
+        return placed
+
+    return jax.tree.map(put, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +110,18 @@ class MeshLayout(Layout):
 
     def spread(self, x_BSD: T) -> T:
         return jax.lax.with_sharding_constraint(x_BSD, NamedSharding(self.mesh, TOKENS))
+
+
+@dataclasses.dataclass(frozen=True)
+class GatheredLayout(MeshLayout):
+    """Every device computes all of it from parameters that lie in parts: for what runs without a mesh otherwise."""
+
+    @property
+    def devices(self) -> int:
+        return 1
+
+    def spread(self, x_BSD: T) -> T:
+        return x_BSD
 
 
 def to_host(tree: Any) -> Any:

@@ -9,14 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_lab.compose import model as model_module
 from moe_lab.compose.build import build_model, exchange_modules
 from moe_lab.compose.model import ComposedModel
-from moe_lab.compose.parts import find_module
+from moe_lab.compose.parts import find_module, load_trunk
 from moe_lab.compose.pools import place_modules
 from moe_lab.errors import LabError
-from moe_lab.parallel.mesh import to_host
+from moe_lab.jobs.measure import trunk_losses
+from moe_lab.parallel.mesh import longest_axis, to_host
 from moe_lab.parallel.placement import moved_blocks
 from tests.compose.published import LADDERS, MODULES, TRUNK, WIDTHS, Published, Tokens
 from tests.parallel.meshes import mesh_of
@@ -214,3 +216,22 @@ def test_shardings_are_the_ones_written_down(published: Published) -> None:
     if os.environ.get("GOLDENS") == "write":
         golden.write_text("\n".join(lines) + "\n")
     assert lines == golden.read_text().splitlines()
+
+
+def test_a_sharded_trunk_is_loaded_in_parts(published: Published) -> None:
+    """No device is given more than its part of what can be cut; what is computed of it differs by rounding alone."""
+    mesh = mesh_of(2, 2)
+    whole = load_trunk(published.registry, published.trunk)
+    trunk = load_trunk(published.registry, published.trunk, sharded=True, mesh=mesh)
+    cut = 0
+    for name, leaf in nnx.to_flat_state(trunk.state):
+        spec = longest_axis(leaf.shape, 4)
+        parts = {shard.data.size for shard in leaf[...].addressable_shards}
+        assert parts == {leaf.size // (4 if any(spec) else 1)}, name
+        cut += any(spec)
+    assert cut > 3
+    for ours, again in zip(jax.tree.leaves(trunk.state), jax.tree.leaves(trunk.on(mesh)), strict=True):
+        assert ours is again
+    tokens = Tokens.draw(0)
+    found = [np.asarray(trunk_losses(one.graph, one.state)(tokens)) for one in (whole, trunk)]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
