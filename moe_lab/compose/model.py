@@ -67,7 +67,7 @@ class Decision(NamedTuple):
     expert_BSK: jax.Array  # int32
     width_BSK: jax.Array  # int32 blocks asked for per layer
     blocks_BS: jax.Array  # int32 blocks run, summed over choices and layers
-    left_out: jax.Array  # int32, what limits of the layers had no room for, see `LayerOutput`
+    dropped: jax.Array  # int32, what limits of the layers had no room for, see `LayerOutput`
 
     def by_token(self) -> tuple[jax.Array, ...]:
         """All fields that say something of each token."""
@@ -281,7 +281,7 @@ class ComposedPass(NamedTuple):
     hidden_BSD: jax.Array  # for the trunk's `head`, `losses` or `scores`
     routing: Routing  # in the router's terms
     blocks_BS: jax.Array  # int32 blocks run
-    left_out: jax.Array  # int32, what limits of the layers had no room for
+    dropped: jax.Array  # int32, what limits of the layers had no room for
 
 
 def compose_pass(
@@ -303,7 +303,7 @@ def compose_pass(
     in_pool = routing._replace(expert=arrays.pool_index_E[routing.expert])
     output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, in_pool, run_layer))
     blocks_BS = sum(jnp.minimum(width, pool.count[in_pool.expert]).sum(-1) for pool in arrays.pools.values())
-    return ComposedPass(output.hidden_BSD, routing, jnp.asarray(blocks_BS), output.side.left_out)
+    return ComposedPass(output.hidden_BSD, routing, jnp.asarray(blocks_BS), output.side.dropped)
 
 
 def _pass(
@@ -334,7 +334,7 @@ def _pass(
 
 
 def _decision(made: ComposedPass, loss_BS: jax.Array, hit_BS: jax.Array) -> Decision:
-    return Decision(loss_BS, hit_BS, made.routing.expert, made.routing.width, made.blocks_BS, made.left_out)
+    return Decision(loss_BS, hit_BS, made.routing.expert, made.routing.width, made.blocks_BS, made.dropped)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -351,4 +351,4 @@ class RouterLanguageObjective(LanguageObjective):
         )
         auxiliary, metrics = router.auxiliary_loss(features)
         language = mean_loss(trunk.losses(made.hidden_BSD, batch.targets), batch.loss_mask)
-        return language + auxiliary, {"language_loss": language, "left_out": made.left_out, **metrics}
+        return language + auxiliary, {"language_loss": language, "dropped": made.dropped, **metrics}

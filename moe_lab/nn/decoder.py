@@ -51,7 +51,7 @@ class Experts(NamedTuple):
 class SideOutputs(NamedTuple):
     """What a pass says besides its result."""
 
-    left_out: jax.Array  # int32, what limits of the layers had no room for, summed over them
+    dropped: jax.Array  # int32, what limits of the layers had no room for, summed over them
     inputs: Mapping[int, jax.Array]  # as `pools` what each layer's experts read, [T, D]; empty unless asked for
 
 
@@ -76,7 +76,7 @@ class LayerPass(NamedTuple):
 
     hidden_BSD: jax.Array
     cache: LayerCache | None
-    left_out: jax.Array
+    dropped: jax.Array
     inputs_TD: jax.Array | None
 
 
@@ -113,26 +113,26 @@ class Layer(nnx.Module):
         x_BSD = self._add(x_BSD, y_BSD if self.attention_post_norm is None else self.attention_post_norm(y_BSD))
         h_BSD = x_BSD if self.ffn_norm is None else self.ffn_norm(x_BSD)
         branches = [] if self.ffn is None else [self.ffn(h_BSD)]
-        h_TD, left_out = None, jnp.zeros((), jnp.int32)
+        h_TD, dropped = None, jnp.zeros((), jnp.int32)
         if experts is not None and pool is not None:
             h_TD = h_BSD.reshape(-1, h_BSD.shape[-1])
             name = KERNEL_NAMES[self.activation]
             output = experts.run(h_TD, pool, experts.routing.flat(), activation=name)
             branches.append(output.y_TD.reshape(x_BSD.shape))
-            left_out = output.left_out
+            dropped = output.dropped
         if self.ffn_post_norm is not None and branches:
             # The norm is of what the layer adds in all, so that a module is as wide an FFN as it says.
             branches = [self.ffn_post_norm(sum(branches[1:], branches[0]))]
         for branch_BSD in branches:
             x_BSD = self._add(x_BSD, branch_BSD)
-        return LayerPass(x_BSD, cache, left_out, h_TD)
+        return LayerPass(x_BSD, cache, dropped, h_TD)
 
 
 class StackPass(NamedTuple):
     """What the layers of a stack leave, by place of its pattern."""
 
     caches: list[LayerCache | None]
-    left_out: jax.Array
+    dropped: jax.Array
     inputs: list[jax.Array | None]  # what experts read, where it is to be kept
 
 
@@ -156,7 +156,7 @@ def run_stack(
             x_BSD = layout.spread(passed.hidden_BSD)
             made.caches.append(passed.cache)
             made.inputs.append(passed.inputs_TD if experts is not None and experts.keep_inputs else None)
-            made = made._replace(left_out=made.left_out + passed.left_out)
+            made = made._replace(dropped=made.dropped + passed.dropped)
         return x_BSD, made
 
     stacked = ([state for _, state in split], list(pools), list(caches))
@@ -165,7 +165,7 @@ def run_stack(
         return step(x_BSD, stacked)
     with jax.named_scope(stack.name):
         x_BSD, made = jax.lax.scan(step, x_BSD, stacked, length=stack.repeats)
-    return x_BSD, made._replace(left_out=made.left_out.sum(dtype=jnp.int32))
+    return x_BSD, made._replace(dropped=made.dropped.sum(dtype=jnp.int32))
 
 
 class Trunk(nnx.Module):
@@ -247,7 +247,7 @@ class Trunk(nnx.Module):
         """Layers `first` to `end`."""
         rows = Rows(segment_ids_BS, positions_BS, None if cache is None else open_chunk(cache, segment_ids_BS))
         caches: list[Any] = [None] * len(self.layers) if cache is None else list(cache.layers)
-        left_out = jnp.zeros((), jnp.int32)
+        dropped = jnp.zeros((), jnp.int32)
         inputs: dict[int, jax.Array] = {}
         places = slice(0, 0)
         for stack in self.stacks:
@@ -259,10 +259,10 @@ class Trunk(nnx.Module):
                 stack, self.layers[places], x_BSD, rows, experts, pools, caches[places], self.layout
             )
             caches[places] = made.caches
-            left_out = left_out + made.left_out
+            dropped = dropped + made.dropped
             inputs |= {stack.first + j: h_TD for j, h_TD in enumerate(made.inputs) if h_TD is not None}
         cache = None if cache is None else cache._replace(layers=tuple(caches))
-        return Output(x_BSD, cache, SideOutputs(left_out, inputs))
+        return Output(x_BSD, cache, SideOutputs(dropped, inputs))
 
     def forward(
         self,

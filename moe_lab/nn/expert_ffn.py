@@ -121,7 +121,7 @@ class LayerOutput(NamedTuple):
     """What a routed layer computed, and what its limits had no room for."""
 
     y_TD: jax.Array
-    left_out: jax.Array  # int32
+    dropped: jax.Array  # int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

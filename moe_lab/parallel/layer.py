@@ -93,7 +93,7 @@ class ShardedLayer:
             fast = partial(all_to_all, compute=run, places=places)
             sends = plan_sends(pool, routing, places)
             arrived = arrivals(pool, routing, sends) if may_miss else None
-            missing = missing + sends.left_out
+            missing = missing + sends.dropped
         if arrived is not None:
             missing = missing + backend.rows_beyond_budget(local_pool(pool), arrived, self.budget)
         missing = lax.psum(missing, (DATA, EXPERT))

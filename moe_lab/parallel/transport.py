@@ -49,7 +49,7 @@ class Sends(NamedTuple):
     """Which choices go to which device."""
 
     choice_PL: jax.Array  # int32 choice (token * K + k) in each place; T * K where a place is empty
-    left_out: jax.Array  # int32 choices that found no place
+    dropped: jax.Array  # int32 choices that found no place
 
 
 def plan_sends(pool: PlacedPool, routing: Routing, places: int) -> Sends:
@@ -69,8 +69,8 @@ def plan_sends(pool: PlacedPool, routing: Routing, places: int) -> Sends:
     def fill(place_M: jax.Array) -> jax.Array:
         return jnp.full(places, empty, jnp.int32).at[place_M].set(number_M, mode="drop")
 
-    left_out = jnp.maximum(wanted_PM.sum(1) - places, 0).sum()
-    return Sends(jax.vmap(fill)(place_PM), left_out.astype(jnp.int32))
+    dropped = jnp.maximum(wanted_PM.sum(1) - places, 0).sum()
+    return Sends(jax.vmap(fill)(place_PM), dropped.astype(jnp.int32))
 
 
 def arrivals(pool: PlacedPool, routing: Routing, sends: Sends) -> Routing:

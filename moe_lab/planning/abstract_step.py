@@ -200,7 +200,7 @@ class _Model:
         placed = {layer: dataclasses.replace(tables[layer], blocks=blocks) for layer, blocks in pools.items()}
         output = model.routed(hidden_BSD, *where, Experts(placed, routing, self.run))
         losses_BS = model.losses(output.hidden_BSD, jnp.roll(tokens, -1, axis=1))
-        return losses_BS[:, :-1].mean(), output.side.left_out
+        return losses_BS[:, :-1].mean(), output.side.dropped
 
 
 def build_step(shape: StepShape, run: ShardedLayer) -> AbstractStep:

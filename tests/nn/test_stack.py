@@ -117,7 +117,7 @@ def passes() -> Passes:
 def test_stacked_layers_compute_what_they_compute_unrolled(passes: Passes) -> None:
     (logits, side, _, _), (expected, expected_side, _, _) = passes.stacked, passes.unrolled
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-    assert side.left_out == expected_side.left_out == 0
+    assert side.dropped == expected_side.dropped == 0
     assert set(side.inputs) == {2, 3}
     for layer, expected_TD in expected_side.inputs.items():
         np.testing.assert_allclose(side.inputs[2 + layer % 2][(layer - 2) // 2], expected_TD, rtol=1e-5, atol=1e-5)

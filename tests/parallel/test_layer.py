@@ -99,7 +99,7 @@ def compare(layer: ShardedLayer, placement: Placement, slots: int | None = None)
     close(dweight_found, dweight)
     for one, other in zip(gather(dblocks, layout), dmodules, strict=True):
         jax.tree.map(close, one, other)
-    return int(found.left_out)
+    return int(found.dropped)
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_overflow_that_is_only_counted_equals_a_reference_without_what_was_left_
             asked[rows] = (width[rows] > 0) & (np.asarray(routing.expert)[rows] % 2 == receiver)
             places = np.flatnonzero(asked.reshape(-1))[:8]
             kept.reshape(-1)[places] = True
-    assert int(found.left_out) == int((width > 0).sum() - kept.sum()) > 0
+    assert int(found.dropped) == int((width > 0).sum() - kept.sum()) > 0
     trimmed = routing._replace(width=jnp.asarray(np.where(kept, width, 0)))
     close(found.y_TD, expert_ffn(h, make_pool(modules), trimmed, backend="reference"))
 
@@ -166,7 +166,7 @@ def test_a_step_over_its_budget_runs_whole() -> None:
     found = run(*to_mesh((h,), layer.mesh, TOKENS), pool, to_mesh(routing, layer.mesh, TOKENS))
     close(found.y_TD, expert_ffn(h, make_pool(modules), routing, backend="reference"))
     rows = np.where(np.asarray(expert) == 0, 3, 5)
-    assert int(found.left_out) == sum(max(0, rows[expert == e].sum() - 512) for e in range(2)) > 0
+    assert int(found.dropped) == sum(max(0, rows[expert == e].sum() - 512) for e in range(2)) > 0
 
 
 @pytest.mark.slow

@@ -123,9 +123,9 @@ def test_the_loss_is_that_of_the_layers_on_one_device() -> None:
     step = step_of()
     given = filled(step)
     expected = jax.jit(plain_loss)(given["trunk"], given["tokens"], given["router"], given["pools"])
-    loss, left_out = jax.jit(step.function)(**given)
+    loss, dropped = jax.jit(step.function)(**given)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    assert left_out == 0
+    assert dropped == 0
 
 
 @pytest.mark.slow
