@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_lab.config import decode
 from moe_lab.data.tokenizers import HFTokenizer
 from moe_lab.errors import LabError, NotFound, Refused, counted, printable
+from moe_lab.files import digest_of
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.trunks.config_keys import ConfigKeys
 from moe_lab.trunks.families import find_family, find_gguf_family
@@ -28,7 +28,14 @@ from moe_lab.trunks.huggingface import (
     read_file,
     read_json,
 )
-from moe_lab.trunks.tensor_table import GGUF_NAMES, TensorSource, TrunkTensors, hugging_face_names, tensor_table
+from moe_lab.trunks.tensor_table import (
+    GGUF_NAMES,
+    Names,
+    TensorSource,
+    TrunkTensors,
+    hugging_face_names,
+    tensor_table,
+)
 
 INVERSE_FREQUENCIES = "rotary_emb.inv_freq"
 """Old checkpoints hold the rotary frequencies beside the weights; the config says them too."""
@@ -61,6 +68,33 @@ class Checkpoint:
     notes: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Looked:
+    """What one format says of a model, before it is held together.
+
+    Attributes:
+        family: which one it is of.
+        fields: of its `TrunkSpec`, those that its config gives.
+        source: its tensors, and `names` what they are called.
+        interleaved: whether queries and keys keep rotary pairs side by side.
+        ignored: tensors that say nothing new.
+        definition: its `tokenizer.json`.
+        ends: see `Checkpoint`; so are `start`, `licence` and `origin`.
+    """
+
+    family: Family
+    fields: Mapping[str, Any]
+    source: TensorSource
+    names: Names
+    interleaved: bool = False
+    ignored: Sequence[str] = ()
+    definition: bytes
+    ends: tuple[int, ...]
+    start: str | None
+    licence: str | None
+    origin: Mapping[str, str]
+
+
 def open_checkpoint(
     source: Path, *, routed_layers: tuple[int, ...], block: int, tokenizer: Path | None = None, eos: str | None = None
 ) -> Checkpoint:
@@ -77,23 +111,23 @@ def open_checkpoint(
         LabError: it is not understood to the last key and tensor.
     """
     if source.is_dir():
-        return _open_folder(source, routed_layers, block, tokenizer, eos)
-    if not source.exists():
+        looked = _look_at_folder(source, tokenizer)
+    elif not source.exists():
         raise NotFound(f"{source} is not there; name the folder of a Hugging Face model, or a GGUF file.")
-    if not is_gguf(source):
+    elif not is_gguf(source):
         raise Refused(f"{source} is no GGUF file; name the folder that holds {CONFIG} and the safetensors.")
-    return _open_gguf(source, routed_layers, block, tokenizer, eos)
+    else:
+        looked = _look_at_gguf(source, tokenizer)
+    return _hold_together(looked, routed_layers, block, eos)
 
 
-def _open_folder(
-    folder: Path, routed_layers: tuple[int, ...], block: int, tokenizer: Path | None, eos: str | None
-) -> Checkpoint:
+def _look_at_folder(folder: Path, tokenizer: Path | None) -> _Looked:
     config = read_json(folder / CONFIG)
     label = str(folder / CONFIG)
     model_type = config.get("model_type")
     family = find_family(model_type if isinstance(model_type, str) else "", label)
     fields = read_config(family, config, label)
-    source = ShardedTensors(folder)
+    source, names = ShardedTensors(folder), hugging_face_names(family)
     own = tokenizer or folder / TOKENIZER
     if not own.exists():
         raise NotFound(
@@ -101,44 +135,49 @@ def _open_folder(
             "older files."
         )
     definition = read_file(own, MAX_JSON_BYTES)
-    # A tied head that was saved nevertheless is the embedding once more.
-    names = hugging_face_names(family)
     ignored = [name for name in source.stored if name.endswith(INVERSE_FREQUENCIES)]
     if fields["tie_embeddings"] and names.head in source.stored:
         _require_same(source, names.embedding, names.head)
         ignored.append(names.head)
-    return _checkpoint(
-        family, fields, source, names, definition, eos, routed_layers, block,
+    return _Looked(
+        family=family,
+        fields=fields,
+        source=source,
+        names=names,
+        ignored=ignored,
+        definition=definition,
         ends=read_ends(folder, config),
         start=find_start(definition),
         licence=None,
-        origin={"format": "safetensors", "config": _digest(json.dumps(config, sort_keys=True).encode())},
-        ignored=ignored,
-    )  # fmt: skip
+        origin={"format": "safetensors", "config": digest_of(json.dumps(config, sort_keys=True).encode())},
+    )
 
 
-def _open_gguf(
-    path: Path, routed_layers: tuple[int, ...], block: int, tokenizer: Path | None, eos: str | None
-) -> Checkpoint:
+def _look_at_gguf(path: Path, tokenizer: Path | None) -> _Looked:
     file = GGUFFile(path)
     architecture = read_architecture(file)
     family = find_gguf_family(architecture, str(path))
     fields = read_config(family, to_config(file, architecture, family.model_types[0]), str(path))
     if "norm_offset" in fields:
         fields["norm_offset"] = 0  # the file holds 1 + w
-    if tokenizer is not None:
-        definition = read_file(tokenizer, MAX_JSON_BYTES)
+    if tokenizer is None:
+        definition, start = rebuild_tokenizer(file.metadata, str(path)), read_start(file.metadata, str(path))
     else:
-        definition = rebuild_tokenizer(file.metadata, str(path))
+        definition = read_file(tokenizer, MAX_JSON_BYTES)
+        start = find_start(definition)
     end, licence = file.metadata.get("tokenizer.ggml.eos_token_id"), file.metadata.get("general.license")
-    return _checkpoint(
-        family, fields, file, GGUF_NAMES, definition, eos, routed_layers, block,
+    return _Looked(
+        family=family,
+        fields=fields,
+        source=file,
+        names=GGUF_NAMES,
+        interleaved=architecture == "llama",
+        definition=definition,
         ends=(end,) if type(end) is int else (),
-        start=read_start(file.metadata, str(path)),
+        start=start,
         licence=licence if isinstance(licence, str) else None,
-        origin={"format": "gguf"},
-        ignored=(),
-    )  # fmt: skip
+        origin={"format": "gguf", "file": file.digest()},
+    )
 
 
 def read_config(family: Family, config: Mapping[str, Any], label: str) -> dict[str, Any]:
@@ -149,59 +188,50 @@ def read_config(family: Family, config: Mapping[str, Any], label: str) -> dict[s
     return fields
 
 
-def _checkpoint(
-    family: Family,
-    fields: dict[str, Any],
-    source: TensorSource,
-    names: Any,
-    definition: bytes,
-    eos: str | None,
-    routed_layers: tuple[int, ...],
-    block: int,
-    *,
-    ends: tuple[int, ...],
-    start: str | None,
-    licence: str | None,
-    origin: dict[str, str],
-    ignored: Any,
-) -> Checkpoint:
-    label, notes = source.label, []
-    definition, dropped = _without_unheard(definition, fields["vocab_size"], label)
+def _hold_together(looked: _Looked, routed_layers: tuple[int, ...], block: int, eos: str | None) -> Checkpoint:
+    label, rows, notes = looked.source.label, looked.fields["vocab_size"], []
+    definition, dropped = _without_unheard(looked.definition, rows, label)
     if dropped:
         notes.append(
             f"{counted(dropped, 'special token')} of the tokenizer lie beyond the vocabulary and were left out"
         )
-    try:
-        tokenizer = HFTokenizer(definition, TOKENIZER, eos, start)
-        if start is not None and tokenizer.start_id == tokenizer.eos_id:
-            start, tokenizer = None, HFTokenizer(definition, TOKENIZER, eos)
-    except LabError as error:
-        raise type(error)(f"{label}: its tokenizer {error}") from error
-    padding = fields["vocab_size"] - tokenizer.vocab_size
+    tokenizer = _make_tokenizer(definition, eos, looked.start, label)
+    padding = rows - tokenizer.vocab_size
     if padding < 0:
         raise Refused(
-            f"{label}: its tokenizer has ids to {tokenizer.vocab_size - 1} and the embedding {fields['vocab_size']} "
-            "rows; take the tokenizer that belongs to the model."
+            f"{label}: its tokenizer has ids to {tokenizer.vocab_size - 1} and the embedding {rows} rows; take the "
+            "tokenizer that belongs to the model."
         )
     if padding:
         notes.append(f"{padding:,} rows of the embedding stand for no token")
     spec = decode(
         TrunkSpec,
-        {**fields, "vocab_padding": padding, "routed_layers": list(routed_layers), "block": block},
+        {**looked.fields, "vocab_padding": padding, "routed_layers": list(routed_layers), "block": block},
         f"{label} as a trunk",
     )
-    table = tensor_table(spec, names, interleaved=origin["format"] == "gguf" and family.name == "llama")
+    table = tensor_table(spec, looked.names, interleaved=looked.interleaved)
     return Checkpoint(
-        family=family,
+        family=looked.family,
         spec=spec,
-        tensors=TrunkTensors(source, table, ignored),
+        tensors=TrunkTensors(looked.source, table, looked.ignored),
         tokenizer=tokenizer,
-        ends=tuple(end for end in ends if end < fields["vocab_size"]),
-        start=start,
-        licence=licence,
-        origin={**origin, "family": family.name},
+        ends=tuple(end for end in looked.ends if end < rows),
+        start=None if tokenizer.start_id == tokenizer.eos_id else looked.start,
+        licence=looked.licence,
+        origin={**looked.origin, "family": looked.family.name},
         notes=tuple(notes),
     )
+
+
+def _make_tokenizer(definition: bytes, eos: str | None, start: str | None, label: str) -> HFTokenizer:
+    """The tokenizer; a start that is its end of a document is no start of its own."""
+    try:
+        tokenizer = HFTokenizer(definition, TOKENIZER, eos, start)
+        if start is not None and tokenizer.start_id == tokenizer.eos_id:
+            return HFTokenizer(definition, TOKENIZER, eos)
+        return tokenizer
+    except LabError as error:
+        raise type(error)(f"{label}: its tokenizer {error}") from error
 
 
 def _require_same(source: TensorSource, first: str, second: str) -> None:
@@ -235,7 +265,3 @@ def find_start(definition: bytes) -> str | None:
     except Exception:  # of any kind; what is wrong with it is said where it is read
         return None
     return str(dressed[0]) if dressed[1 : 1 + len(plain)] == plain and dressed[0] != plain[0] else None
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256-{hashlib.sha256(data).hexdigest()}"

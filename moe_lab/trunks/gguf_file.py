@@ -6,6 +6,7 @@ and undoes them; its reader trusts lengths of strangers, so headers are read her
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import struct
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from moe_lab.errors import Damaged, LabError, Refused, Unavailable, printable
+from moe_lab.errors import Damaged, Refused, Unavailable, printable
 from moe_lab.registry.safetensors_file import open_plain
 from moe_lab.trunks.tensor_table import Stored
 
@@ -70,6 +71,11 @@ class GGUFFile:
         if len(data) != place.size:
             raise Damaged(f"{self.label} changed while it was read; run the same command again.")
         return self._undo(name, place, data)
+
+    def digest(self) -> str:
+        """Of the whole file, as `files.digest_of` writes it."""
+        with open_plain(self.path) as file:
+            return f"sha256-{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
     def _undo(self, name: str, place: _Place, data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         import ml_dtypes
@@ -212,9 +218,5 @@ def require_text(metadata: Mapping[str, Any], key: str, label: str) -> str:
     """A text that every file has."""
     value = metadata.get(key)
     if not isinstance(value, str):
-        raise as_refused(label, f"has no text {printable(key)}")
+        raise Refused(f"{label} has no text {printable(key)}; take a file that was converted anew.")
     return value
-
-
-def as_refused(label: str, reason: str) -> LabError:
-    return Refused(f"{label} {reason}; take a file that was converted anew.")
