@@ -9,6 +9,7 @@ Shape letters: B batch, S sequence, T = B * S tokens, D model width, V vocabular
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -320,4 +321,10 @@ def abstract_trunk(
     spec: TrunkSpec, precision: Precision = FLOAT32, layout: Layout = ONE_DEVICE
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The structure and the shapes of a trunk, without its numbers."""
+    return _abstract_trunk(spec, precision, layout)
+
+
+@functools.cache
+def _abstract_trunk(spec: TrunkSpec, precision: Precision, layout: Layout) -> tuple[nnx.GraphDef, nnx.State]:
+    """Kept, because a process asks several times and tracing thirty layers takes a second."""
     return nnx.split(nnx.eval_shape(lambda: Trunk(spec, rngs=nnx.Rngs(0), precision=precision, layout=layout)))
