@@ -104,8 +104,10 @@ def _put_again(
         return  # only folders are collected
     try:
         for name, record in manifest.records.items():
-            if not all(store.exists(blob_key(digest)) for digest in record.chunks):
-                _put_all(store, dict(chunks_of(name, tensors[name], record)))
+            gone = {digest for digest in record.chunks if not store.exists(blob_key(digest))}
+            if gone:
+                chunks = chunks_of(name, tensors[name], record)
+                _put_all(store, {digest: data for digest, data in chunks if digest in gone})
         if not store.exists(manifest_key(done.digest)):
             put_content(store, manifest_key(done.digest), done.digest, manifest_bytes)
     except OSError as error:

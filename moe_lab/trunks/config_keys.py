@@ -6,7 +6,7 @@ Loaders that ignore what they do not know give a model that looks right on short
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from moe_lab.errors import Refused, printable
@@ -145,13 +145,9 @@ class ConfigKeys:
     def refuse(self, key: str, wanted: str) -> NoReturn:
         raise Refused(f"{self.label}: {key} is {_spell(self.values.get(key))} and must be {wanted} to be read here.")
 
-    def left(self) -> Iterator[str]:
-        """Keys that nobody has read and that are not known to be harmless."""
-        return (key for key in self.values if key not in self._used and key not in HARMLESS)
-
     def finish(self) -> None:
-        """Refuses what is left: it may change what the model computes."""
-        left = sorted(self.left())
+        """Refuses keys that nobody has read and that are not known to be harmless."""
+        left = sorted(self.values.keys() - self._used - HARMLESS)
         if left:
             named = ", ".join(printable(key)[:60] for key in left[:5])
             raise Refused(

@@ -162,7 +162,7 @@ def _compare(definition: bytes, tokens: Sequence[str], merges: Sequence[str], pr
         raise Refused(f"{label}: no tokenizer can be made of its lists: {printable(str(error))[:200]}.") from None
     ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
     ids = {token: index for index, token in enumerate(tokens)}
-    letters = _byte_letters()
+    letters = byte_letters()
     expected: list[int | None] = []
     for piece in _CUT_PROBES[pre]:
         word = [letters[byte] for byte in piece.encode()]
@@ -193,7 +193,7 @@ def _merge(word: list[str], ranks: Mapping[tuple[str, ...], int]) -> list[str]:
     return word
 
 
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """GPT-2's letters for bytes: printable ones stand for themselves, the others for letters from 256 up."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]

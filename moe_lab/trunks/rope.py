@@ -30,11 +30,14 @@ def read_rope(keys: ConfigKeys, default_base: float, *, partial: bool = False) -
     return {**_fields(one, base, original), **fraction}
 
 
-def read_rope_of_types(keys: ConfigKeys, full_base: float, sliding_base: float, sliding_key: str) -> dict[str, Any]:
-    """The `rope_base`, `rope_scaling` and `sliding_rope` of a config with full and sliding layers.
+def read_rope_of_types(
+    keys: ConfigKeys, sliding_layers: list[int], full_base: float, sliding_base: float, sliding_key: str
+) -> dict[str, Any]:
+    """The `rope_base`, `rope_scaling` and, where layers slide, `sliding_rope` of a config with two kinds of layers.
 
     Args:
         keys: the config.
+        sliding_layers: those that slide; there may be none.
         full_base: of full layers where it names none.
         sliding_base: of sliding layers where it names none.
         sliding_key: names the base of sliding layers in the old format; `rope_theta` where all have one.
@@ -63,7 +66,7 @@ def read_rope_of_types(keys: ConfigKeys, full_base: float, sliding_base: float, 
         scaled = one.get("rope_scaling") or one.get("scaling")
         if scaled and not scaled.get("truncate", True):
             raise Refused(f"{keys.label}: truncate has no effect where layers differ; remove it.")
-    return {**full, "sliding_rope": sliding}
+    return {**full, "sliding_rope": sliding} if sliding_layers else full
 
 
 def _max_positions(keys: ConfigKeys) -> int | None:
@@ -74,8 +77,6 @@ def _one_object(keys: ConfigKeys, names: tuple[str, str]) -> ConfigKeys | None:
     found = [inner for inner in map(keys.inner, names) if inner is not None]
     if len(found) == 2 and found[0].values != found[1].values:
         raise Refused(f"{keys.label} has {' and '.join(names)}, and they differ; keep the one that the model has.")
-    for other in found[1:]:
-        assert other.values == found[0].values
     return found[0] if found else None
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from moe_lab.trunks.gguf_tokenizer import byte_letters
+
 POSITIONS = 600
 BYTES, VOCAB = 257, 264
 WINDOW, ORIGINAL = 64, 128
@@ -151,9 +153,6 @@ def make_weights(shapes: Mapping[str, Iterable[int]], gemma: bool) -> dict[str, 
 
 def byte_tokenizer() -> dict[str, Any]:
     """A `tokenizer.json` of 256 bytes and an end token."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    letters = {byte: chr(byte) for byte in plain} | {byte: chr(256 + n) for n, byte in enumerate(others)}
     special = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
@@ -173,7 +172,7 @@ def byte_tokenizer() -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {letter: byte for byte, letter in letters.items()} | {"<|endoftext|>": 256},
+            "vocab": {letter: byte for byte, letter in byte_letters().items()} | {"<|endoftext|>": 256},
             "merges": [],
         },
     }

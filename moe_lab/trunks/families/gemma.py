@@ -28,9 +28,7 @@ def read_gemma3(keys: ConfigKeys) -> dict[str, Any]:
     layers = fields["num_layers"]
     period = keys.count("sliding_window_pattern", keys.count("_sliding_window_pattern", 6))
     sliding = read_layer_types(keys, layers, [index for index in range(layers) if (index + 1) % period])
-    rope = read_rope_of_types(keys, 1_000_000.0, 10_000.0, "rope_local_base_freq")
-    if not sliding:
-        del rope["sliding_rope"]
+    rope = read_rope_of_types(keys, sliding, 1_000_000.0, 10_000.0, "rope_local_base_freq")
     return {**fields, **rope, **read_window(keys, sliding, _window(keys)), "qk_norm": True}
 
 

@@ -17,9 +17,7 @@ def read_olmo3(keys: ConfigKeys) -> dict[str, Any]:
     fields = _read(keys)
     layers = fields["num_layers"]
     sliding = read_layer_types(keys, layers, [index for index in range(layers) if (index + 1) % 4])
-    rope = read_rope_of_types(keys, 500_000.0, 500_000.0, "rope_theta")
-    if not sliding:
-        del rope["sliding_rope"]
+    rope = read_rope_of_types(keys, sliding, 500_000.0, 500_000.0, "rope_theta")
     return {**fields, **read_window(keys, sliding, keys.optional_count("sliding_window", 4096)), **rope}
 
 
