@@ -29,14 +29,17 @@ class ShardedTensors:
 
     def __init__(self, folder: Path) -> None:
         self.label = str(folder)
-        shards = _shards(folder)
+        index = _weight_map(folder)
+        shards = {ONE_FILE: (folder / ONE_FILE).resolve()} if index is None else _shards(folder, index)
         self._files: dict[str, tuple[Path, TensorPlace]] = {}
         for path in shards.values():
             for name, place in read_places(path).items():
                 if name in self._files:
                     raise Refused(f"{folder}: tensor {printable(name)[:80]} is in two files; keep the model's own.")
                 self._files[name] = (path, place)
-        _check_index(folder, shards, {name: path for name, (path, _) in self._files.items()})
+        if index is not None:
+            held = {name: path for name, (path, _) in self._files.items()}
+            _check_index(folder, {name: shards[file] for name, file in index.items()}, held)
         self.stored: Mapping[str, Stored] = {
             name: Stored(place.dtype, place.shape) for name, (_, place) in self._files.items()
         }
@@ -47,41 +50,40 @@ class ShardedTensors:
         return read_one(path, name, place)
 
 
-def _shards(folder: Path) -> dict[str, Path]:
-    """The files that hold tensors, by what the index calls them."""
+def _weight_map(folder: Path) -> Mapping[str, str] | None:
+    """The file of each tensor as the index says it; None where one file holds all."""
     single, index = folder / ONE_FILE, folder / INDEX
     if single.exists() and index.exists():
         raise Refused(f"{folder} has {ONE_FILE} and {INDEX}; keep the one that belongs to the model.")
     if single.exists():
-        return {ONE_FILE: single.resolve()}
+        return None
     if not index.exists():
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         also = f" {printable(pickles[0])} is a pickle, which can run code and is never read." if pickles else ""
         raise NotFound(f"{folder} has neither {ONE_FILE} nor {INDEX}.{also} Convert the model to safetensors.")
-    names = sorted(set(_weight_map(folder).values()))
-    if len(names) > MAX_SHARDS:
-        raise Refused(f"{index} names {len(names):,} files; at most {MAX_SHARDS:,} are read.")
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise Refused(f"{index} names the file {printable(name)[:80]}, which is no safetensors file beside it.")
-        if not (folder / name).exists():
-            raise NotFound(f"{index} names {name}, which is not there; download it too.")
-    return {name: (folder / name).resolve() for name in names}
-
-
-def _weight_map(folder: Path) -> Mapping[str, str]:
-    index = read_json(folder / INDEX)
-    names = index.get("weight_map")
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise Refused(f"{folder / INDEX} has no weight_map of tensors and files; take the folder anew.")
+        raise Refused(f"{index} has no weight_map of tensors and files; take the folder anew.")
     return names
 
 
-def _check_index(folder: Path, shards: Mapping[str, Path], held: Mapping[str, Path]) -> None:
+def _shards(folder: Path, index: Mapping[str, str]) -> dict[str, Path]:
+    """The files that an index names, each beside it."""
+    names = sorted(set(index.values()))
+    if len(names) > MAX_SHARDS:
+        raise Refused(f"{folder / INDEX} names {len(names):,} files; at most {MAX_SHARDS:,} are read.")
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise Refused(
+                f"{folder / INDEX} names the file {printable(name)[:80]}, which is no safetensors file beside it."
+            )
+        if not (folder / name).exists():
+            raise NotFound(f"{folder / INDEX} names {name}, which is not there; download it too.")
+    return {name: (folder / name).resolve() for name in names}
+
+
+def _check_index(folder: Path, says: Mapping[str, Path], held: Mapping[str, Path]) -> None:
     """An index that says otherwise than the files is not believed."""
-    if ONE_FILE in shards and not (folder / INDEX).exists():
-        return
-    says = {name: shards[file] for name, file in _weight_map(folder).items()}
     for name in sorted(says.keys() ^ held.keys()) or (name for name in says if says[name] != held[name]):
         raise Damaged(
             f"{folder / INDEX} and the files do not agree on where tensor {printable(name)[:80]} is; "
