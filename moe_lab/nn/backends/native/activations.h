@@ -22,7 +22,7 @@ inline Vec exponential(Vec x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.f;
   IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
-  return p * reinterpret_cast<Vec&>(power);
+  return p * reinterpret_cast<Vec>(power);
 }
 
 struct Activated {

@@ -165,30 +165,41 @@ inline void backward_tile(const Layer& l, const float* dy_TD, const Tile& tile, 
   }
 }
 
+// Columns [begin, end) of a matrix, in slices of whole vectors that are as wide as a panel at most and differ by one.
+struct Slices {
+  explicit Slices(long columns) : columns(columns), count(ceil_div(columns, kPanel)) {}
+  long begin(long i) const { return std::min(columns, ceil_div(columns, kLanes) * i / count * kLanes); }
+  long columns, count;
+};
+
 inline void backward_block(const Layer& l, const Run& run, const BlockTask& task, const ChunkArrays& chunk,
                            const Gradients& out) {
   long j = task.block, size = l.D * l.B, n = l.start[run.module] + j;
   long users = l.users(run.module, j, run.row, run.rows), place = ChunkArrays::at(l, run, j, 0);
-  if (task.down) {
-    for (long column = 0; column < l.D; column += kPanel) {
-      Right dy{chunk.dy_of(column, run.panel), kPanel, kPanel * kPanel};
-      float* to = out.down + n * size + column;
-      for_each_sliver(l.B, [&](long unit, auto rows) {
-        Left hidden{chunk.hidden + place + unit * kPanel, kPanel, 1, l.B * kPanel};
-        slice_product<rows>(hidden, dy, to + unit * l.D, l.D, std::min<long>(kPanel, l.D - column), users, task.add);
+  long depth = kPanelStays ? equal_depth(users, kPanel) : users;
+  for (long first = 0; first < users; first += depth) {  // tokens, which are what is summed over
+    long tokens = std::min(depth, users - first);
+    bool add = task.add || first > 0;
+    if (task.down) {
+      for_each_tile(l.B, ceil_div(l.D, kPanel), [&](long unit, auto rows, long panel) {
+        long column = panel * kPanel;
+        Left hidden{chunk.hidden + place + first * l.B + unit * kPanel, kPanel, 1, l.B * kPanel};
+        Right dy{chunk.dy_of(column, run.panel) + first * kPanel, kPanel, kPanel * kPanel};
+        float* to = out.down + n * size + unit * l.D + column;
+        slice_product<rows>(hidden, dy, to, l.D, std::min<long>(kPanel, l.D - column), tokens, add);
       });
+      continue;
     }
-    return;
+    Slices slices(l.B);
+    for_each_tile(l.D, 2 * slices.count, [&](long d, auto rows, long slice) {  // of gate, then of up
+      bool up = slice >= slices.count;
+      long column = slices.begin(slice % slices.count), end = slices.begin(slice % slices.count + 1);
+      Left x{chunk.x + (run.panel * l.D + d) * kPanel + first * l.D, kPanel, 1, l.D * kPanel};
+      Right d_hidden{(up ? chunk.dup : chunk.dgate) + place + first * l.B + column, l.B, kPanel * l.B};
+      float* to = (up ? out.up : out.gate) + n * size + d * l.B + column;
+      slice_product<rows>(x, d_hidden, to, l.B, end - column, tokens, add);
+    });
   }
-  for_each_sliver(l.D, [&](long d, auto rows) {
-    Left x{chunk.x + (run.panel * l.D + d) * kPanel, kPanel, 1, l.D * kPanel};
-    for (long column = 0; column < l.B; column += kPanel) {
-      long columns = std::min<long>(kPanel, l.B - column), to = n * size + d * l.B + column;
-      Right dgate{chunk.dgate + place + column, l.B, kPanel * l.B}, dup{chunk.dup + place + column, l.B, kPanel * l.B};
-      slice_product<rows>(x, dgate, out.gate + to, l.B, columns, users, task.add);
-      slice_product<rows>(x, dup, out.up + to, l.B, columns, users, task.add);
-    }
-  });
 }
 
 }  // namespace moe_lab

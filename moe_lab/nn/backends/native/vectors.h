@@ -21,13 +21,16 @@ constexpr int kVectors = 3;
 // A panel holds this many tokens side by side, one in each lane: [numbers of a token][kPanel].
 constexpr int kPanel = kLanes * kVectors;
 
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+// In arrays vectors begin anywhere. Nothing else may have this type: clang gives a variable of it a place on the stack
+// that is not aligned, and then spills into it as if it were.
+typedef float StoredVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
 #define MOE_LAB_UNROLL _Pragma("GCC unroll 32")
 
-inline Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
-inline void store(float* at, Vec value) { *reinterpret_cast<Vec*>(at) = value; }
+inline Vec load(const float* at) { return *reinterpret_cast<const StoredVec*>(at); }
+inline void store(float* at, Vec value) { *reinterpret_cast<StoredVec*>(at) = value; }
 inline Vec broadcast(float value) { return value - Vec{}; }  // and not a sum, which would make a 0 of -0
 
 // Keeps a vector that is used several times in a register. An x86 multiply-add can take an operand from memory, so
