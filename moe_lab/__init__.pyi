@@ -27,7 +27,14 @@ from .routing.excess import ExcessRouter as ExcessRouter
 from .routing.joining import take_over as take_over
 from .routing.ladder import LadderConfig as LadderConfig
 from .routing.ladder import LadderRouter as LadderRouter
+from .routing.ladder import Seen as Seen
 from .routing.ladder import ngrams_of as ngrams_of
+from .routing.memory import Faded as Faded
+from .routing.memory import document_starts as document_starts
+from .routing.memory import fading_mean as fading_mean
+from .routing.memory import fading_total as fading_total
+from .routing.memory import newest as newest
+from .routing.memory import nothing_faded as nothing_faded
 from .routing.outcomes import OutcomeTable as OutcomeTable
 from .routing.outcomes import load_outcomes as load_outcomes
 from .routing.router import Counted as Counted
@@ -36,10 +43,8 @@ from .routing.router import Metrics as Metrics
 from .routing.router import Router as Router
 from .routing.router import RouterPart as RouterPart
 from .routing.router import available_candidates as available_candidates
-from .routing.router import document_starts as document_starts
 from .routing.router import masked_mean as masked_mean
 from .routing.router import route_candidates as route_candidates
-from .routing.router import running_mean as running_mean
 from .routing.rung_loss import RungLoss as RungLoss
 from .routing.rung_loss import WidthNetwork as WidthNetwork
 from .routing.space import CandidateSpace as CandidateSpace

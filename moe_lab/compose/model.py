@@ -298,7 +298,8 @@ def compose_pass(
     _, _, segment_ids, positions = batch
     routing = router.route(features)
     width = jnp.where((width_cap < 0) | (routing.width == 0), routing.width, width_cap)
-    width = jnp.where(features.available_E[routing.expert], width, 0)
+    available_BE = features.available_BE[:, None]
+    width = jnp.where(jnp.take_along_axis(available_BE, routing.expert, axis=-1), width, 0)
     routing = routing._replace(width=width)
     in_pool = routing._replace(expert=arrays.pool_index_E[routing.expert])
     output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, in_pool, run_layer))
@@ -325,8 +326,8 @@ def _pass(
         hidden_BSD=normalised(hidden_BSD),
         tokens_BS=tokens,
         segment_ids_BS=segment_ids,
-        available_E=available_E & arrays.present_E,
-        price=price,
+        available_BE=jnp.broadcast_to(available_E & arrays.present_E, (len(tokens), len(available_E))),
+        price_B=jnp.broadcast_to(price, len(tokens)),
         outcomes_BSC=outcomes_BSC,
         hint_BE=hint_BE,
     )

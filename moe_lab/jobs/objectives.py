@@ -268,12 +268,13 @@ class OutcomeObjective(Objective):
         }
 
     def _features(self, batch: dict[str, Any], draw: jax.Array) -> Features:
+        rows = len(batch["tokens"])
         return Features(
             hidden_BSD=batch["hidden"],
             tokens_BS=batch["tokens"],
             segment_ids_BS=batch["segment_ids"],
-            available_E=jnp.ones(self._modules, bool),
-            price=draw,
+            available_BE=jnp.ones((rows, self._modules), bool),
+            price_B=jnp.broadcast_to(draw, rows),
             outcomes_BSC=batch["loss"],
             hint_BE=jnp.log(jax.nn.one_hot(batch["own"], self._modules)),
         )
@@ -342,8 +343,8 @@ class RouterLanguageObjective(LanguageObjective):
             hidden_BSD=normalised(hidden_BSD),
             tokens_BS=batch.tokens,
             segment_ids_BS=batch.segment_ids,
-            available_E=frozen.present_E,
-            price=jnp.float32(0),
+            available_BE=jnp.broadcast_to(frozen.present_E, (len(batch.tokens), len(frozen.present_E))),
+            price_B=jnp.zeros(len(batch.tokens)),
         )
         parts = (batch.tokens, batch.targets, batch.segment_ids, batch.positions)
         made = compose_pass(

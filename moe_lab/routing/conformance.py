@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import cached_property, partial
 from typing import Any
@@ -88,7 +88,7 @@ class RouterBench:
 
     def _routed(self, graph: nnx.GraphDef, state: nnx.State, features: Features) -> Routing:
         try:
-            return Routing(*map(np.asarray, self._route(graph, state, features)))  # type: ignore[arg-type]
+            return _routing(map(np.asarray, self._route(graph, state, features)))
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise AssertionError(
                 f"{self.cls.__name__}.route must be jittable, but it reads a value: {error}"
@@ -193,11 +193,75 @@ def documents_are_apart(bench: RouterBench) -> None:
         )
 
 
+def stepping_equals_the_whole(bench: RouterBench) -> None:
+    """Chunk by chunk a router that steps routes as it does in one go, whatever the chunks, and keeps rows apart."""
+    router, name = nnx.merge(bench.graph, bench.state), bench.cls.__name__
+    if not router.steps:
+        return
+    features = bench.visible(_one_document_a_row(draw_example(0).features))
+    length, counted_BS = features.segment_ids_BS.shape[1], np.asarray(features.segment_ids_BS) > 0
+    step = jax.jit(lambda state, features: nnx.merge(bench.graph, bench.state).step(state, features))
+
+    def stepped(ends: list[int], padded: int) -> Routing:
+        state, chunks = router.init_state(len(counted_BS)), []
+        for begin, end in itertools.pairwise([0, *ends]):
+            routing, state = step(state, _chunk(features, begin, end, padded))
+            chunks.append([np.asarray(x)[:, : end - begin] for x in routing])
+        return _routing(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True))
+
+    def assert_same(what: str, got: Routing, expected: Routing, counted_BS: np.ndarray) -> None:
+        flips_BS = ((got.expert != expected.expert) | (got.width != expected.width)).any(-1) & counted_BS
+        share = flips_BS.sum() / counted_BS.sum()
+        assert share <= MOST_FLIPS, (
+            f"{name}: {what} routes {share:.1%} of the tokens otherwise; `step` must carry in its state whatever "
+            "`route` knows of earlier tokens, keep rows apart, and let padding change nothing"
+        )
+        off_BS = (np.abs(got.weight - expected.weight) > 1e-4).any(-1) & counted_BS & ~flips_BS
+        assert not off_BS.any(), f"{name}: {what} gives {off_BS.sum()} tokens other weights"
+
+    one_by_one = stepped(list(range(1, length + 1)), 1)
+    assert_same("stepping token by token instead of routing in one go", one_by_one, bench.route(features), counted_BS)
+    for ends in ([5, 6, 13, length], [length]):
+        assert_same(f"stepping in chunks that end at {ends}", stepped(ends, length), one_by_one, counted_BS)
+    rows = np.roll(np.arange(len(counted_BS)), 1)
+    rolled, _ = step(router.init_state(len(rows)), jax.tree.map(lambda x: x[rows], features))
+    moved = _routing(x[rows] for x in one_by_one)
+    assert_same("a change of places between rows", _routing(map(np.asarray, rolled)), moved, counted_BS[rows])
+
+
+MOST_FLIPS = 0.02
+"""Share of the tokens, near ties, whose choice may differ between two orders of summing."""
+
+
+def _routing(arrays: Iterable[Any]) -> Routing:
+    """On the host."""
+    return Routing(*arrays)
+
+
+def _one_document_a_row(features: Features) -> Features:
+    """As texts are while they are written: one document in each row, of different lengths."""
+    segment_ids_BS = np.zeros(features.segment_ids_BS.shape, np.int32)
+    for row in range(len(segment_ids_BS)):
+        segment_ids_BS[row, : segment_ids_BS.shape[1] - 3 * row] = 1
+    return features._replace(segment_ids_BS=jnp.asarray(segment_ids_BS))
+
+
+def _chunk(features: Features, begin: int, end: int, length: int) -> Features:
+    """Places `begin` to `end` of every row, padded to a length."""
+
+    def cut(values: jax.Array) -> jax.Array:
+        padded = [(0, 0), (0, length - (end - begin))] + [(0, 0)] * (values.ndim - 2)
+        return jnp.pad(values[:, begin:end], padded)
+
+    by_token = {"hidden_BSD", "tokens_BS", "segment_ids_BS"}
+    return features._replace(**{name: cut(getattr(features, name)) for name in by_token})
+
+
 def opted_out_modules_do_not_run(bench: RouterBench) -> None:
     """No token runs a module that is not available; with none available the bare trunk is left."""
     for available in itertools.product((False, True), repeat=len(SPACE.modules)):
         available_E = np.array(available)
-        routing = bench.route(bench.features._replace(available_E=jnp.asarray(available_E)))
+        routing = bench.route(bench.features.for_all_rows(available_E=available_E))
         assert np.isfinite(routing.weight).all(), f"{bench.cls.__name__}: with {available} a weight is not finite"
         assert 0 <= routing.expert.min() <= routing.expert.max() < len(available), "experts out of range"
         ran = np.flatnonzero(~available_E[routing.expert] & (routing.width > 0))
@@ -206,9 +270,26 @@ def opted_out_modules_do_not_run(bench: RouterBench) -> None:
         )
 
 
+def rows_have_their_own_terms(bench: RouterBench) -> None:
+    """Each row is routed by its own price and its own list of modules, unless the class is not causal."""
+    if not bench.cls.causal:
+        return
+    features, name = bench.features, bench.cls.__name__
+    price_B = np.resize([0.0, 0.3, 3.0], len(features.price_B)).astype(np.float32)
+    available_BE = np.resize([[True, True, True], [True, False, True]], features.available_BE.shape)
+    mixed = bench.route(features._replace(price_B=jnp.asarray(price_B), available_BE=jnp.asarray(available_BE)))
+    for row, (price, available_E) in enumerate(zip(price_B, available_BE, strict=True)):
+        alone = bench.route(features.for_all_rows(price=price, available_E=available_E))
+        moved = _differs(mixed, alone)[row].sum()
+        assert not moved, (
+            f"{name}: with other prices and opt-outs in other rows {moved} tokens of row {row} are routed otherwise; "
+            "read `price_B` and `available_BE` row by row"
+        )
+
+
 def a_higher_price_never_costs_more(bench: RouterBench) -> None:
     """The mean cost falls, or stays, as the price rises."""
-    priced = [bench.features._replace(price=jnp.float32(price)) for price in PRICES]
+    priced = [bench.features.for_all_rows(price=price) for price in PRICES]
     blocks = [float(bench.blocks(bench.route(features), features).mean()) for features in priced]
     for (low, high), (cheap, dear) in zip(itertools.pairwise(PRICES), itertools.pairwise(blocks), strict=True):
         assert dear <= cheap, (
@@ -223,7 +304,7 @@ def its_budget_is_kept(bench: RouterBench) -> None:
     choices = itertools.product(range(3), (0.0, 0.3), ((True, True, True), (True, False, False)))
     for seed, price, available in choices:
         drawn = bench.visible(draw_example(seed).features)
-        features = drawn._replace(price=jnp.float32(price), available_E=jnp.array(available))
+        features = drawn.for_all_rows(price=price, available_E=available)
         blocks = bench.blocks(bench.route(features), features)
         limit = Fraction(budget) * len(blocks) * int(SPACE.blocks_C.max())
         assert blocks.sum() <= limit, (
@@ -289,7 +370,7 @@ def _training_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     router = nnx.merge(bench.graph, parameters, rest)
     if bench.cls.trains_on == "outcomes":
-        return example_loss(router, example, example.features.price)
+        return example_loss(router, example, example.features.price_B[0])
     shown = bench.visible(example.features)
     auxiliary, metrics = router.auxiliary_loss(shown)
     # Stands for the language model: something that depends on the weight of every choice.
@@ -316,11 +397,11 @@ def an_added_module_leaves_the_others_alone(bench: RouterBench) -> None:
     others_E, rows = jnp.array([True, True, False]), len(features.tokens_BS)
     nobody_BE = jnp.broadcast_to(jnp.where(others_E, 0.0, -jnp.inf), (rows, 3))
     shown = bench.visible(features)
-    fewer = shown._replace(available_E=others_E[:2], hint_BE=nobody_BE[:, :2])
-    more = shown._replace(available_E=others_E, hint_BE=nobody_BE)
+    fewer = shown.for_all_rows(available_E=others_E[:2])._replace(hint_BE=nobody_BE[:, :2])
+    more = shown.for_all_rows(available_E=others_E)._replace(hint_BE=nobody_BE)
     route_before, route_after = jax.jit(known.route), jax.jit(joined.route)
     for price in jnp.array([0.0, 0.1, 0.5]):
-        was, now = route_before(fewer._replace(price=price)), route_after(more._replace(price=price))
+        was, now = route_before(fewer.for_all_rows(price=price)), route_after(more.for_all_rows(price=price))
         moved = _differs(*(jax.tree.map(np.asarray, routing) for routing in (was, now))).sum()
         assert not moved, (
             f"{bench.cls.__name__}: a module that joined changes the routing of {moved} tokens that are not its own, "
@@ -344,6 +425,8 @@ CHECKS: tuple[Callable[[RouterBench], None], ...] = (
     routing_repeats,
     routing_is_causal,
     documents_are_apart,
+    stepping_equals_the_whole,
+    rows_have_their_own_terms,
     opted_out_modules_do_not_run,
     a_higher_price_never_costs_more,
     its_budget_is_kept,

@@ -66,8 +66,8 @@ def draw_example(seed: int, rows: int = 4, length: int = 24) -> Example:
         hidden_BSD=normalised(jnp.asarray(hidden_BSD)),
         tokens_BS=jnp.asarray(tokens_BS, jnp.int32),
         segment_ids_BS=jnp.asarray(segment_BS),
-        available_E=jnp.ones(len(SPACE.modules), bool),
-        price=jnp.float32(0.1),
+        available_BE=jnp.ones((rows, len(SPACE.modules)), bool),
+        price_B=jnp.full(rows, 0.1, jnp.float32),
         outcomes_BSC=jnp.asarray(outcomes_BSC, jnp.float32),
     )
     return Example(features, module_BS, marked_BS)
@@ -80,7 +80,7 @@ def make_example_router(cls: type[Router], seed: int = 0, /, **settings: Any) ->
 
 def example_loss(router: Router, example: Example, draw: jax.Array) -> tuple[jax.Array, Metrics]:
     """What a router that learns from outcomes minimises on the example."""
-    loss, metrics = router.outcome_loss(example.features._replace(price=draw))
+    loss, metrics = router.outcome_loss(example.features.for_all_rows(price=draw))
     if not router.learns_from_text:
         return loss, metrics
     features = example.features

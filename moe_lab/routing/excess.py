@@ -10,14 +10,14 @@ from typing import Self
 import jax
 from flax import nnx
 
-from moe_lab.routing.ladder import LadderConfig, LadderRouter, ngrams_of
+from moe_lab.routing.ladder import LadderConfig, LadderRouter, Seen, ngrams_of
 from moe_lab.routing.router import Features
 from moe_lab.routing.rung_loss import NetworkRungLoss, NgramRungLoss, RungLoss
 from moe_lab.routing.space import CandidateSpace
 
 
 class ExcessRouter(LadderRouter):
-    """Module from the document so far, predicted excess loss of every rung from the token. Abstract: no `route`."""
+    """Module from the document so far, predicted excess loss of every rung from the token. Abstract: no `choose`."""
 
     def __init__(self, config: LadderConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
         super().__init__(config, space, d_model, rngs=rngs)
@@ -34,12 +34,13 @@ class ExcessRouter(LadderRouter):
         suits_BSE = self.suited(self.own_text(features))
         self.rung_loss.join(known.rung_loss, features, self._measured_excess(features), suits_BSE)
 
-    def excess_losses(self, features: Features, seen: jax.Array) -> jax.Array:
+    def excess_losses(self, seen: Seen) -> jax.Array:
         """[B, S, E, Q] predicted loss above the module's full width; below zero where less is expected to be better."""
-        return self.rung_loss.excess(features, seen)
+        return self.rung_loss.excess(seen.networks_BSX, seen.ngrams_BSN)
 
-    def width_loss(self, features: Features, seen: jax.Array, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
-        return self.rung_loss.loss(features, seen, loss_BSEQ - loss_BSEQ[..., -1:], suits_BSE)
+    def width_loss(self, features: Features, seen: Seen, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
+        excess_BSEQ = loss_BSEQ - loss_BSEQ[..., -1:]
+        return self.rung_loss.loss(seen.networks_BSX, features.segment_ids_BS, excess_BSEQ, suits_BSE)
 
     def _measured_excess(self, features: Features) -> jax.Array:
         loss_BSEQ = self.rung_losses(features)

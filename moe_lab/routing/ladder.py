@@ -18,7 +18,7 @@ bare trunk and then the rungs, C candidates.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +26,11 @@ from flax import nnx
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from moe_lab.config.spec import Spec
+from moe_lab.nn.pool import Routing
 from moe_lab.routing.joining import take_over
+from moe_lab.routing.memory import Faded, Recent, fading_mean, nothing_faded, nothing_recent, surrounding_mean
 from moe_lab.routing.ngrams import MOST_BUCKETS, Ngrams
-from moe_lab.routing.router import (
-    Counted,
-    Features,
-    Metrics,
-    Router,
-    masked_mean,
-    running_mean,
-    surrounding_mean,
-)
+from moe_lab.routing.router import Counted, Features, Metrics, Router, masked_mean
 from moe_lab.routing.space import CandidateSpace
 from moe_lab.routing.text_evidence import NetworkEvidence, NgramEvidence, TextEvidence
 
@@ -61,8 +55,24 @@ class LadderConfig(Spec):
     temperature: PositiveFloat = 0.05
 
 
+class Seen(NamedTuple):
+    """What such a router read of each token and of what came before it."""
+
+    networks_BSX: jax.Array  # [B, S, 2D], what networks read: the hidden state, and the fading mean of its document's
+    ngrams_BSN: jax.Array  # int32, rows of the token's n-grams in a table
+    own_BSE: jax.Array  # logits of whose own text this is, hint not included
+
+
+class LadderState(NamedTuple):
+    """What later tokens need of earlier ones."""
+
+    hidden: Faded  # sums [D + 1] of hidden states and of their weights
+    recent: Recent  # the last ids of the document
+    evidence: Any  # of whose own text it is
+
+
 class LadderRouter(Router):
-    """Whose own text it is from the document so far. Abstract: a subclass defines `route` and `width_loss`.
+    """Whose own text it is from the document so far. Abstract: a subclass defines `choose` and `width_loss`.
 
     One that counts something of the widths defines `prepare_widths`, one that modules may join `join_widths`.
     """
@@ -74,6 +84,7 @@ class LadderRouter(Router):
     def __init__(self, config: LadderConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
         super().__init__(config, space, d_model, rngs=rngs)
         modules = len(space.modules)
+        self.d_model, self.ngrams = d_model, ngrams_of(config)
         self.home_evidence = _text_evidence(config, modules, d_model, rngs)
         # A module is best on its own text until something is counted.
         self.level_EM = Counted(-0.1 * jnp.eye(modules))
@@ -82,26 +93,48 @@ class LadderRouter(Router):
     def learns_from_text(self) -> bool:
         return self.home_evidence.learns_from_text
 
-    def seen(self, features: Features) -> jax.Array:
-        """[B, S, 2D], what the networks read: the token, and the document so far."""
-        evidence = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
-        return jnp.concatenate([features.hidden_BSD, evidence], axis=-1)
+    def init_state(self, rows: int) -> LadderState:
+        return LadderState(
+            nothing_faded(rows, self.d_model + 1),
+            nothing_recent(rows, self.ngrams.remembered),
+            self.home_evidence.init_state(rows),
+        )
 
-    def own_scores(self, features: Features, seen: jax.Array) -> jax.Array:
-        """[B, S, E] logits of whose own text this is, hint not included."""
-        return self.home_evidence.scores(features, seen)
+    def step(self, state: LadderState | None, features: Features) -> tuple[Routing, LadderState | None]:
+        seen, state = self.read(state, features)
+        return self.choose(features, seen), state
 
-    def own_shares(self, features: Features, seen: jax.Array) -> jax.Array:
+    def read(self, state: LadderState | None, features: Features) -> tuple[Seen, LadderState | None]:
+        """All that depends on earlier tokens; of whole rows without a state."""
+        hidden, recent, evidence = (None, None, None) if state is None else state
+        mean_BSD, hidden = fading_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life, hidden)
+        ngrams_BSN, recent = self.ngrams.rows_after(features.tokens_BS, features.segment_ids_BS, recent)
+        networks_BSX = jnp.concatenate([features.hidden_BSD, mean_BSD], axis=-1)
+        own_BSE, evidence = self.home_evidence.scores(networks_BSX, ngrams_BSN, features.segment_ids_BS, evidence)
+        seen = Seen(networks_BSX, ngrams_BSN, own_BSE)
+        if state is None or hidden is None or recent is None:
+            return seen, None
+        return seen, LadderState(hidden, recent, evidence)
+
+    def seen(self, features: Features) -> Seen:
+        """`read` of whole rows."""
+        return self.read(None, features)[0]
+
+    def choose(self, features: Features, seen: Seen) -> Routing:
+        """The routing of tokens, given what was read up to each."""
+        raise NotImplementedError
+
+    def own_shares(self, features: Features, seen: Seen) -> jax.Array:
         """[B, S, E] probabilities of whose own text this is. A hint that is certain decides."""
-        scores_BSE = self.own_scores(features, seen)
         hint_BE = features.hint_BE
-        return jax.nn.softmax(scores_BSE if hint_BE is None else scores_BSE + hint_BE[:, None])
+        return jax.nn.softmax(seen.own_BSE if hint_BE is None else seen.own_BSE + hint_BE[:, None])
 
-    def module_shares(self, own_BSE: jax.Array, available_E: jax.Array) -> jax.Array:
+    def module_shares(self, own_BSE: jax.Array, available_BE: jax.Array) -> jax.Array:
         """[B, S, M] how likely each module is the best one of those that are left; all 0 where none is."""
-        best_E = jnp.argmin(jnp.where(available_E, self.level_EM[...], jnp.inf), axis=-1)
-        best_EM = jax.nn.one_hot(best_E, len(self.space.modules)) * available_E
-        return own_BSE @ best_EM
+        available_B1E = available_BE[:, None]
+        best_BE = jnp.argmin(jnp.where(available_B1E, self.level_EM[...], jnp.inf), axis=-1)
+        best_BEM = jax.nn.one_hot(best_BE, len(self.space.modules)) * available_B1E
+        return own_BSE @ best_BEM
 
     def costs(self) -> jax.Array:
         """[E, Q] relative cost."""
@@ -144,7 +177,7 @@ class LadderRouter(Router):
         width_loss = self.width_loss(features, seen, loss_BSEQ, self.suited(own_BSE))
         if self.learns_from_text:
             return width_loss, {"width_loss": width_loss}
-        module_loss = own_loss(self.own_scores(features, seen), own_BSE, features.segment_ids_BS)
+        module_loss = own_loss(seen.own_BSE, own_BSE, features.segment_ids_BS)
         return module_loss + width_loss, {"module_loss": module_loss, "width_loss": width_loss}
 
     def suited(self, own_BSE: jax.Array) -> jax.Array:
@@ -170,7 +203,7 @@ class LadderRouter(Router):
         loss = own_loss(self.home_evidence.text_scores(tokens_BS, segment_ids_BS), own_BSE, segment_ids_BS)
         return loss, {"module_loss": loss}
 
-    def width_loss(self, features: Features, seen: jax.Array, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
+    def width_loss(self, features: Features, seen: Seen, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
         """What is minimised beside whose own text it is."""
         raise NotImplementedError
 

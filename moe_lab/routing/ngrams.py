@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_lab.routing.memory import Recent, remember_tokens
+
 MOST_BUCKETS = 1 << 16
 """A bucket is drawn from 16 bits of a hash."""
 
@@ -39,9 +41,23 @@ class Ngrams:
     def table_rows(self) -> int:
         return self.longest * self.buckets
 
+    @property
+    def remembered(self) -> int:
+        """Tokens in front of one that its n-grams reach back to."""
+        return max(0, self.longest - 1)
+
     def rows(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
         """int32 [B, S, N] the rows of a token's n-grams."""
         return ngram_rows(tokens_BS, segment_ids_BS, self.longest, self.buckets)
+
+    def rows_after(
+        self, tokens_BS: jax.Array, segment_ids_BS: jax.Array, before: Recent | None
+    ) -> tuple[jax.Array, Recent | None]:
+        """The same of a chunk behind what earlier ones left (of whole rows: None), and what later ones need."""
+        if before is None:
+            return self.rows(tokens_BS, segment_ids_BS), None
+        joined, after = remember_tokens(tokens_BS, segment_ids_BS, before)
+        return self.rows(joined.tokens_BN, joined.segment_ids_BN)[:, self.remembered :], after
 
     def fit(
         self, tokens_BS: jax.Array, segment_ids_BS: jax.Array, values_BSEV: jax.Array, weight_BSE: jax.Array
@@ -72,7 +88,7 @@ def ngram_rows(tokens_BS: jax.Array, segment_ids_BS: jax.Array, longest: int, bu
         hash_BS = hash_BS ^ (hash_BS >> 15)
         bucket_BS = ((hash_BS * jnp.uint32(_SPREAD)) >> 16) % jnp.uint32(buckets)
         rows.append(bucket_BS.astype(jnp.int32) + back * buckets)
-    return jnp.stack(rows, axis=-1)
+    return jnp.stack(rows, axis=-1) if rows else jnp.zeros((*tokens_BS.shape, 0), jnp.int32)
 
 
 def fit_ngrams(

@@ -24,10 +24,19 @@ class Features(NamedTuple):
     hidden_BSD: jax.Array  # float32, the trunk's state at the first routed layer, normalised
     tokens_BS: jax.Array  # int32 ids
     segment_ids_BS: jax.Array  # int32, 0 = padding
-    available_E: jax.Array  # bool, False = opted out
-    price: jax.Array  # float32 scalar, nats per token for running the dearest candidate
+    available_BE: jax.Array  # bool, False = opted out of this row
+    price_B: jax.Array  # float32, nats per token for running the dearest candidate
     outcomes_BSC: jax.Array | None = None  # float32 nats
     hint_BE: jax.Array | None = None  # float32 log prior of whose own text a row is; zeros or None: nobody knows
+
+    def for_all_rows(self, *, price: Any = None, available_E: Any = None) -> Features:
+        """With one price, or one list of what is available, in every row."""
+        price_B, available_BE = self.price_B, self.available_BE
+        if price is not None:
+            price_B = jnp.broadcast_to(jnp.asarray(price, jnp.float32), price_B.shape)
+        if available_E is not None:
+            available_BE = jnp.broadcast_to(jnp.asarray(available_E, bool), (len(price_B), len(available_E)))
+        return self._replace(price_B=price_B, available_BE=available_BE)
 
 
 class Counted(nnx.Variable):
@@ -46,11 +55,13 @@ class RouterPart(nnx.Module):
 class Router(nnx.Module):
     """Says which module each token runs, and how much of it.
 
-    A subclass sets `Config` and the class flags, and defines `route`. One that learns from outcome tables defines
-    `outcome_loss`; one that learns through the language model defines `auxiliary_loss` and lets gradients flow
-    through the weights of its routing. One that modules may join once it is trained says so by `joins` and defines
-    `join`. Routers keep their own list of modules (`space`): composed with fewer, the missing ones are not
-    `available`, so opting out needs no retraining and changes no other number.
+    A subclass sets `Config` and the class flags, and defines `init_state` and `step`, from which `route` follows; or
+    `route` alone, and then it routes whole rows only and no text can be written with it.
+
+    One that learns from outcome tables defines `outcome_loss`; one that learns through the language model defines
+    `auxiliary_loss` and lets gradients flow through the weights of its routing. One that modules may join once it is
+    trained says so by `joins` and defines `join`. Routers keep their own list of modules (`space`): composed with
+    fewer, the missing ones are not available, so opting out needs no retraining and changes no other number.
     """
 
     Config: ClassVar[type[Spec]]
@@ -100,7 +111,28 @@ class Router(nnx.Module):
         return None
 
     def route(self, features: Features) -> Routing:
-        """Routing with arrays [B, S, K]. Pure and jittable; token t may only see tokens up to t if `causal`."""
+        """Routing of whole rows, arrays [B, S, K]. Pure and jittable; token t may see no later one if `causal`."""
+        return self.step(None, features)[0]
+
+    @property
+    def steps(self) -> bool:
+        """Whether it can route a text while it is written."""
+        return self.causal and type(self).step is not Router.step
+
+    def init_state(self, rows: int) -> Any:
+        """What `step` takes in front of the rows' first tokens: a pytree of arrays [B, ...] of a fixed size."""
+        raise NotImplementedError
+
+    def step(self, state: Any, features: Features) -> tuple[Routing, Any]:
+        """Routes the next chunk of every row, one token or many: the routing, and the state behind the chunk.
+
+        Steps of any lengths give what `route` gives for the whole, up to rounding, and the same bits as one another.
+        Padding, segment 0, stands at the end of a chunk and changes no state.
+
+        Args:
+            state: from `init_state` or the step before. None: rows are whole, and no state is wanted.
+            features: of the chunk.
+        """
         raise NotImplementedError
 
     def prepare(self, features: Features) -> None:
@@ -140,9 +172,9 @@ def route_candidates(space: CandidateSpace, candidate_BS: jax.Array) -> Routing:
     )
 
 
-def available_candidates(space: CandidateSpace, available_E: jax.Array) -> jax.Array:
-    """bool[C]: the trunk always, a module's rungs while it is available."""
-    return available_E[space.module_C].at[0].set(True)
+def available_candidates(space: CandidateSpace, available_BE: jax.Array) -> jax.Array:
+    """bool[B, C]: the trunk always, a module's rungs while it is available."""
+    return available_BE[:, space.module_C].at[:, 0].set(True)
 
 
 def masked_mean(values_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
@@ -151,40 +183,7 @@ def masked_mean(values_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
     return (values_BS * mask_BS).sum() / jnp.maximum(mask_BS.sum(), 1)
 
 
-def document_starts(segment_ids_BS: jax.Array) -> jax.Array:
-    """bool[B, S]: the first token of each document, and of each row."""
-    return jnp.pad(segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-
-
-def surrounding_mean(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: float) -> jax.Array:
-    """The fading mean of a token's document in both directions. It sees what comes after: for labels only."""
-    before = running_mean(values_BSD, segment_ids_BS, half_life)
-    after = running_mean(values_BSD[:, ::-1], segment_ids_BS[:, ::-1], half_life)[:, ::-1]
-    return (before + after) / 2
-
-
 def normalised(x_BSD: jax.Array) -> jax.Array:
     """Root-mean-square normalisation without parameters, in float32."""
     x_BSD = x_BSD.astype(jnp.float32)
     return x_BSD * jax.lax.rsqrt(jnp.mean(jnp.square(x_BSD), axis=-1, keepdims=True) + 1e-6)
-
-
-def running_mean(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: float) -> jax.Array:
-    """Evidence that builds up over a document: the exponentially fading mean of what was seen so far.
-
-    A token's own value is included, other documents are not. `half_life` counts tokens.
-    """
-    counted = jnp.concatenate([values_BSD, jnp.ones_like(values_BSD[..., :1])], axis=-1)
-    total = running_total(counted, segment_ids_BS, half_life)
-    return total[..., :-1] / total[..., -1:]
-
-
-def running_total(values_BSD: jax.Array, segment_ids_BS: jax.Array, half_life: float) -> jax.Array:
-    """As `running_mean`, but the sum: it grows with the document until as much fades as comes in."""
-    decay = 0.5 ** (1.0 / half_life)
-    keep_BS1 = jnp.where(document_starts(segment_ids_BS), 0.0, decay).astype(jnp.float32)[..., None]
-
-    def join(before: tuple, after: tuple) -> tuple:
-        return before[0] * after[0], before[1] * after[0] + after[1]
-
-    return jax.lax.associative_scan(join, (keep_BS1, values_BSD), axis=1)[1]

@@ -28,11 +28,18 @@ class RungLoss(RouterPart):
 
     joins: ClassVar[bool]
 
-    def excess(self, features: Features, seen_BSX: jax.Array) -> jax.Array:
-        """[B, S, E, Q] nats above the module's full width; below zero where less is expected to be better."""
+    def excess(self, seen_BSX: jax.Array, ngrams_BSN: jax.Array) -> jax.Array:
+        """[B, S, E, Q] nats above the module's full width; below zero where less is expected to be better.
+
+        Args:
+            seen_BSX: what networks read of the text.
+            ngrams_BSN: int32, rows of the tokens' n-grams in a table.
+        """
         raise NotImplementedError
 
-    def loss(self, features: Features, seen_BSX: jax.Array, excess_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
+    def loss(
+        self, seen_BSX: jax.Array, segment_ids_BS: jax.Array, excess_BSEQ: jax.Array, suits_BSE: jax.Array
+    ) -> jax.Array:
         """What gradient steps minimise, given what was measured and how far each module learns from a token."""
         raise NotImplementedError
 
@@ -46,10 +53,7 @@ class RungLoss(RouterPart):
 
 
 class NgramRungLoss(RungLoss):
-    """Each of the token's n-grams says how much more or less than on average is lost, rung by rung. All is counted.
-
-    What later tokens need of earlier ones: the last ids of the document, one less than the longest n-gram has.
-    """
+    """Each of the token's n-grams says how much more or less than on average is lost, rung by rung. All is counted."""
 
     joins = True
 
@@ -65,12 +69,14 @@ class NgramRungLoss(RungLoss):
         """What is looked up and added, and the means."""
         return (self.ngrams.longest + 1) * self.ngram_excess.shape[1]
 
-    def excess(self, features: Features, seen_BSX: jax.Array) -> jax.Array:
-        more_BSER = self.ngram_excess[...][self.ngrams.rows(features.tokens_BS, features.segment_ids_BS)].sum(-2)
-        shape = (*features.tokens_BS.shape, *self.mean_excess_ER.shape)
+    def excess(self, seen_BSX: jax.Array, ngrams_BSN: jax.Array) -> jax.Array:
+        more_BSER = self.ngram_excess[...][ngrams_BSN].sum(-2)
+        shape = (*ngrams_BSN.shape[:-1], *self.mean_excess_ER.shape)
         return _with_full_width(self.mean_excess_ER[...] + more_BSER.reshape(shape))
 
-    def loss(self, features: Features, seen_BSX: jax.Array, excess_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
+    def loss(
+        self, seen_BSX: jax.Array, segment_ids_BS: jax.Array, excess_BSEQ: jax.Array, suits_BSE: jax.Array
+    ) -> jax.Array:
         return jnp.float32(0)
 
     def prepare(self, features: Features, excess_BSEQ: jax.Array, suits_BSE: jax.Array) -> None:
@@ -108,15 +114,20 @@ class NetworkRungLoss(RungLoss):
     def multiply_adds(self) -> int:
         return self.width.multiply_adds
 
-    def excess(self, features: Features, seen_BSX: jax.Array) -> jax.Array:
+    def excess(self, seen_BSX: jax.Array, ngrams_BSN: jax.Array) -> jax.Array:
+        return self._excess(seen_BSX)
+
+    def _excess(self, seen_BSX: jax.Array) -> jax.Array:
         # A repeated rung at the end of a short ladder adds no step.
         step_BSER = jax.nn.softplus(self.width(seen_BSX)) * self.space.valid_ER
         return _with_full_width(jnp.flip(jnp.cumsum(jnp.flip(step_BSER, -1), -1), -1))
 
-    def loss(self, features: Features, seen_BSX: jax.Array, excess_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
+    def loss(
+        self, seen_BSX: jax.Array, segment_ids_BS: jax.Array, excess_BSEQ: jax.Array, suits_BSE: jax.Array
+    ) -> jax.Array:
         """Squared error, each module on the tokens that it suits."""
-        error_BSE = jnp.square(self.excess(features, seen_BSX) - excess_BSEQ).sum(-1)
-        return masked_mean((suits_BSE * error_BSE).sum(-1), features.segment_ids_BS)
+        error_BSE = jnp.square(self._excess(seen_BSX) - excess_BSEQ).sum(-1)
+        return masked_mean((suits_BSE * error_BSE).sum(-1), segment_ids_BS)
 
     def prepare(self, features: Features, excess_BSEQ: jax.Array, suits_BSE: jax.Array) -> None:
         """Nothing is counted."""

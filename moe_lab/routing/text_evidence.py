@@ -7,20 +7,21 @@ Shape letters: B batch, S sequence, D model width, N n-gram lengths, E modules.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_lab.routing.memory import Faded, fading_total, nothing_faded
 from moe_lab.routing.ngrams import Ngrams
-from moe_lab.routing.router import Features, RouterPart, running_total
+from moe_lab.routing.router import RouterPart
 
 
 class TextEvidence(RouterPart):
     """Scores of whose own text a document is. A token's evidence is added to what its document's earlier ones left.
 
-    So what later tokens need of earlier ones has a fixed size, however long the document is; each class says what.
+    So what later tokens need of earlier ones has a fixed size, however long the document is: `init_state`.
 
     Attributes:
         learns_from_text: it is trained by `text_scores`, on text that nothing was measured on, and not on outcomes.
@@ -28,12 +29,20 @@ class TextEvidence(RouterPart):
 
     learns_from_text: ClassVar[bool]
 
-    def scores(self, features: Features, seen_BSX: jax.Array) -> jax.Array:
-        """[B, S, E] logits, hint not included.
+    def init_state(self, rows: int) -> Any:
+        """What `scores` takes in front of the first tokens, beside what the router keeps."""
+        raise NotImplementedError
+
+    def scores(
+        self, seen_BSX: jax.Array, ngrams_BSN: jax.Array, segment_ids_BS: jax.Array, before: Any
+    ) -> tuple[jax.Array, Any]:
+        """[B, S, E] logits, hint not included, and what later tokens need.
 
         Args:
-            features: of the text.
-            seen_BSX: what networks read of it (`LadderRouter.seen`).
+            seen_BSX: what networks read of the text.
+            ngrams_BSN: int32, rows of the tokens' n-grams in a table.
+            segment_ids_BS: of the text.
+            before: what earlier chunks left; None of whole rows.
         """
         raise NotImplementedError
 
@@ -45,7 +54,7 @@ class TextEvidence(RouterPart):
 class NgramEvidence(TextEvidence):
     """A naive Bayes classifier: scores of the document's n-grams, added up and fading.
 
-    What later tokens need: the total [E] so far, and the last N - 1 ids of the document.
+    What later tokens need is the total [E] so far, beside the last N - 1 ids of the document, which the router keeps.
     """
 
     learns_from_text = True
@@ -60,12 +69,23 @@ class NgramEvidence(TextEvidence):
         """The scores that are looked up, added up and faded."""
         return (self.ngrams.longest + 1) * self.ngram_scores.shape[1]
 
-    def scores(self, features: Features, seen_BSX: jax.Array) -> jax.Array:
-        return self.text_scores(features.tokens_BS, features.segment_ids_BS)
+    def init_state(self, rows: int) -> Faded:
+        return nothing_faded(rows, self.first_scores_E.size)
+
+    def scores(
+        self, seen_BSX: jax.Array, ngrams_BSN: jax.Array, segment_ids_BS: jax.Array, before: Faded | None
+    ) -> tuple[jax.Array, Faded | None]:
+        return self._scores(ngrams_BSN, segment_ids_BS, before)
 
     def text_scores(self, tokens_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
-        scores_BSE = self.ngram_scores[...][self.ngrams.rows(tokens_BS, segment_ids_BS)].sum(-2)
-        return self.first_scores_E[...] + running_total(scores_BSE, segment_ids_BS, self.half_life)
+        return self._scores(self.ngrams.rows(tokens_BS, segment_ids_BS), segment_ids_BS, None)[0]
+
+    def _scores(
+        self, ngrams_BSN: jax.Array, segment_ids_BS: jax.Array, before: Faded | None
+    ) -> tuple[jax.Array, Faded | None]:
+        scores_BSE = self.ngram_scores[...][ngrams_BSN].sum(-2)
+        total_BSE, after = fading_total(scores_BSE, segment_ids_BS, self.half_life, before)
+        return self.first_scores_E[...] + total_BSE, after
 
 
 class NetworkEvidence(TextEvidence):
@@ -84,6 +104,11 @@ class NetworkEvidence(TextEvidence):
     def multiply_adds(self) -> int:
         return int(self.module_hidden.kernel.size + self.module_head.kernel.size)
 
-    def scores(self, features: Features, seen_BSX: jax.Array) -> jax.Array:
+    def init_state(self, rows: int) -> tuple[()]:
+        return ()
+
+    def scores(
+        self, seen_BSX: jax.Array, ngrams_BSN: jax.Array, segment_ids_BS: jax.Array, before: tuple[()] | None
+    ) -> tuple[jax.Array, tuple[()] | None]:
         scores: jax.Array = self.module_head(nnx.gelu(self.module_hidden(seen_BSX)))
-        return scores
+        return scores, before

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from moe_lab import CandidateSpace, ExcessRouter, Features, LadderConfig, Routing, route_candidates
+from moe_lab import CandidateSpace, ExcessRouter, Features, LadderConfig, Routing, Seen, route_candidates
 
 from .upgrades import best_upgrades
 
@@ -41,13 +41,10 @@ class BudgetRouter(ExcessRouter):
     def budget(self) -> float:
         return self.config.budget
 
-    def route(self, features: Features) -> Routing:
-        seen, available_E = self.seen(features), features.available_E
-        likely_BSE = self.module_shares(self.own_shares(features, seen), available_E)
+    def choose(self, features: Features, seen: Seen) -> Routing:
+        likely_BSE = self.module_shares(self.own_shares(features, seen), features.available_BE)
         module_BS = jnp.argmax(likely_BSE, axis=-1)
-        excess_BSQ = jnp.take_along_axis(self.excess_losses(features, seen), module_BS[..., None, None], axis=2)[
-            :, :, 0
-        ]
+        excess_BSQ = jnp.take_along_axis(self.excess_losses(seen), module_BS[..., None, None], axis=2)[:, :, 0]
         gain_BSQ = likely_BSE.max(-1, keepdims=True) * (excess_BSQ[..., :1] - excess_BSQ)
         counted_BS = features.segment_ids_BS > 0
         # What gains nothing is never bought: padding, and tokens whose modules are all opted out.
@@ -55,7 +52,8 @@ class BudgetRouter(ExcessRouter):
         candidate_NQ = self.candidates()[module_BS.ravel()]
         unit_C = cost_units(self.space)
         total = affordable(self.config.budget, int(unit_C.max()), counted_BS)
-        rung_N = best_upgrades(gain_NQ, jnp.asarray(unit_C)[candidate_NQ], features.price / unit_C.max(), total)
+        price_N1 = jnp.repeat(features.price_B, module_BS.shape[1])[:, None] / unit_C.max()
+        rung_N = best_upgrades(gain_NQ, jnp.asarray(unit_C)[candidate_NQ], price_N1, total)
         candidate_N = jnp.take_along_axis(candidate_NQ, rung_N[:, None], axis=-1)[:, 0]
         return route_candidates(self.space, candidate_N.reshape(module_BS.shape))
 

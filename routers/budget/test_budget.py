@@ -92,7 +92,7 @@ def test_it_keeps_the_contract() -> None:
 @pytest.mark.parametrize("budget", [0.01, 0.3, 0.77, 1.0])
 def test_a_batch_never_costs_more_than_its_budget_and_wastes_less_than_one_upgrade(budget: float) -> None:
     router, features = make_example_router(BudgetRouter, budget=budget), draw_example(5).features
-    routing = jax.jit(router.route)(features._replace(price=jnp.float32(0)))
+    routing = jax.jit(router.route)(features.for_all_rows(price=0))
     counted = np.asarray(features.segment_ids_BS) > 0
     run_BS = np.asarray(routing.width)[..., 0]
     assert not run_BS[~counted].any()
@@ -116,7 +116,7 @@ def test_with_enough_money_it_buys_what_the_gain_router_buys() -> None:
             table[...] = jnp.asarray(scale * rng.normal(size=table.shape), jnp.float32)
         router.level_EM[...] = 1000 * router.level_EM[...]  # another module is never the cheaper one
         route = jax.jit(router.route)
-        routings.append([route(features._replace(price=jnp.float32(price))) for price in (0.0, 0.3, 1.0)])
+        routings.append([route(features.for_all_rows(price=price)) for price in (0.0, 0.3, 1.0)])
     counted = np.asarray(features.segment_ids_BS) > 0
     widths = set()
     for ours, theirs in zip(*routings, strict=True):
@@ -136,7 +136,7 @@ def trained() -> Router:
 def test_the_budget_goes_to_the_tokens_that_gain_most(trained: Router) -> None:
     unseen = draw_example(7, rows=32)
     counted = np.asarray(unseen.features.segment_ids_BS) > 0
-    routing = jax.jit(trained.route)(unseen.features._replace(price=jnp.float32(0)))
+    routing = jax.jit(trained.route)(unseen.features.for_all_rows(price=0))
     run_BS = np.asarray(routing.width)[..., 0]
     spent = run_BS[counted].sum()
     assert 0.095 < spent / (4 * counted.sum()) <= 0.1

@@ -31,17 +31,17 @@ def hull_slopes(gain_NQ: jax.Array, cost_NQ: jax.Array) -> jax.Array:
     return jnp.where(jnp.diff(cost_NQ, axis=-1) > 0, slope_NR, -jnp.inf)
 
 
-def best_upgrades(gain_NQ: jax.Array, cost_NQ: jax.Array, least_slope: jax.Array, total: jax.Array) -> jax.Array:
+def best_upgrades(gain_NQ: jax.Array, cost_NQ: jax.Array, least_slope_N1: jax.Array, total: jax.Array) -> jax.Array:
     """The rung [N] that each token runs.
 
     Args:
         gain_NQ: predicted gain over the bare trunk, in nats.
         cost_NQ: int32, from 0 up; equal to the rung before where a ladder has ended.
-        least_slope: upgrades with no more gain per cost than this are not bought.
+        least_slope_N1: of each token, or one of all: upgrades with no more gain per cost than this are not bought.
         total: int32, what all tokens may cost together. Never exceeded.
     """
     slope_NR = hull_slopes(gain_NQ, cost_NQ)
-    pays_F = (slope_NR > least_slope).ravel()
+    pays_F = (slope_NR > least_slope_N1).ravel()
     order_F = jnp.argsort(-slope_NR.ravel(), stable=True)
     step_F = jnp.diff(cost_NQ, axis=-1).ravel()
     spent_F = jnp.cumsum(jnp.where(pays_F, step_F, 0)[order_F])

@@ -30,6 +30,7 @@ from moe_lab import (
     LadderConfig,
     LadderRouter,
     Routing,
+    Seen,
     WidthNetwork,
     masked_mean,
     route_candidates,
@@ -59,20 +60,20 @@ class CascadeRouter(LadderRouter):
         super().__init__(config, space, d_model, rngs=rngs)
         self.checks = WidthNetwork(space, d_model, config.hidden, 0.0, rngs=rngs)
 
-    def scores(self, seen: jax.Array) -> jax.Array:
+    def scores(self, seen: Seen) -> jax.Array:
         """[B, S, E, R] the price up to which each check goes on."""
-        return self.checks(seen)
+        return self.checks(seen.networks_BSX)
 
-    def route(self, features: Features) -> Routing:
-        seen, available_E = self.seen(features), features.available_E
-        goes_on_BSER = (self.scores(seen) > features.price) & self.space.valid_ER
+    def choose(self, features: Features, seen: Seen) -> Routing:
+        goes_on_BSER = (self.scores(seen) > features.price_B[:, None, None, None]) & self.space.valid_ER
         rung_BSE = jnp.cumprod(goes_on_BSER, axis=-1).sum(-1)
         candidate_BSE = self.candidates()[jnp.arange(rung_BSE.shape[-1]), rung_BSE]
-        module_BS1 = jnp.argmax(self.module_shares(self.own_shares(features, seen), available_E), axis=-1)[..., None]
-        candidate_BS = jnp.take_along_axis(jnp.where(available_E, candidate_BSE, 0), module_BS1, axis=-1)[..., 0]
-        return route_candidates(self.space, candidate_BS)
+        likely_BSE = self.module_shares(self.own_shares(features, seen), features.available_BE)
+        module_BS1 = jnp.argmax(likely_BSE, axis=-1)[..., None]
+        allowed_BSE = jnp.where(features.available_BE[:, None], candidate_BSE, 0)
+        return route_candidates(self.space, jnp.take_along_axis(allowed_BSE, module_BS1, axis=-1)[..., 0])
 
-    def policy(self, seen: jax.Array, price: jax.Array) -> jax.Array:
+    def policy(self, seen: Seen, price: jax.Array) -> jax.Array:
         """[B, S, E, Q] how likely the softened chain stops there.
 
         What is at stake in a check, in nats, is its score's lead over the price times all that may still be spent.
@@ -84,7 +85,7 @@ class CascadeRouter(LadderRouter):
         sure = jnp.ones_like(reached[..., :1])
         return jnp.concatenate([sure, reached], -1) * jnp.concatenate([1 - goes_on_BSER, sure], -1)
 
-    def width_loss(self, features: Features, seen: jax.Array, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
+    def width_loss(self, features: Features, seen: Seen, loss_BSEQ: jax.Array, suits_BSE: jax.Array) -> jax.Array:
         """The expectation of loss + price * cost, exact, averaged over prices, each module on text that suits it."""
         costs_EQ = self.costs()
 
@@ -92,7 +93,7 @@ class CascadeRouter(LadderRouter):
             total_BSE = (self.policy(seen, price) * (loss_BSEQ + price * costs_EQ)).sum(-1)
             return masked_mean((suits_BSE * total_BSE).sum(-1), features.segment_ids_BS)
 
-        return jax.vmap(expected_total)(self._prices(features.price)).mean()
+        return jax.vmap(expected_total)(self._prices(features.price_B[0])).mean()
 
     def _prices(self, draw: jax.Array) -> jax.Array:
         """Log-uniform prices; `draw` in [0, 1) shifts an even grid, so every step covers the whole range."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_lab import Features, Router, find_lab
+from moe_lab import Features, Router, Seen, find_lab
 from moe_lab.testing import SPACE, check_router, draw_example, learn_example, make_example_router
 
 pytestmark = pytest.mark.slow
@@ -21,17 +21,18 @@ VALID_ER = SPACE.valid_ER
 class Told(CascadeRouter):
     """Reads its break-even prices off the hidden state: one per (module, check), and the module's number last."""
 
-    def scores(self, seen: jax.Array) -> jax.Array:
-        return seen[..., :9].reshape(*seen.shape[:2], 3, 3)
+    def scores(self, seen: Seen) -> jax.Array:
+        return seen.networks_BSX[..., :9].reshape(*seen.networks_BSX.shape[:2], 3, 3)
 
-    def own_scores(self, features: Features, seen: jax.Array) -> jax.Array:
-        return -99 * jnp.square(seen[..., 9:10] - jnp.arange(3))
+    def read(self, state: None, features: Features) -> tuple[Seen, None]:
+        seen, _ = super().read(state, features)
+        return seen._replace(own_BSE=-99 * jnp.square(features.hidden_BSD[..., 9:10] - jnp.arange(3))), None
 
 
 def told(score_NER: np.ndarray, module_N: np.ndarray, price: float) -> Features:
     hidden_BSD = jnp.asarray(np.concatenate([score_NER.reshape(-1, 9), module_N[:, None]], axis=1), jnp.float32)[None]
     ones_BS = jnp.ones(hidden_BSD.shape[:2], jnp.int32)
-    return Features(hidden_BSD, ones_BS, ones_BS, jnp.ones(3, bool), jnp.float32(price))
+    return Features(hidden_BSD, ones_BS, ones_BS, jnp.ones((1, 3), bool), jnp.full(1, price, jnp.float32))
 
 
 def break_even(loss_NEQ: np.ndarray) -> np.ndarray:
@@ -121,7 +122,7 @@ def trained() -> Router:
 def test_it_learns_which_tokens_to_go_on_for(trained: Router) -> None:
     unseen = draw_example(7, rows=32)
     counted = np.asarray(unseen.features.segment_ids_BS) > 0
-    routing = jax.jit(trained.route)(unseen.features._replace(price=jnp.float32(1.26)))
+    routing = jax.jit(trained.route)(unseen.features.for_all_rows(price=1.26))
     expert, width = np.asarray(routing.expert)[..., 0], np.asarray(routing.width)[..., 0]
     marked, easy = counted & unseen.marked_BS, counted & ~unseen.marked_BS
     assert (expert == unseen.module_BS)[marked].mean() > 0.9

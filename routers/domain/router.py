@@ -12,7 +12,7 @@ Shape letters: B batch, S sequence, D model width, E modules, R rungs, C candida
 
 from __future__ import annotations
 
-from typing import Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,18 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from moe_lab import (
     CandidateSpace,
+    Faded,
     Features,
     Metrics,
     Router,
     Routing,
     Spec,
     document_starts,
+    fading_mean,
     masked_mean,
+    newest,
+    nothing_faded,
     route_candidates,
-    running_mean,
     take_over,
 )
 
@@ -47,6 +50,13 @@ class DomainConfig(Spec):
     half_life: PositiveFloat = 64.0
     margin: NonNegativeFloat = 0.0
     prior_gain: NonNegativeFloat | None = None
+
+
+class DomainState(NamedTuple):
+    """What later tokens need of earlier ones."""
+
+    evidence: Faded
+    module_B: jax.Array  # int32, that of the last token
 
 
 class DomainRouter(Router):
@@ -82,24 +92,36 @@ class DomainRouter(Router):
     def join(self, known: Self, features: Features) -> None:
         take_over(self, known)
 
-    def _scores(self, features: Features) -> jax.Array:
-        evidence_BSD = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
-        return jnp.where(features.available_E, self.head(evidence_BSD), -jnp.inf)
+    def _scores(self, before: Faded | None, features: Features) -> tuple[jax.Array, Faded | None]:
+        half_life = self.config.half_life
+        evidence_BSD, after = fading_mean(features.hidden_BSD, features.segment_ids_BS, half_life, before)
+        return jnp.where(features.available_BE[:, None], self.head(evidence_BSD), -jnp.inf), after
 
-    def route(self, features: Features) -> Routing:
-        module_BS = settled(self._scores(features), features.segment_ids_BS, self.config.margin)
+    def init_state(self, rows: int) -> DomainState:
+        return DomainState(nothing_faded(rows, self.head.in_features + 1), jnp.zeros(rows, jnp.int32))
+
+    def step(self, state: DomainState | None, features: Features) -> tuple[Routing, DomainState | None]:
+        evidence, module_B = (None, None) if state is None else state
+        segment_B = None if evidence is None else evidence.segment_B
+        scores_BSE, evidence = self._scores(evidence, features)
+        module_BS = settled(scores_BSE, features.segment_ids_BS, self.config.margin, segment_B, module_B)
+        if evidence is not None and module_B is not None:
+            state = DomainState(evidence, newest(module_BS, features.segment_ids_BS, module_B))
+        return self._choose(features, module_BS), state
+
+    def _choose(self, features: Features, module_BS: jax.Array) -> Routing:
         cost_ER = self.space.relative_cost_C[self.space.candidate_ER]
-        total_ER = jnp.where(
-            self.space.valid_ER, self.rung_loss_C[...][self.space.candidate_ER] + features.price * cost_ER, jnp.inf
-        )
-        best_E = jnp.asarray(self.space.candidate_ER)[jnp.arange(total_ER.shape[0]), jnp.argmin(total_ER, axis=-1)]
-        worth_E = (total_ER.min(axis=-1) < self.trunk_loss_E[...]) & features.available_E
-        return route_candidates(self.space, jnp.where(worth_E, best_E, 0)[module_BS])
+        bill_BER = self.rung_loss_C[...][self.space.candidate_ER] + features.price_B[:, None, None] * cost_ER
+        bill_BER = jnp.where(self.space.valid_ER, bill_BER, jnp.inf)
+        best_BE = jnp.asarray(self.space.candidate_ER)[jnp.arange(len(cost_ER)), jnp.argmin(bill_BER, axis=-1)]
+        worth_BE = (bill_BER.min(axis=-1) < self.trunk_loss_E[...]) & features.available_BE
+        candidate_BE = jnp.where(worth_BE, best_BE, 0)
+        return route_candidates(self.space, jnp.take_along_axis(candidate_BE, module_BS, axis=-1))
 
     def outcome_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
         outcomes_BSC = features.outcomes_BSC
         assert outcomes_BSC is not None
-        choice_BSE = jax.nn.softmax(self._scores(features), axis=-1)
+        choice_BSE = jax.nn.softmax(self._scores(None, features)[0], axis=-1)
         widest_BSE = outcomes_BSC[..., self.space.widest_E]
         expected = masked_mean((choice_BSE * widest_BSE).sum(-1), features.segment_ids_BS)
         chosen_BSE = jax.lax.stop_gradient(choice_BSE) * (features.segment_ids_BS > 0)[..., None]
@@ -115,20 +137,30 @@ class DomainRouter(Router):
         return error + jnp.square(self.trunk_loss_E[...] - trunk_E).mean()
 
 
-def settled(scores_BSE: jax.Array, segment_ids_BS: jax.Array, margin: float) -> jax.Array:
+def settled(
+    scores_BSE: jax.Array,
+    segment_ids_BS: jax.Array,
+    margin: float,
+    segment_B: jax.Array | None = None,
+    module_B: jax.Array | None = None,
+) -> jax.Array:
     """The module [B, S] that leads at the start of a document, kept until another leads it by more than `margin`.
 
     Each token is a map from the module before it to its own. Maps are joined in a parallel scan; the first token of a
-    document maps all modules to one, so what came before it does not matter.
+    document maps all modules to one, so what came before it does not matter. Rows that go on do so with the document
+    `segment_B` and the module `module_B`.
     """
     leader_BS1 = jnp.argmax(scores_BSE, axis=-1, keepdims=True)
     if margin == 0:
         return leader_BS1[..., 0]
     behind_BSE = scores_BSE.max(-1, keepdims=True) - scores_BSE
-    stays_BSE = (behind_BSE <= margin) & ~document_starts(segment_ids_BS)[..., None]
+    stays_BSE = (behind_BSE <= margin) & ~document_starts(segment_ids_BS, segment_B)[..., None]
     next_BSE = jnp.where(stays_BSE, jnp.arange(scores_BSE.shape[-1]), leader_BS1)
 
     def join(before: jax.Array, after: jax.Array) -> jax.Array:
         return jnp.take_along_axis(after, before, axis=-1)
 
-    return jax.lax.associative_scan(join, next_BSE, axis=1)[..., 0]
+    joined_BSE = jax.lax.associative_scan(join, next_BSE, axis=1)
+    if module_B is None:
+        return joined_BSE[..., 0]
+    return jnp.take_along_axis(joined_BSE, module_B[:, None, None], axis=-1)[..., 0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -35,7 +34,7 @@ def route(trained: Router, unseen: Example):
     run = jax.jit(lambda features: trained.route(features))
 
     def at(price: float, available: tuple[bool, ...] = (True, True, True)) -> Routing:
-        shown = unseen.features._replace(price=jnp.float32(price), available_E=jnp.array(available))
+        shown = unseen.features.for_all_rows(price=price, available_E=available)
         return Routing(*(np.asarray(field)[..., 0] for field in run(shown)))
 
     return at
@@ -104,7 +103,7 @@ def test_a_margin_makes_fewer_changes_and_finds_the_document_s_module_all_the_sa
     trained: Router, unseen: Example
 ) -> None:
     noise_BSD = np.random.default_rng(0).normal(size=unseen.features.hidden_BSD.shape).astype(np.float32)
-    features = unseen.features._replace(price=jnp.float32(0), hidden_BSD=unseen.features.hidden_BSD + 1.5 * noise_BSD)
+    features = unseen.features.for_all_rows(price=0)._replace(hidden_BSD=unseen.features.hidden_BSD + 1.5 * noise_BSD)
     segments_BS = np.asarray(features.segment_ids_BS)
     inside = (segments_BS[:, 1:] == segments_BS[:, :-1]) & (segments_BS[:, 1:] > 0)
     changes, right = [], []
@@ -128,7 +127,7 @@ def test_before_any_data_it_tries_the_cheapest_module_while_the_prior_is_worth_t
     # Full widths cost 1/4, 1/2 and 1 of the dearest: at a price of 0.9 the cheapest costs 0.225 nats.
     router = make_example_router(DomainRouter, prior_gain=0.2)
     features = draw_example(0).features
-    routing = jax.jit(router.route)(features._replace(price=jnp.float32(price), available_E=jnp.array(available)))
+    routing = jax.jit(router.route)(features.for_all_rows(price=price, available_E=available))
     assert not router.needs_training
     assert (np.asarray(routing.width) == runs[1]).all()
     assert not runs[1] or (np.asarray(routing.expert) == runs[0]).all()

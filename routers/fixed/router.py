@@ -36,7 +36,10 @@ class FixedRouter(Router):
             raise LabError(f'router fixed: candidate "{config.candidate}" is not in the composition.{hint}')
         self.candidate = space.names.index(config.candidate)
 
-    def route(self, features: Features) -> Routing:
-        allowed = available_candidates(self.space, features.available_E)[self.candidate]
-        choice = jnp.where(allowed, self.candidate, 0)
-        return route_candidates(self.space, jnp.full(features.segment_ids_BS.shape, choice, jnp.int32))
+    def init_state(self, rows: int) -> tuple[()]:
+        return ()
+
+    def step(self, state: tuple[()] | None, features: Features) -> tuple[Routing, tuple[()] | None]:
+        allowed_B = available_candidates(self.space, features.available_BE)[:, self.candidate]
+        choice_B1 = jnp.where(allowed_B, self.candidate, 0)[:, None]
+        return route_candidates(self.space, jnp.broadcast_to(choice_B1, features.segment_ids_BS.shape)), state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,9 +31,9 @@ def test_every_token_runs_the_candidate(candidate: str) -> None:
 
 def test_opted_out_it_leaves_the_bare_trunk() -> None:
     router, features = make_example_router(FixedRouter, candidate="east/two:32"), draw_example(0).features
-    others = features._replace(available_E=jnp.array([False, True, False]))
+    others = features.for_all_rows(available_E=[False, True, False])
     assert (np.asarray(router.route(others).width) == 2).all()
-    without = features._replace(available_E=jnp.array([True, False, True]))
+    without = features.for_all_rows(available_E=[True, False, True])
     assert not np.asarray(router.route(without).width).any()
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from pydantic import Field
 
-from moe_lab import CandidateSpace, Counted, ExcessRouter, Features, LadderConfig, Routing, ngrams_of, route_candidates
+from moe_lab import CandidateSpace, Counted, ExcessRouter, Features, LadderConfig, Routing, Seen, route_candidates
 
 
 class GainConfig(LadderConfig):
@@ -43,7 +43,7 @@ class GainRouter(ExcessRouter):
 
     def __init__(self, config: GainConfig, space: CandidateSpace, d_model: int, *, rngs: nnx.Rngs):
         super().__init__(config, space, d_model, rngs=rngs)
-        modules, self.ngrams = len(space.modules), ngrams_of(config)
+        modules = len(space.modules)
         # Without n-grams there is nothing to look a rival's loss up by.
         rivals = min(config.rivals, modules - 1) if config.ngrams else 0
         self.rival_EV = Counted(_nearest(self.level_EM[...], rivals))
@@ -91,22 +91,21 @@ class GainRouter(ExcessRouter):
         own_BSE = self.own_text(features)[..., own]
         return self.ngrams.fit(features.tokens_BS, features.segment_ids_BS, behind_BSEV, own_BSE)[1]
 
-    def route(self, features: Features) -> Routing:
-        seen = self.seen(features)
-        own_BSE, excess_BSEQ = self.own_shares(features, seen), self.excess_losses(features, seen)
-        trunk_BS, loss_BSMR = self.predicted_losses(own_BSE, excess_BSEQ, self.rival_losses(features, own_BSE))
-        total_BSMR = loss_BSMR + features.price * self.costs()[:, 1:]
-        total_BSMR = jnp.where(features.available_E[:, None], total_BSMR, jnp.inf)
+    def choose(self, features: Features, seen: Seen) -> Routing:
+        own_BSE, excess_BSEQ = self.own_shares(features, seen), self.excess_losses(seen)
+        trunk_BS, loss_BSMR = self.predicted_losses(own_BSE, excess_BSEQ, self.rival_losses(seen, own_BSE))
+        total_BSMR = loss_BSMR + features.price_B[:, None, None, None] * self.costs()[:, 1:]
+        total_BSMR = jnp.where(features.available_BE[:, None, :, None], total_BSMR, jnp.inf)
         total_BSC = jnp.concatenate([trunk_BS[..., None], total_BSMR.reshape(*trunk_BS.shape, -1)], axis=-1)
         candidates = jnp.concatenate([jnp.zeros(1, jnp.int32), self.candidates()[:, 1:].ravel()])
         return route_candidates(self.space, candidates[jnp.argmin(total_BSC, axis=-1)])
 
-    def rival_losses(self, features: Features, own_BSE: jax.Array) -> jax.Array:
+    def rival_losses(self, seen: Seen, own_BSE: jax.Array) -> jax.Array:
         """[B, S, M] what the token's n-grams add to what a module loses at full width as a rival."""
         nothing_BSM = jnp.zeros_like(own_BSE)
         if not self.rival_EV.size:
             return nothing_BSM
-        more_BSEV = self.ngram_rival_loss[...][self.ngrams.rows(features.tokens_BS, features.segment_ids_BS)].sum(-2)
+        more_BSEV = self.ngram_rival_loss[...][seen.ngrams_BSN].sum(-2)
         more_BSEV = more_BSEV.reshape(*own_BSE.shape, -1) * own_BSE[..., None]
         return nothing_BSM.at[..., self.rival_EV[...]].add(more_BSEV)
 

@@ -41,7 +41,7 @@ def route(trained: Router, unseen: Example):
     run = jax.jit(lambda features: trained.route(features))
 
     def at(price: float, available: tuple[bool, ...] = (True, True, True)) -> Routing:
-        shown = unseen.features._replace(price=jnp.float32(price), available_E=jnp.array(available))
+        shown = unseen.features.for_all_rows(price=price, available_E=available)
         return Routing(*(np.asarray(field)[..., 0] for field in run(shown)))
 
     return at
@@ -101,10 +101,10 @@ def test_it_runs_what_has_the_least_bill_of_all_candidates(price: float, availab
     excess_BSEQ = np.where(np.arange(4) < np.array(SPACE.valid_ER.sum(1))[:, None], excess_BSEQ, 0.0)
     router.level_EM[...] = jnp.asarray(level_EM, jnp.float32)
     router.own_shares = lambda features, seen: jnp.asarray(own_BSE)
-    router.excess_losses = lambda features, seen: jnp.asarray(excess_BSEQ)
+    router.excess_losses = lambda seen: jnp.asarray(excess_BSEQ)
     rival_BSM = rng.normal(size=(4, 24, 3)) * 0.1
-    router.rival_losses = lambda features, own: jnp.asarray(rival_BSM)
-    features = draw_example(0).features._replace(price=jnp.float32(price), available_E=jnp.array(available))
+    router.rival_losses = lambda seen, own: jnp.asarray(rival_BSM)
+    features = draw_example(0).features.for_all_rows(price=price, available_E=available)
     routing, chosen = router.route(features), set()
     for row, place in np.ndindex(4, 24):
         own_E, excess_EQ = own_BSE[row, place], excess_BSEQ[row, place]
@@ -147,8 +147,8 @@ def test_a_module_with_a_longer_ladder_joins_and_the_others_stay(rivals: int) ->
     joined = joined_router(known, SPACE, 8, rngs=nnx.Rngs(0))
     joined.join(known, features)
     was, now = (
-        known.excess_losses(features, known.seen(features)),
-        joined.excess_losses(features, joined.seen(features)),
+        known.excess_losses(known.seen(features)),
+        joined.excess_losses(joined.seen(features)),
     )
     np.testing.assert_array_equal(now[:, :, :2, :3], was)
     np.testing.assert_array_equal(now[:, :, :2, 3], 0)  # one more rung than the others have: their last one again
@@ -174,11 +174,11 @@ def test_without_rivals_modules_are_judged_by_the_text_alone() -> None:
     router, features = make_example_router(GainRouter, rivals=0), draw_example(0).features
     router.prepare(features)
     own_BSE = jnp.full((4, 24, 3), 1 / 3)
-    assert not np.asarray(router.rival_losses(features, own_BSE)).any()
+    assert not np.asarray(router.rival_losses(router.seen(features), own_BSE)).any()
 
 
 def test_a_hint_that_is_certain_decides_and_one_of_zeros_says_nothing() -> None:
-    router, features = make_example_router(GainRouter), draw_example(0).features._replace(price=jnp.float32(0))
+    router, features = make_example_router(GainRouter), draw_example(0).features.for_all_rows(price=0)
     router.home_evidence.ngram_scores[...] = jnp.asarray(
         np.random.default_rng(0).normal(size=router.home_evidence.ngram_scores.shape) * 99
     )
@@ -191,11 +191,11 @@ def test_a_hint_that_is_certain_decides_and_one_of_zeros_says_nothing() -> None:
 
 
 def test_a_hint_for_a_module_that_is_opted_out_leaves_the_next_best_on_its_text() -> None:
-    router, features = make_example_router(GainRouter), draw_example(0).features._replace(price=jnp.float32(0))
+    router, features = make_example_router(GainRouter), draw_example(0).features.for_all_rows(price=0)
     router.level_EM[...] = jnp.array([[-0.3, -0.2, -0.1], [0, 0, 0], [0, 0, 0]])
     hint_BE = jnp.log(jax.nn.one_hot(jnp.zeros(4, int), 3))
     for out, expected in ((), 0), ((0,), 1), ((0, 1), 2):
-        available_E = jnp.array([e not in out for e in range(3)])
-        routing = router.route(features._replace(hint_BE=hint_BE, available_E=available_E))
+        available_E = [e not in out for e in range(3)]
+        routing = router.route(features.for_all_rows(available_E=available_E)._replace(hint_BE=hint_BE))
         assert (np.asarray(routing.expert) == expected).all()
         assert (np.asarray(routing.width) == WIDEST[expected]).all()

@@ -20,6 +20,7 @@ class OracleRouter(Router):
 
     def route(self, features: Features) -> Routing:
         assert features.outcomes_BSC is not None, "the oracle needs outcomes"
-        total_BSC = features.outcomes_BSC + features.price * self.space.relative_cost_C
-        allowed_C = available_candidates(self.space, features.available_E)
-        return route_candidates(self.space, jnp.argmin(jnp.where(allowed_C, total_BSC, jnp.inf), axis=-1))
+        total_BSC = features.outcomes_BSC + features.price_B[:, None, None] * self.space.relative_cost_C
+        allowed_BC = available_candidates(self.space, features.available_BE)
+        total_BSC = jnp.where(allowed_BC[:, None], total_BSC, jnp.inf)
+        return route_candidates(self.space, jnp.argmin(total_BSC, axis=-1))

@@ -25,9 +25,8 @@ def test_it_keeps_the_contract() -> None:
 def test_no_candidate_has_a_smaller_bill(price: float, available: tuple[bool, ...]) -> None:
     rng = np.random.default_rng(0)
     loss = rng.gamma(2.0, size=(2, 5, len(SPACE))).astype(np.float32)
-    features = draw_example(0, rows=2, length=5).features._replace(
-        price=jnp.float32(price), available_E=jnp.array(available), outcomes_BSC=jnp.asarray(loss)
-    )
+    features = draw_example(0, rows=2, length=5).features.for_all_rows(price=price, available_E=available)
+    features = features._replace(outcomes_BSC=jnp.asarray(loss))
     routing = make_example_router(OracleRouter).route(features)
     for row, place in itertools.product(range(2), range(5)):
         bills = {(0, 0): float(loss[row, place, 0])}
@@ -42,5 +41,5 @@ def test_no_candidate_has_a_smaller_bill(price: float, available: tuple[bool, ..
 @pytest.mark.slow
 def test_what_gains_nothing_is_not_bought() -> None:
     features = draw_example(0).features
-    even = features._replace(price=jnp.float32(0), outcomes_BSC=jnp.ones((4, 24, len(SPACE))))
+    even = features.for_all_rows(price=0)._replace(outcomes_BSC=jnp.ones((4, 24, len(SPACE))))
     assert not np.asarray(make_example_router(OracleRouter).route(even).width).any()

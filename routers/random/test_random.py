@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,7 +29,7 @@ def test_it_keeps_the_contract() -> None:
 def test_it_draws_evenly_among_the_trunk_and_what_is_available() -> None:
     router, features = make_example_router(RandomRouter), draw_example(0, rows=64, length=64).features
     np.testing.assert_allclose(shares(router.route(features)), 1 / 7, atol=0.03)
-    without = router.route(features._replace(available_E=jnp.array([True, True, False])))
+    without = router.route(features.for_all_rows(available_E=[True, True, False]))
     np.testing.assert_allclose(shares(without), [1 / 4] * 4 + [0] * 3, atol=0.03)
 
 

@@ -24,7 +24,19 @@ import numpy as np
 from flax import nnx
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from moe_lab import CandidateSpace, Features, LabError, Metrics, Router, Routing, Spec, masked_mean, running_mean
+from moe_lab import (
+    CandidateSpace,
+    Faded,
+    Features,
+    LabError,
+    Metrics,
+    Router,
+    Routing,
+    Spec,
+    fading_mean,
+    masked_mean,
+    nothing_faded,
+)
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -79,36 +91,40 @@ class TopKRouter(Router):
             target_load(config, space)  # refuses what cannot be reached before anything is trained
             self.selection_bias = nnx.Param(jnp.zeros(len(space.modules)))
 
-    def _logits(self, features: Features) -> jax.Array:
-        evidence = running_mean(features.hidden_BSD, features.segment_ids_BS, self.config.half_life)
+    def init_state(self, rows: int) -> Faded:
+        return nothing_faded(rows, self.gates.in_features // 2 + 1)
+
+    def _logits(self, before: Faded | None, features: Features) -> tuple[jax.Array, Faded | None]:
+        half_life = self.config.half_life
+        evidence, after = fading_mean(features.hidden_BSD, features.segment_ids_BS, half_life, before)
         logits_BSE = self.gates(jnp.concatenate([features.hidden_BSD, evidence], axis=-1))
-        return jnp.where(features.available_E, logits_BSE, -1e9)
+        return jnp.where(features.available_BE[:, None], logits_BSE, -1e9), after
 
     def _scores(self, logits_BSE: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits_BSE) if self.config.gate == "softmax" else jax.nn.sigmoid(logits_BSE)
 
-    def route(self, features: Features) -> Routing:
-        scores_BSE = self._scores(self._logits(features))
-        score_BSK, expert_BSK = self._select(scores_BSE, features.available_E)
-        usable_BSK = features.available_E[expert_BSK]
+    def step(self, state: Faded | None, features: Features) -> tuple[Routing, Faded | None]:
+        logits_BSE, state = self._logits(state, features)
+        score_BSK, expert_BSK = self._select(self._scores(logits_BSE), features.available_BE)
+        usable_BSK = jnp.take_along_axis(features.available_BE[:, None], expert_BSK, axis=-1)
         score_BSK = jnp.where(usable_BSK, score_BSK, 0.0)
         # A single gate keeps its score, as in Switch: renormalised to one it would learn nothing.
         total_BS1 = score_BSK.sum(-1, keepdims=True) if score_BSK.shape[-1] > 1 else 1.0
         weight_BSK = score_BSK / jnp.maximum(total_BS1, 1e-9)
         blocks_E = jnp.asarray(self.space.blocks_C[self.space.widest_E])
-        return Routing(expert_BSK, jnp.where(usable_BSK, blocks_E[expert_BSK], 0), weight_BSK)
+        return Routing(expert_BSK, jnp.where(usable_BSK, blocks_E[expert_BSK], 0), weight_BSK), state
 
-    def _select(self, scores_BSE: jax.Array, available_E: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _select(self, scores_BSE: jax.Array, available_BE: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Scores and modules of the best k; the bias decides who is among them, and nothing else."""
         top_k = min(self.config.top_k, len(self.space.modules))
         if not self.config.bias_speed:
             return jax.lax.top_k(scores_BSE, top_k)
         biased_BSE = scores_BSE + self.config.bias_speed * self.selection_bias[...]
-        _, expert_BSK = jax.lax.top_k(jnp.where(available_E, biased_BSE, -jnp.inf), top_k)
+        _, expert_BSK = jax.lax.top_k(jnp.where(available_BE[:, None], biased_BSE, -jnp.inf), top_k)
         return jnp.take_along_axis(scores_BSE, expert_BSK, axis=-1), expert_BSK
 
     def auxiliary_loss(self, features: Features) -> tuple[jax.Array, Metrics]:
-        config, logits_BSE = self.config, self._logits(features)
+        config, (logits_BSE, _) = self.config, self._logits(None, features)
         mask_BS1 = (features.segment_ids_BS > 0)[..., None]
         tokens = jnp.maximum(mask_BS1.sum(), 1)
         run_BSKE = jax.nn.one_hot(self.route(features).expert, len(self.space.modules))

@@ -40,7 +40,8 @@ def by_hand(**settings: Any) -> tuple[Router, Features]:
     router.gates.kernel[...], router.gates.bias[...] = jnp.asarray(kernel), jnp.full(3, 1.5)
     hidden = np.eye(4, D_MODEL, dtype=np.float32)[None]
     segments = jnp.array([[1, 1, 2, 0]])
-    return router, Features(jnp.asarray(hidden), jnp.zeros((1, 4), int), segments, jnp.ones(3, bool), jnp.float32(0))
+    available = jnp.ones((1, 3), bool)
+    return router, Features(jnp.asarray(hidden), jnp.zeros((1, 4), int), segments, available, jnp.zeros(1))
 
 
 @pytest.mark.parametrize("settings", [{"bias_speed": 0.5}, {"top_k": 9, "gate": "sigmoid", "balance": "count"}])
@@ -59,7 +60,7 @@ def test_the_best_gates_run_at_full_width_and_share_the_weight() -> None:
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
 def test_the_weight_of_a_module_that_is_opted_out_goes_to_the_others(gate: str) -> None:
     router, features = by_hand(top_k=2, gate=gate)
-    routing = router.route(features._replace(available_E=jnp.array([False, True, False])))
+    routing = router.route(features.for_all_rows(available_E=[False, True, False]))
     used = np.asarray(routing.width) > 0
     assert (used.sum(-1) == 1).all()
     np.testing.assert_array_equal(np.asarray(routing.expert)[used], 1)
@@ -99,7 +100,7 @@ def test_the_size_form_is_the_p_penalty(top_k: int) -> None:
     expert_TK, logits_TE, balance = jax.jit(
         lambda shown: (
             router.route(shown).expert[counted],
-            router._logits(shown)[counted],
+            router._logits(None, shown)[0][counted],
             router.auxiliary_loss(shown)[1]["load_balancing_loss"],
         )
     )(features)

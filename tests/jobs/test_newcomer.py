@@ -41,8 +41,8 @@ class FirstModule(Router):
     Config = FirstModuleConfig
 
     def route(self, features):
-        choice = jnp.where(features.available_E[0], int(self.space.widest_E[0]), 0)
-        return route_candidates(self.space, jnp.full(features.segment_ids_BS.shape, choice))
+        choice_B1 = jnp.where(features.available_BE[:, :1], int(self.space.widest_E[0]), 0)
+        return route_candidates(self.space, jnp.broadcast_to(choice_B1, features.segment_ids_BS.shape))
 '''
 
 

@@ -123,9 +123,10 @@ def test_what_the_router_says_of_the_others_stays_the_same_bits(lab: Path, joine
 
     def said(router: Any) -> tuple[jax.Array, ...]:
         modules = len(router.space.modules)
-        features = Features(hidden_BSD, tokens_BS, segments_BS, jnp.ones(modules, bool), jnp.float32(0))
+        available_BE = jnp.ones((4, modules), bool)
+        features = Features(hidden_BSD, tokens_BS, segments_BS, available_BE, jnp.zeros(4))
         seen, own_BSE = router.seen(features), jax.nn.one_hot(jnp.broadcast_to(0, (4, 64)), modules)
-        excess_BSEQ, rival_BSM = router.excess_losses(features, seen), router.rival_losses(features, own_BSE)
+        excess_BSEQ, rival_BSM = router.excess_losses(seen), router.rival_losses(seen, own_BSE)
         of_trunk, of_rungs = router.predicted_losses(own_BSE, excess_BSEQ, rival_BSM)
         scores_BSE = router.home_evidence.text_scores(tokens_BS, segments_BS)
         return scores_BSE[..., :2], excess_BSEQ[:, :, :2], rival_BSM[..., :2], of_trunk, of_rungs[..., :2, :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -82,7 +83,8 @@ def test_bytes_and_flops_of_a_plan_are_those_of_the_program_that_evaluates(compo
         trunk, router = nnx.merge(model.trunk_graph, arrays.trunk), nnx.merge(nnx.graphdef(model.router), arrays.router)
         tokens, targets, segments, positions = batch
         hidden = trunk.enter(tokens, segments, positions).hidden_BSD
-        features = Features(normalised(hidden), tokens, segments, available_E, np.float32(0))
+        available_BE = jnp.broadcast_to(available_E, (len(tokens), len(available_E)))
+        features = Features(normalised(hidden), tokens, segments, available_BE, jnp.zeros(len(tokens)))
         made = compose_pass(trunk, router, arrays, batch, features, hidden, np.int32(-1), model.run_layer)
         return trunk.losses(made.hidden_BSD, targets).mean()
 

@@ -16,6 +16,7 @@ from moe_lab.nn.pool import Routing
 from moe_lab.routing.conformance import check_router
 from moe_lab.routing.example import SPACE, draw_example
 from moe_lab.routing.joining import take_over
+from moe_lab.routing.memory import fading_mean, nothing_faded
 from moe_lab.routing.router import Features, Router, available_candidates, masked_mean, route_candidates
 
 
@@ -37,10 +38,10 @@ class Sound(Router):
         return self.head(features.hidden_BSD)
 
     def allowed(self, features: Features) -> jax.Array:
-        return available_candidates(self.space, features.available_E)
+        return available_candidates(self.space, features.available_BE)[:, None]
 
     def route(self, features: Features) -> Routing:
-        bill = self.losses(features) + features.price * self.space.relative_cost_C
+        bill = self.losses(features) + features.price_B[:, None, None] * self.space.relative_cost_C
         return route_candidates(self.space, jnp.argmin(jnp.where(self.allowed(features), bill, jnp.inf), axis=-1))
 
     def outcome_loss(self, features: Features) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -110,7 +111,7 @@ class InfiniteWeight(Sound):
 
 class ReadsAValue(Sound):
     def route(self, features: Features) -> Routing:
-        assert features.price >= 0
+        assert features.price_B[0] >= 0
         return super().route(features)
 
 
@@ -146,20 +147,51 @@ class MixesRows(Sound):
         return self.head(jnp.cumsum(features.hidden_BSD, axis=0))
 
 
+class TakesTheFirstRowsPrice(Sound):
+    def route(self, features: Features) -> Routing:
+        return super().route(features.for_all_rows(price=features.price_B[0]))
+
+
+class Steps(Sound):
+    """By the mean of the document so far."""
+
+    def init_state(self, rows: int) -> Any:
+        return nothing_faded(rows, 9)
+
+    def step(self, state: Any, features: Features) -> tuple[Routing, Any]:
+        mean_BSD, state = fading_mean(features.hidden_BSD, features.segment_ids_BS, 4.0, state)
+        return super().route(features._replace(hidden_BSD=mean_BSD)), state
+
+    def route(self, features: Features) -> Routing:
+        return self.step(None, features)[0]
+
+
+class ForgetsWhatItRead(Steps):
+    def step(self, state: Any, features: Features) -> tuple[Routing, Any]:
+        return super().step(None, features)[0], state
+
+
+class RemembersPadding(Steps):
+    def step(self, state: Any, features: Features) -> tuple[Routing, Any]:
+        if state is not None:
+            features = features._replace(segment_ids_BS=jnp.ones_like(features.segment_ids_BS))
+        return super().step(state, features)
+
+
 class IgnoresOptOut(Sound):
     def allowed(self, features: Features) -> jax.Array:
-        return jnp.ones(len(self.space), bool)
+        return jnp.ones((1, 1, len(self.space)), bool)
 
 
 class NoNumberWithoutModules(Sound):
     def route(self, features: Features) -> Routing:
-        routing, left = super().route(features), features.available_E.sum()
+        routing, left = super().route(features), features.available_BE.sum()
         return routing._replace(weight=routing.weight * left / left)
 
 
 class LikesItDear(Sound):
     def route(self, features: Features) -> Routing:
-        return super().route(features._replace(price=-features.price))
+        return super().route(features._replace(price_B=-features.price_B))
 
 
 class Overspends(Sound):
@@ -225,6 +257,7 @@ class LearnsFromPadding(Sound):
 def test_a_sound_router_passes() -> None:
     check_router(Sound)
     check_router(MayBeJoined)
+    check_router(Steps)
 
 
 @pytest.mark.slow
@@ -244,6 +277,9 @@ def test_a_sound_router_passes() -> None:
         (SeesThatADocumentEnds, "declare `causal = False`"),
         (MixesDocuments, "start anew where segment_ids change"),
         (MixesRows, "keep rows apart"),
+        (TakesTheFirstRowsPrice, "read `price_B` and `available_BE` row by row"),
+        (ForgetsWhatItRead, "must carry in its state whatever `route` knows of earlier tokens"),
+        (RemembersPadding, "let padding change nothing"),
         (IgnoresOptOut, "run a module that is opted out"),
         (NoNumberWithoutModules, r"with \(False, False, False\) a weight is not finite"),
         (LikesItDear, r"runs 2\.\d+ blocks a token at price 0.003, but 2\.\d+ at 0.03"),

@@ -21,7 +21,7 @@ def make(**settings: float) -> ExcessRouter:
 
 def test_before_anything_is_counted_width_is_worth_a_little_in_proportion() -> None:
     router, features = make(), draw_example(0).features
-    excess_BSEQ = np.asarray(router.excess_losses(features, router.seen(features)))
+    excess_BSEQ = np.asarray(router.excess_losses(router.seen(features)))
     np.testing.assert_allclose(excess_BSEQ, np.broadcast_to(0.25 * (1 - COST_EQ / COST_EQ[:, -1:]), excess_BSEQ.shape))
 
 
@@ -29,7 +29,7 @@ def test_each_module_learns_from_its_own_text_what_its_rungs_lose() -> None:
     example = draw_example(0, rows=32)
     router, counted = make(shrinkage=1e-3), np.asarray(example.features.segment_ids_BS) > 0
     router.prepare(example.features)
-    excess_BSEQ = np.asarray(router.excess_losses(example.features, router.seen(example.features)))
+    excess_BSEQ = np.asarray(router.excess_losses(router.seen(example.features)))
     for e in range(3):
         for marked, gain in ((True, 2.0), (False, 0.2)):
             here = counted & (example.module_BS == e) & (example.marked_BS == marked)

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.routing.example import SPACE
-from moe_lab.routing.router import (
-    available_candidates,
-    masked_mean,
-    normalised,
-    route_candidates,
-    running_mean,
-    surrounding_mean,
-)
+from moe_lab.routing.memory import fading_mean, surrounding_mean
+from moe_lab.routing.router import available_candidates, masked_mean, normalised, route_candidates
 
-fading = jax.jit(running_mean)
+fading = jax.jit(lambda *arguments: fading_mean(*arguments)[0])
 
 
 @pytest.mark.slow
@@ -70,7 +64,7 @@ def test_candidates_become_one_choice_of_weight_one() -> None:
     ],
 )
 def test_the_trunk_is_always_available(available: tuple[bool, ...], candidates: list[bool]) -> None:
-    np.testing.assert_array_equal(available_candidates(SPACE, jnp.array(available)), candidates)
+    np.testing.assert_array_equal(available_candidates(SPACE, jnp.array([available])), [candidates])
 
 
 def test_means_leave_padding_out() -> None:
