@@ -15,6 +15,10 @@ from .evaluation.results import load_results as load_results
 from .experts.shrink import LayerStatistics as LayerStatistics
 from .experts.shrink import ShrinkStrategy as ShrinkStrategy
 from .experts.weights import ExpertWeights as ExpertWeights
+from .generation.engine import Request as Request
+from .generation.engine import Step as Step
+from .generation.engine import generate as generate
+from .generation.sampling import Sampling as Sampling
 from .jobs.compose import load_composition as load_composition
 from .jobs.questions import load_question_router as load_question_router
 from .lab import Lab as Lab

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "distill": "moe_lab.cli.contributed:distill",
     "key": "moe_lab.cli.key:key",
     "compose": "moe_lab.cli.compose:compose",
+    "generate": "moe_lab.cli.generate:generate",
     "eval": "moe_lab.cli.evaluate:evaluate",
     "outcomes": "moe_lab.cli.outcomes:outcomes",
     "speed": "moe_lab.cli.speed:speed",

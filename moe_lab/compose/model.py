@@ -26,6 +26,7 @@ from moe_lab.compose.parts import (
 )
 from moe_lab.compose.pools import Pools, measured_load
 from moe_lab.errors import NotFound, did_you_mean
+from moe_lab.nn.cache import Cache
 from moe_lab.nn.decoder import Experts, RunLayer, Trunk
 from moe_lab.nn.expert_ffn import OneDevice
 from moe_lab.nn.losses import greedy_hits, token_losses
@@ -280,8 +281,13 @@ class ComposedPass(NamedTuple):
 
     hidden_BSD: jax.Array  # for the trunk's `head`, `losses` or `scores`
     routing: Routing  # in the router's terms
-    blocks_BS: jax.Array  # int32 blocks run
+    blocks_BSK: jax.Array  # int32 blocks run by each choice, summed over layers
     dropped: jax.Array  # int32, what limits of the layers had no room for
+    cache: Cache | None  # where one went in: with these tokens in it
+
+    @property
+    def blocks_BS(self) -> jax.Array:
+        return self.blocks_BSK.sum(-1)
 
 
 def compose_pass(
@@ -294,17 +300,33 @@ def compose_pass(
     width_cap: jax.Array,
     run_layer: RunLayer,
 ) -> ComposedPass:
-    """Routes by `features`, runs the experts."""
-    _, _, segment_ids, positions = batch
+    """Routes whole rows by `features`, runs the experts."""
     routing = router.route(features)
     width = jnp.where((width_cap < 0) | (routing.width == 0), routing.width, width_cap)
-    available_BE = features.available_BE[:, None]
-    width = jnp.where(jnp.take_along_axis(available_BE, routing.expert, axis=-1), width, 0)
-    routing = routing._replace(width=width)
+    return run_routing(trunk, arrays, routing._replace(width=width), features, batch[3], hidden_BSD, run_layer)
+
+
+def run_routing(
+    trunk: Trunk,
+    arrays: ModelArrays,
+    routing: Routing,
+    features: Features,
+    positions_BS: jax.Array,
+    hidden_BSD: jax.Array,
+    run_layer: RunLayer,
+    cache: Cache | None = None,
+) -> ComposedPass:
+    """Runs the experts as the routing says, but no module that is not available.
+
+    `hidden_BSD` is what `Trunk.enter` gave of these rows, and so is `cache`: None of whole rows.
+    """
+    available_BSK = jnp.take_along_axis(features.available_BE[:, None], routing.expert, axis=-1)
+    routing = routing._replace(width=jnp.where(available_BSK, routing.width, 0))
     in_pool = routing._replace(expert=arrays.pool_index_E[routing.expert])
-    output = trunk.routed(hidden_BSD, segment_ids, positions, Experts(arrays.pools, in_pool, run_layer))
-    blocks_BS = sum(jnp.minimum(width, pool.count[in_pool.expert]).sum(-1) for pool in arrays.pools.values())
-    return ComposedPass(output.hidden_BSD, routing, jnp.asarray(blocks_BS), output.side.dropped)
+    experts = Experts(arrays.pools, in_pool, run_layer)
+    output = trunk.routed(hidden_BSD, features.segment_ids_BS, positions_BS, experts, cache)
+    blocks_BSK = sum(jnp.minimum(routing.width, pool.count[in_pool.expert]) for pool in arrays.pools.values())
+    return ComposedPass(output.hidden_BSD, routing, jnp.asarray(blocks_BSK), output.side.dropped, output.cache)
 
 
 def _pass(

@@ -45,6 +45,7 @@ class LoadedTrunk:
     """A published trunk in memory, split into what compiles and what flows.
 
     Attributes:
+        ends: ids after which it stops writing, beside the tokenizer's end of a document.
         graph: for a computation of all of it on one device, or on each; see `graph_on`.
         sharded: on a mesh each device holds a part of it instead of the whole.
         states: where what lies under the first routed layer is kept, if it is.
@@ -55,6 +56,7 @@ class LoadedTrunk:
     tokenizer: Tokenizer
     graph: nnx.GraphDef
     state: nnx.State
+    ends: tuple[int, ...] = ()
     sharded: bool = False
     precision: Precision = FLOAT32
     states: KeptStates | None = None
@@ -215,6 +217,7 @@ def load_trunk(
         tokenizer=tokenizer,
         graph=graph,
         state=state,
+        ends=trunk.ends,
         sharded=sharded,
         precision=precision,
         states=states,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
-from moe_lab.data import Tokenizer
+from moe_lab.data.tokenizers import Tokenizer, pieces
 from moe_lab.errors import LabError
 
 _SHORTEST = 64  # positions; lengths are rounded up to a power of two, so that few programs are compiled
@@ -93,7 +93,7 @@ def score_text(
     loss, _, expert, width, blocks = (np.asarray(field)[0, :length] for field in decision.by_token())
     return ScoredText(
         tokens_T=tokens_T,
-        pieces=tuple(model.trunk.tokenizer.pieces(tokens_T)),
+        pieces=tuple(pieces(model.trunk.tokenizer, tokens_T)),
         logits=np.asarray(logits)[0, : length + 1],
         loss_T=loss,
         bytes_T=bytes_T,

@@ -55,11 +55,30 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int] | Int32) -> str:
         """The text of the ids; ids that end documents or mean nothing give no text."""
 
-    def pieces(self, ids: Sequence[int] | Int32) -> list[str]:
-        """The text that each id completes; for the ids of a text, the pieces together are `decode(ids)`.
+    def stream(self) -> PieceStream:
+        """Ids to text one by one, as they are written."""
 
-        All but the last of the ids that share a character give an empty piece.
-        """
+
+class PieceStream(Protocol):
+    """Text of ids that come one after another, in whole characters."""
+
+    def add(self, token: int) -> str:
+        """The text that this id completes; nothing while a character's bytes are not all there."""
+
+    def end(self) -> str:
+        """What of a character is there when no more ids come, as replacement characters."""
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int] | Int32) -> list[str]:
+    """The text that each id completes; for the ids of a text, the pieces together are `decode(ids)`.
+
+    All but the last of the ids that share a character give an empty piece.
+    """
+    stream = tokenizer.stream()
+    found = [stream.add(i) for i in np.asarray(ids).tolist()]
+    if found:
+        found[-1] += stream.end()
+    return found
 
 
 class ByteTokenizer:
@@ -75,15 +94,21 @@ class ByteTokenizer:
         return ids, np.ones_like(ids)
 
     def decode(self, ids: Sequence[int] | Int32) -> str:
-        return "".join(self.pieces(ids))
+        return bytes(i for i in np.asarray(ids).tolist() if i < 256).decode(errors="replace")
 
-    def pieces(self, ids: Sequence[int] | Int32) -> list[str]:
-        if len(ids) == 0:
-            return []
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        pieces = [decoder.decode(bytes([i]) if i < 256 else b"") for i in np.asarray(ids).tolist()]
-        pieces[-1] += decoder.decode(b"", final=True)
-        return pieces
+    def stream(self) -> PieceStream:
+        return _ByteStream()
+
+
+class _ByteStream:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        return self._decoder.decode(bytes([token]) if token < 256 else b"")
+
+    def end(self) -> str:
+        return self._decoder.decode(b"", final=True)
 
 
 class HFTokenizer:
@@ -123,32 +148,41 @@ class HFTokenizer:
         return ids, np.diff(byte_at[ends], prepend=lost).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | Int32) -> str:
-        text: str = self._tokenizer.decode(self._meaningful(ids), skip_special_tokens=False)
+        text: str = self._tokenizer.decode(self.meaningful(ids), skip_special_tokens=False)
         return text
 
-    def pieces(self, ids: Sequence[int] | Int32) -> list[str]:
-        pieces: list[str] = []
-        before: list[int] = []  # the ids of the last piece: decoders look back, e.g. for a space
-        pending: list[int] = []
-        for i in np.asarray(ids).tolist():
-            pending += self._meaningful([i])
-            piece = self._added(before, pending)
-            # A tail of replacement characters is the front of a character that the next ids complete.
-            if piece.endswith("\ufffd"):
-                pieces.append("")
-                continue
-            pieces.append(piece)
-            before, pending = pending or before, []
-        if pieces:
-            pieces[-1] += self._added(before, pending)
-        return pieces
+    def stream(self) -> PieceStream:
+        return _DecodedStream(self)
 
-    def _added(self, before: list[int], ids: list[int]) -> str:
-        return self.decode(before + ids)[len(self.decode(before)) :]
-
-    def _meaningful(self, ids: Iterable[int]) -> list[int]:
+    def meaningful(self, ids: Iterable[int]) -> list[int]:
+        """The ids that give text."""
         silent = (self.eos_id, self.start_id)
         return [int(i) for i in ids if i not in silent and i < self.vocab_size]
+
+
+class _DecodedStream:
+    """By decoding the ids of a few pieces again and again, since decoders look back, e.g. for a space."""
+
+    def __init__(self, tokenizer: HFTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # the ids of the last piece
+        self._pending: list[int] = []
+
+    def add(self, token: int) -> str:
+        self._pending += self._tokenizer.meaningful([token])
+        piece = self._added()
+        # A tail of replacement characters is the front of a character that the next ids complete.
+        if piece.endswith("\ufffd"):
+            return ""
+        self._before, self._pending = self._pending or self._before, []
+        return piece
+
+    def end(self) -> str:
+        return self._added()
+
+    def _added(self) -> str:
+        decode = self._tokenizer.decode
+        return decode(self._before + self._pending)[len(decode(self._before)) :]
 
 
 def _parse(definition: bytes) -> Any:

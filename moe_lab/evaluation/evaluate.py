@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
+from moe_lab.data.tokenizers import pieces
 from moe_lab.evaluation.comparison import Comparison
 from moe_lab.evaluation.curves import TokenOutcomes
 from moe_lab.evaluation.passes import (
@@ -299,7 +300,7 @@ class Evaluation:
             samples.append(
                 Sample(
                     domain=domain,
-                    pieces=self.model.trunk.tokenizer.pieces(rows.tokens[row, :length]),
+                    pieces=pieces(self.model.trunk.tokenizer, rows.tokens[row, :length]),
                     module=[self._module(e, w) for e, w in zip(experts, widths, strict=True)],
                     width=[self._own_width(e, w) for e, w in zip(experts, widths, strict=True)],
                 )

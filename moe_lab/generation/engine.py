@@ -1,0 +1,280 @@
+"""Writes many texts at once with one resident model: texts come and go, the compiled programs stay.
+
+Each text has a slot while it is written. A step reads a chunk of one prompt that is not read yet, and then one token of
+every text that is being written; so a long prompt never keeps the others waiting for more than a chunk. All shapes are
+fixed: two programs are compiled, for a chunk of one row and for a token of every slot.
+
+Shape letters: R rows of a step, S tokens of a chunk, K choices of a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from moe_lab.compose.model import ComposedModel
+from moe_lab.data.tokenizers import PieceStream
+from moe_lab.errors import LabError, Refused
+from moe_lab.generation.reading import Chunk, Read, Terms, empty_memory, read_chunk, structure_of
+from moe_lab.generation.receipts import Receipt, Tally
+from moe_lab.generation.sampling import Draws, Sampling
+from moe_lab.generation.text import StopStrings
+
+End = Literal["stop", "length"]
+"""Why a text ended: by a stop or the trunk's own end, or because it has `max_tokens` tokens."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """A text to write on.
+
+    Attributes:
+        prompt: may be empty.
+        sampling: how.
+        price: nats per token that the dearest candidate must save; the composition's own if left out.
+        without: modules that this text does without, `owner/name`.
+        domain: told to routers that take it, as if somebody knew whose text it is.
+    """
+
+    prompt: str
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    price: float | None = None
+    without: tuple[str, ...] = ()
+    domain: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One token that was written."""
+
+    request: int
+    """Number of the request, from `submit`."""
+    token: int
+    text: str
+    """What is certain to be the text's next part: whole characters, nothing that may begin a stop string."""
+    logprob: float
+    """Nats, before temperature and cuts."""
+    likeliest: tuple[tuple[int, float], ...]
+    """The likeliest tokens with theirs."""
+    modules: tuple[tuple[str, int], ...]
+    """Modules that worked when the token was chosen, with the width in hidden units; none is the bare trunk."""
+    multiply_adds: int
+    """In the routed layers, for the token before, which chose this one; the router's own included."""
+    end: End | None = None
+    receipt: Receipt | None = None
+    """Of the whole text; there at its end."""
+
+
+@dataclasses.dataclass
+class _Writing:
+    """A text in a slot."""
+
+    number: int
+    request: Request
+    slot: int
+    unread: np.ndarray  # int32, of prompt or the last token written
+    pieces: PieceStream
+    stops: StopStrings
+    tally: Tally
+    ends: frozenset[int]
+    price: float
+    fresh: bool = True
+    written: int = 0
+
+
+class Engine:
+    """Texts that are written side by side.
+
+    Args:
+        model: on one device, with a router that steps.
+        slots: texts at once.
+        capacity: tokens that a text may have, its prompt included; memory for them is taken now.
+        chunk: tokens of a prompt that are read at once.
+
+    Raises:
+        Refused: the router cannot route a text while it is written.
+    """
+
+    def __init__(self, model: ComposedModel, *, slots: int = 4, capacity: int = 1024, chunk: int = 64):
+        require_stepping(model)
+        self.model, self.slots, self.capacity, self.chunk = model, slots, capacity, chunk
+        self._structure, self._arrays = structure_of(model), model.arrays()
+        self._memory = empty_memory(model, slots, capacity)
+        self._terms, self._draws = Terms.usual(model, slots), Draws.greedy(slots)
+        self._waiting: deque[_Writing] = deque()
+        self._writing: dict[int, _Writing] = {}  # by slot
+        self._count = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether any text is not finished."""
+        return bool(self._waiting or self._writing)
+
+    def submit(self, request: Request) -> int:
+        """Takes a text on; it begins when a slot is free. Returns its number.
+
+        Raises:
+            LabError: it would not fit, or names a module that is not composed.
+        """
+        model, sampling = self.model, request.sampling
+        ids, _ = model.trunk.tokenizer.encode(request.prompt)
+        prompt = np.array([model.trunk.tokenizer.start_id, *ids], np.int32)
+        if (needed := len(prompt) + sampling.max_tokens) > self.capacity:
+            raise Refused(
+                f"a prompt of {len(prompt)} tokens with max_tokens {sampling.max_tokens} needs room for {needed}, and "
+                f"there is room for {self.capacity}; shorten one of them, or raise the room (capacity)"
+            )
+        if not model.available(request.without).any():
+            raise Refused("all modules are opted out of this text; the bare trunk is `router={type: fixed}`")
+        price = model.price if request.price is None else request.price
+        if not (np.isfinite(price) and price >= 0):
+            raise LabError(f"price is {price}; it must be a number from 0 up, in nats per token")
+        ends = frozenset(sampling.stop_ids)
+        if not sampling.ignore_end:
+            ends |= {model.trunk.tokenizer.eos_id, *model.trunk.ends}
+        number, self._count = self._count, self._count + 1
+        pieces, stops = model.trunk.tokenizer.stream(), StopStrings(sampling.stop)
+        self._waiting.append(_Writing(number, request, -1, prompt, pieces, stops, Tally(model), ends, float(price)))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Gives a text's slot back at once; nothing more comes of it."""
+        self._waiting = deque(writing for writing in self._waiting if writing.number != number)
+        self._writing = {slot: writing for slot, writing in self._writing.items() if writing.number != number}
+
+    def step(self) -> list[Step]:
+        """Reads one chunk of one prompt, then a token of each text that is being written; what was written."""
+        self._admit()
+        prompts = [writing for writing in self._writing.values() if writing.fresh or len(writing.unread) > 1]
+        steps = self._read(min(prompts, key=lambda writing: writing.number)) if prompts else []
+        others = [writing for writing in self._writing.values() if not (writing.fresh or len(writing.unread) > 1)]
+        return steps + (self._read_all(others) if others else [])
+
+    def _admit(self) -> None:
+        free = deque(slot for slot in range(self.slots) if slot not in self._writing)
+        while free and self._waiting:
+            writing = self._waiting.popleft()
+            slot = writing.slot = free.popleft()
+            request = writing.request
+            self._terms.price_B[slot] = writing.price
+            self._terms.available_BE[slot] = self.model.available(request.without)
+            self._terms.hint_BE[slot] = self.model.hint([request.domain or ""])[0]
+            self._draws.put(slot, request.sampling)
+            self._writing[slot] = writing
+
+    def _read(self, writing: _Writing) -> list[Step]:
+        """A chunk of one text that has more than a token to read."""
+        own = writing.unread[: self.chunk]
+        tokens_RS = np.zeros((1, self.chunk), np.int32)
+        tokens_RS[0, : len(own)] = own
+        slot_R, first_R, count_R = np.array([writing.slot]), np.array([writing.fresh]), np.array([len(own)])
+        return self._run(Chunk(slot_R.astype(np.int32), first_R, tokens_RS, count_R.astype(np.int32)), [writing])
+
+    def _read_all(self, others: Sequence[_Writing]) -> list[Step]:
+        """The last token of each text that is being written."""
+        tokens_RS, count_R = np.zeros((self.slots, 1), np.int32), np.zeros(self.slots, np.int32)
+        for writing in others:
+            tokens_RS[writing.slot], count_R[writing.slot] = writing.unread, 1
+        slot_R = np.arange(self.slots, dtype=np.int32)
+        rows = [self._writing.get(slot) if count_R[slot] else None for slot in range(self.slots)]
+        return self._run(Chunk(slot_R, np.zeros(self.slots, bool), tokens_RS, count_R), rows)
+
+    def _run(self, chunk: Chunk, rows: Sequence[_Writing | None]) -> list[Step]:
+        # Copies: what is handed to a compiled program must not change while it runs.
+        terms, draws = (type(some)(*(values.copy() for values in some)) for some in (self._terms, self._draws))
+        self._memory, read = read_chunk(self._structure, self._arrays, self._memory, chunk, terms, draws)
+        read = _on_host(read)
+        steps = []
+        for row, writing in enumerate(rows):
+            if writing is None:
+                continue
+            count = chunk.count_R[row]
+            writing.tally.add(read.expert_RSK[row, :count], read.blocks_RSK[row, :count])
+            writing.unread, writing.fresh = writing.unread[count:], False
+            if not len(writing.unread):
+                steps.append(self._write(writing, read, row, count - 1))
+        return steps
+
+    def _write(self, writing: _Writing, read: Read, row: int, place: int) -> Step:
+        """Takes the token that was drawn."""
+        model, sampling = self.model, writing.request.sampling
+        token = int(read.drawn.token_B[row])
+        writing.written += 1
+        ends_here = token in writing.ends
+        text = "" if ends_here else writing.stops.add(writing.pieces.add(token))
+        end: End | None = None
+        if ends_here or writing.stops.found is not None:
+            end = "stop"
+        elif writing.written == sampling.max_tokens:
+            end = "length"
+        if end is not None and writing.stops.found is None:
+            text += writing.stops.add(writing.pieces.end()) + writing.stops.end()
+        if end is not None:
+            del self._writing[writing.slot]
+        writing.unread = np.array([token], np.int32)
+        blocks_K = read.blocks_RSK[row, place]
+        names = [model.space.modules[expert] for expert in read.expert_RSK[row, place]]
+        widths = read.width_RSK[row, place] * model.trunk.spec.block
+        return Step(
+            request=writing.number,
+            token=token,
+            text=text,
+            logprob=float(read.drawn.logprob_B[row]),
+            likeliest=tuple(
+                (int(i), float(p))
+                for i, p in zip(read.drawn.likeliest_BN[row], read.drawn.likeliest_logprob_BN[row], strict=True)
+            ),
+            modules=tuple((name, int(width)) for name, width in zip(names, widths, strict=True) if width),
+            multiply_adds=int(blocks_K.sum()) * model.multiply_adds_per_block + model.router.multiply_adds,
+            end=end,
+            receipt=None if end is None else writing.tally.receipt(writing.price, writing.request.without),
+        )
+
+
+def generate(model: ComposedModel, requests: Sequence[Request], *, slots: int = 4) -> Iterator[Step]:
+    """Writes some texts on, a few at a time, and gives each token as it is written.
+
+    Args:
+        model: from `load_composition`, on one device.
+        requests: texts; the steps of all come mixed, `Step.request` counts them from 0.
+        slots: texts at once.
+
+    Raises:
+        Refused: the router cannot route a text while it is written.
+        LabError: a request names a module that is not composed, or a price that is none.
+    """
+    require_stepping(model)
+    encode = model.trunk.tokenizer.encode
+    longest = max((1 + len(encode(some.prompt)[0]) + some.sampling.max_tokens for some in requests), default=1)
+    # Few programs: room is a power of two.
+    capacity = max(64, 1 << (longest - 1).bit_length())
+    engine = Engine(model, slots=min(slots, max(1, len(requests))), capacity=capacity)
+    for request in requests:
+        engine.submit(request)
+    while engine.busy:
+        yield from engine.step()
+
+
+def require_stepping(model: ComposedModel) -> None:
+    """Refuses models that cannot write."""
+    name = type(model.router).__name__
+    if model.mesh is not None:
+        raise Refused("a model on a mesh cannot write yet; leave the mesh out")
+    if not model.router.causal:
+        raise Refused(
+            f"{name} routes by what comes later in a text, so nothing can be written with it; compose gain, domain, "
+            "cascade, topk or fixed"
+        )
+    if not model.router.steps:
+        raise Refused(f"{name} routes whole rows only; it needs `init_state` and `step` to write (docs/routers.md)")
+
+
+def _on_host(read: Read) -> Read:
+    import jax
+
+    host: Read = jax.device_get(read)
+    return host

@@ -1,0 +1,133 @@
+"""The compiled step: some rows read some tokens each, prompt or their own, and the next token of each is drawn.
+
+What a row remembers lies in a slot. A step takes the slots it works on out of the memory and puts them back; all arrays
+of the memory are donated, so nothing is copied but them.
+
+Shape letters: B slots, R rows of a step, S tokens of a chunk, K choices of a token, E modules.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe_lab.compose.model import ComposedModel, ModelArrays, run_routing
+from moe_lab.generation.sampling import Drawn, Draws, draw_tokens
+from moe_lab.nn.cache import Cache
+from moe_lab.nn.decoder import RunLayer
+from moe_lab.routing.router import Features, normalised
+
+
+class Memory(NamedTuple):
+    """What the slots remember of their texts."""
+
+    cache: Cache  # keys and values
+    router: Any  # its state
+
+
+class Terms(NamedTuple):
+    """On what terms each slot's text is routed."""
+
+    available_BE: Any  # bool
+    price_B: Any  # float32
+    hint_BE: Any  # float32
+
+    @classmethod
+    def usual(cls, model: ComposedModel, rows: int) -> Terms:
+        """Everything is available at the composition's price, and nobody knows whose text it is."""
+        modules = len(model.space.modules)
+        return cls(np.ones((rows, modules), bool), np.full(rows, model.price, np.float32), model.hint([""] * rows))
+
+
+class Chunk(NamedTuple):
+    """What some rows read next: their tokens, then padding."""
+
+    slot_R: Any  # int32
+    first_R: Any  # bool, the text begins here: what the slot remembers is another's
+    tokens_RS: Any  # int32
+    count_R: Any  # int32, tokens that are no padding
+
+
+class Read(NamedTuple):
+    """What a step did."""
+
+    drawn: Drawn  # the next token of each row, worth something where its chunk was the last of what there is to read
+    expert_RSK: Any  # int32, the router's modules
+    width_RSK: Any  # int32 blocks asked for per layer
+    blocks_RSK: Any  # int32 blocks run, summed over layers
+
+
+Structure = tuple[nnx.GraphDef, nnx.GraphDef, RunLayer]
+
+
+def structure_of(model: ComposedModel) -> Structure:
+    """What a step is compiled for."""
+    return model.trunk_graph, nnx.graphdef(model.router), model.run_layer
+
+
+def empty_memory(model: ComposedModel, slots: int, capacity: int) -> Memory:
+    """So many slots of so many tokens each."""
+    trunk = nnx.merge(model.trunk_graph, model.arrays().trunk)
+    return Memory(trunk.make_cache(slots, capacity), model.router.init_state(slots))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def read_chunk(
+    structure: Structure, arrays: ModelArrays, memory: Memory, chunk: Chunk, terms: Terms, draws: Draws
+) -> tuple[Memory, Read]:
+    """Reads a chunk of some rows and draws the token behind it.
+
+    Args:
+        structure: from `structure_of`.
+        arrays: of the model.
+        memory: of all slots; it goes, and comes back with the chunk in it.
+        chunk: the rows and what they read; their slots differ.
+        terms: of all slots.
+        draws: of all slots.
+    """
+    trunk_graph, router_graph, run_layer = structure
+    trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
+    # With a row for every slot, in order, nothing has to be taken out.
+    all_rows = len(chunk.slot_R) == len(terms.price_B)
+    slot_R = jnp.asarray(chunk.slot_R)
+    own = memory if all_rows else jax.tree.map(lambda x: x[slot_R], memory)
+    terms, draws = (jax.tree.map(lambda x: jnp.asarray(x)[slot_R], some) for some in (terms, draws))
+    rows, length = chunk.tokens_RS.shape
+    cache = own.cache._replace(length_B=jnp.where(chunk.first_R, 0, own.cache.length_B))
+    state = jax.tree.map(partial(_where_first, jnp.asarray(chunk.first_R)), router.init_state(rows), own.router)
+
+    place_S = jnp.arange(length)
+    segment_ids_RS = (place_S < chunk.count_R[:, None]).astype(jnp.int32)
+    # A text is one document of its row, so a token's place in the row is its position.
+    positions_RS = jnp.where(segment_ids_RS != 0, cache.length_B[:, None] + place_S, 0)
+    entered = trunk.enter(chunk.tokens_RS, segment_ids_RS, positions_RS, cache)
+    features = Features(
+        hidden_BSD=normalised(entered.hidden_BSD),
+        tokens_BS=jnp.asarray(chunk.tokens_RS),
+        segment_ids_BS=segment_ids_RS,
+        available_BE=terms.available_BE & arrays.present_E,
+        price_B=terms.price_B,
+        hint_BE=terms.hint_BE,
+    )
+    routing, state = router.step(state, features)
+    # Padding runs nothing.
+    routing = routing._replace(width=jnp.where(segment_ids_RS[..., None] != 0, routing.width, 0))
+    made = run_routing(trunk, arrays, routing, features, positions_RS, entered.hidden_BSD, run_layer, entered.cache)
+    last_R11 = jnp.maximum(chunk.count_R - 1, 0)[:, None, None]
+    logits_RV = trunk.head(jnp.take_along_axis(made.hidden_BSD, last_R11, axis=1))[:, 0]
+    never_V = jnp.arange(logits_RV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding
+    assert made.cache is not None
+    drawn = draw_tokens(logits_RV, made.cache.length_B, draws, never_V)
+    after = Memory(made.cache, state)
+    if not all_rows:
+        after = jax.tree.map(lambda whole, part: whole.at[slot_R].set(part), memory, after)
+    return after, Read(drawn, made.routing.expert, made.routing.width, made.blocks_BSK)
+
+
+def _where_first(first_R: jax.Array, fresh: jax.Array, own: jax.Array) -> jax.Array:
+    return jnp.where(first_R.reshape(-1, *[1] * (own.ndim - 1)), fresh, own)
