@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent
 COLOURS = {
     ("#eef0f3", "#7d8796"): "errors files config",
     ("#e8eefc", "#5b7bd0"): "lab data jobs testing cli",
-    ("#e3f3ee", "#3f9478"): "nn experts parallel routing compose generation planning bench",
+    ("#e3f3ee", "#3f9478"): "nn experts parallel routing compose generation serving planning bench",
     ("#fdf1dc", "#c08a2b"): "registry artifacts trunks",
     ("#f3eafb", "#8f63bd"): "training metrics questions evaluation reports",
 }
@@ -35,6 +35,7 @@ SAYS = {
     "questions": "routers for whole questions",
     "compose": "lockfile, composed model",
     "generation": "text, token by token",
+    "serving": "HTTP, receipts, ledger",
     "evaluation": "passes, comparison, results",
     "planning": "TPU topologies, verdict",
     "reports": "pages and pictures",

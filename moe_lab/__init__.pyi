@@ -16,6 +16,7 @@ from .experts.shrink import LayerStatistics as LayerStatistics
 from .experts.shrink import ShrinkStrategy as ShrinkStrategy
 from .experts.weights import ExpertWeights as ExpertWeights
 from .generation.engine import Request as Request
+from .generation.engine import Said as Said
 from .generation.engine import Step as Step
 from .generation.engine import generate as generate
 from .generation.sampling import Sampling as Sampling

@@ -17,6 +17,8 @@ COMMANDS: dict[str, str] = {
     "key": "moe_lab.cli.key:key",
     "compose": "moe_lab.cli.compose:compose",
     "generate": "moe_lab.cli.generate:generate",
+    "serve": "moe_lab.cli.serve:serve",
+    "usage": "moe_lab.cli.serve:usage",
     "eval": "moe_lab.cli.evaluate:evaluate",
     "outcomes": "moe_lab.cli.outcomes:outcomes",
     "speed": "moe_lab.cli.speed:speed",

@@ -126,8 +126,8 @@ def _as_json(number: int, request: Request, steps: list[Step]) -> dict[str, Any]
         {
             "id": step.token,
             "text": step.text,
-            "logprob": step.logprob,
-            "likeliest": [list(pair) for pair in step.likeliest],
+            "logprob": step.said.logprob,
+            "likeliest": [list(pair) for pair in step.said.likeliest],
             "modules": [list(pair) for pair in step.modules],
             "multiply_adds": step.multiply_adds,
         }

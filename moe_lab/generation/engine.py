@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,18 +33,31 @@ class Request:
     """A text to write on.
 
     Attributes:
-        prompt: may be empty.
+        prompt: a text, or the ids of its tokens; may be empty.
         sampling: how.
         price: nats per token that the dearest candidate must save; the composition's own if left out.
         without: modules that this text does without, `owner/name`.
         domain: told to routers that take it, as if somebody knew whose text it is.
+        score_prompt: also tell what the model says of the prompt's own tokens, with the first step.
     """
 
-    prompt: str
+    prompt: str | tuple[int, ...]
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     price: float | None = None
     without: tuple[str, ...] = ()
     domain: str | None = None
+    score_prompt: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Said:
+    """One token, and what the model said of it in front: before temperature and cuts."""
+
+    token: int
+    logprob: float
+    """Nats."""
+    likeliest: tuple[tuple[int, float], ...]
+    """The likeliest tokens with theirs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,13 +66,9 @@ class Step:
 
     request: int
     """Number of the request, from `submit`."""
-    token: int
+    said: Said
     text: str
     """What is certain to be the text's next part: whole characters, nothing that may begin a stop string."""
-    logprob: float
-    """Nats, before temperature and cuts."""
-    likeliest: tuple[tuple[int, float], ...]
-    """The likeliest tokens with theirs."""
     modules: tuple[tuple[str, int], ...]
     """Modules that worked when the token was chosen, with the width in hidden units; none is the bare trunk."""
     multiply_adds: int
@@ -67,6 +76,12 @@ class Step:
     end: End | None = None
     receipt: Receipt | None = None
     """Of the whole text; there at its end."""
+    prompt: tuple[Said, ...] = ()
+    """Where the request asks for it: the prompt's tokens, with the text's first step."""
+
+    @property
+    def token(self) -> int:
+        return self.said.token
 
 
 @dataclasses.dataclass
@@ -84,6 +99,7 @@ class _Writing:
     price: float
     fresh: bool = True
     written: int = 0
+    prompt: list[Said] = dataclasses.field(default_factory=list)
 
 
 class Engine:
@@ -121,15 +137,14 @@ class Engine:
             LabError: it would not fit, or names a module that is not composed.
         """
         model, sampling = self.model, request.sampling
-        ids, _ = model.trunk.tokenizer.encode(request.prompt)
-        prompt = np.array([model.trunk.tokenizer.start_id, *ids], np.int32)
+        prompt = read_prompt(model, request.prompt)
         if (needed := len(prompt) + sampling.max_tokens) > self.capacity:
-            raise Refused(
+            raise LabError(
                 f"a prompt of {len(prompt)} tokens with max_tokens {sampling.max_tokens} needs room for {needed}, and "
                 f"there is room for {self.capacity}; shorten one of them, or raise the room (capacity)"
             )
         if not model.available(request.without).any():
-            raise Refused("all modules are opted out of this text; the bare trunk is `router={type: fixed}`")
+            raise LabError("all modules are opted out of this text; keep at least one")
         price = model.price if request.price is None else request.price
         if not (np.isfinite(price) and price >= 0):
             raise LabError(f"price is {price}; it must be a number from 0 up, in nats per token")
@@ -141,10 +156,14 @@ class Engine:
         self._waiting.append(_Writing(number, request, -1, prompt, pieces, stops, Tally(model), ends, float(price)))
         return number
 
-    def cancel(self, number: int) -> None:
-        """Gives a text's slot back at once; nothing more comes of it."""
+    def cancel(self, number: int) -> Receipt | None:
+        """Gives a text's slot back at once; nothing more comes of it. What it cost so far, if it had begun."""
         self._waiting = deque(writing for writing in self._waiting if writing.number != number)
-        self._writing = {slot: writing for slot, writing in self._writing.items() if writing.number != number}
+        for slot, writing in self._writing.items():
+            if writing.number == number:
+                del self._writing[slot]
+                return writing.tally.receipt(writing.price, writing.request.without)
+        return None
 
     def step(self) -> list[Step]:
         """Reads one chunk of one prompt, then a token of each text that is being written; what was written."""
@@ -172,7 +191,13 @@ class Engine:
         tokens_RS = np.zeros((1, self.chunk), np.int32)
         tokens_RS[0, : len(own)] = own
         slot_R, first_R, count_R = np.array([writing.slot]), np.array([writing.fresh]), np.array([len(own)])
-        return self._run(Chunk(slot_R.astype(np.int32), first_R, tokens_RS, count_R.astype(np.int32)), [writing])
+        chunk = Chunk(slot_R.astype(np.int32), first_R, tokens_RS, count_R.astype(np.int32))
+        if not writing.request.score_prompt:
+            return self._run(chunk, [writing])
+        follows_RS = np.zeros((1, self.chunk), np.int32)
+        following = writing.unread[1 : self.chunk + 1]
+        follows_RS[0, : len(following)] = following
+        return self._run(chunk, [writing], follows_RS)
 
     def _read_all(self, others: Sequence[_Writing]) -> list[Step]:
         """The last token of each text that is being written."""
@@ -183,16 +208,21 @@ class Engine:
         rows = [self._writing.get(slot) if count_R[slot] else None for slot in range(self.slots)]
         return self._run(Chunk(slot_R, np.zeros(self.slots, bool), tokens_RS, count_R), rows)
 
-    def _run(self, chunk: Chunk, rows: Sequence[_Writing | None]) -> list[Step]:
+    def _run(self, chunk: Chunk, rows: Sequence[_Writing | None], follows_RS: np.ndarray | None = None) -> list[Step]:
         # Copies: what is handed to a compiled program must not change while it runs.
         terms, draws = (type(some)(*(values.copy() for values in some)) for some in (self._terms, self._draws))
-        self._memory, read = read_chunk(self._structure, self._arrays, self._memory, chunk, terms, draws)
+        self._memory, read = read_chunk(self._structure, self._arrays, self._memory, chunk, terms, draws, follows_RS)
         read = _on_host(read)
         steps = []
         for row, writing in enumerate(rows):
             if writing is None:
                 continue
             count = chunk.count_R[row]
+            if read.told is not None:
+                assert follows_RS is not None
+                places = range(min(count, len(writing.unread) - 1))
+                told = (values[row] for values in read.told)
+                writing.prompt += [_said(follows_RS[row, s], *at) for s, *at in zip(places, *told, strict=False)]
             writing.tally.add(read.expert_RSK[row, :count], read.blocks_RSK[row, :count])
             writing.unread, writing.fresh = writing.unread[count:], False
             if not len(writing.unread):
@@ -221,16 +251,12 @@ class Engine:
         widths = read.width_RSK[row, place] * model.trunk.spec.block
         return Step(
             request=writing.number,
-            token=token,
+            said=_said(*(values[row] for values in read.drawn)),
             text=text,
-            logprob=float(read.drawn.logprob_B[row]),
-            likeliest=tuple(
-                (int(i), float(p))
-                for i, p in zip(read.drawn.likeliest_BN[row], read.drawn.likeliest_logprob_BN[row], strict=True)
-            ),
             modules=tuple((name, int(width)) for name, width in zip(names, widths, strict=True) if width),
             multiply_adds=int(blocks_K.sum()) * model.multiply_adds_per_block + model.router.multiply_adds,
             end=end,
+            prompt=tuple(writing.prompt) if writing.written == 1 else (),
             receipt=None if end is None else writing.tally.receipt(writing.price, writing.request.without),
         )
 
@@ -248,8 +274,7 @@ def generate(model: ComposedModel, requests: Sequence[Request], *, slots: int = 
         LabError: a request names a module that is not composed, or a price that is none.
     """
     require_stepping(model)
-    encode = model.trunk.tokenizer.encode
-    longest = max((1 + len(encode(some.prompt)[0]) + some.sampling.max_tokens for some in requests), default=1)
+    longest = max((len(read_prompt(model, some.prompt)) + some.sampling.max_tokens for some in requests), default=1)
     # Few programs: room is a power of two.
     capacity = max(64, 1 << (longest - 1).bit_length())
     engine = Engine(model, slots=min(slots, max(1, len(requests))), capacity=capacity)
@@ -257,6 +282,28 @@ def generate(model: ComposedModel, requests: Sequence[Request], *, slots: int = 
         engine.submit(request)
     while engine.busy:
         yield from engine.step()
+
+
+def read_prompt(model: ComposedModel, prompt: str | Sequence[int]) -> np.ndarray:
+    """int32 ids: what stands in front of a document, then the prompt. Ids may begin with it already.
+
+    Raises:
+        LabError: an id stands for no token.
+    """
+    tokenizer = model.trunk.tokenizer
+    if isinstance(prompt, str):
+        return np.array([tokenizer.start_id, *tokenizer.encode(prompt)[0]], np.int32)
+    known = model.trunk.spec.vocab_size - model.trunk.spec.vocab_padding
+    for token in prompt:
+        if not 0 <= token < known:
+            raise LabError(f"the prompt has token {token}; tokens of this trunk are 0 to {known - 1}")
+    front = [] if prompt[:1] == (tokenizer.start_id,) else [tokenizer.start_id]
+    return np.array([*front, *prompt], np.int32)
+
+
+def _said(token: Any, logprob: Any, likeliest_N: Any, likeliest_logprob_N: Any) -> Said:
+    pairs = zip(likeliest_N.tolist(), likeliest_logprob_N.tolist(), strict=True)
+    return Said(token=int(token), logprob=float(logprob), likeliest=tuple(pairs))
 
 
 def require_stepping(model: ComposedModel) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from moe_lab.compose.model import ComposedModel, ModelArrays, run_routing
-from moe_lab.generation.sampling import Drawn, Draws, draw_tokens
+from moe_lab.generation.sampling import ALTERNATIVES, Drawn, Draws, draw_tokens
 from moe_lab.nn.cache import Cache
 from moe_lab.nn.decoder import RunLayer
 from moe_lab.routing.router import Features, normalised
@@ -53,10 +53,19 @@ class Chunk(NamedTuple):
     count_R: Any  # int32, tokens that are no padding
 
 
+class Told(NamedTuple):
+    """What the model says behind each token of a chunk, of the one that follows there."""
+
+    logprob_RS: Any  # float32 nats, of the token that follows
+    likeliest_RSN: Any  # int32
+    likeliest_logprob_RSN: Any  # float32 nats
+
+
 class Read(NamedTuple):
     """What a step did."""
 
     drawn: Drawn  # the next token of each row, worth something where its chunk was the last of what there is to read
+    told: Told | None  # where it was asked for: of the tokens of the chunk themselves
     expert_RSK: Any  # int32, the router's modules
     width_RSK: Any  # int32 blocks asked for per layer
     blocks_RSK: Any  # int32 blocks run, summed over layers
@@ -78,7 +87,13 @@ def empty_memory(model: ComposedModel, slots: int, capacity: int) -> Memory:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def read_chunk(
-    structure: Structure, arrays: ModelArrays, memory: Memory, chunk: Chunk, terms: Terms, draws: Draws
+    structure: Structure,
+    arrays: ModelArrays,
+    memory: Memory,
+    chunk: Chunk,
+    terms: Terms,
+    draws: Draws,
+    follows_RS: Any = None,
 ) -> tuple[Memory, Read]:
     """Reads a chunk of some rows and draws the token behind it.
 
@@ -89,6 +104,7 @@ def read_chunk(
         chunk: the rows and what they read; their slots differ.
         terms: of all slots.
         draws: of all slots.
+        follows_RS: int32, the token behind each of the chunk, if it is to be told what the model says of it.
     """
     trunk_graph, router_graph, run_layer = structure
     trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
@@ -121,12 +137,20 @@ def read_chunk(
     last_R11 = jnp.maximum(chunk.count_R - 1, 0)[:, None, None]
     logits_RV = trunk.head(jnp.take_along_axis(made.hidden_BSD, last_R11, axis=1))[:, 0]
     never_V = jnp.arange(logits_RV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding
+    told = None if follows_RS is None else _tell(trunk.head(made.hidden_BSD), jnp.asarray(follows_RS), never_V)
     assert made.cache is not None
     drawn = draw_tokens(logits_RV, made.cache.length_B, draws, never_V)
     after = Memory(made.cache, state)
     if not all_rows:
         after = jax.tree.map(lambda whole, part: whole.at[slot_R].set(part), memory, after)
-    return after, Read(drawn, made.routing.expert, made.routing.width, made.blocks_BSK)
+    return after, Read(drawn, told, made.routing.expert, made.routing.width, made.blocks_BSK)
+
+
+def _tell(logits_RSV: jax.Array, follows_RS: jax.Array, never_V: jax.Array) -> Told:
+    logprobs_RSV = jax.nn.log_softmax(jnp.where(never_V, -jnp.inf, logits_RSV))
+    likeliest_logprob_RSN, likeliest_RSN = jax.lax.top_k(logprobs_RSV, min(ALTERNATIVES, logits_RSV.shape[-1]))
+    logprob_RS = jnp.take_along_axis(logprobs_RSV, follows_RS[..., None], axis=-1)[..., 0]
+    return Told(logprob_RS, likeliest_RSN, likeliest_logprob_RSN)
 
 
 def _where_first(first_R: jax.Array, fresh: jax.Array, own: jax.Array) -> jax.Array:

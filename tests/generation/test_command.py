@@ -91,7 +91,8 @@ def test_the_lines_of_the_page_run(
     page = (REPOSITORY / "docs" / "generating.md").read_text()
     [code] = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
     monkeypatch.chdir(lab)
-    exec(compile(code.replace("quickstart/composition", "tiny").replace("snakes/python", MODULES[0]), page, "exec"), {})
+    code = code.replace("quickstart/composition", "tiny").replace("snakes/python", MODULES[0])
+    exec(compile(code, "generating.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in printed) == ["0", "1"]
 

@@ -71,7 +71,7 @@ def test_greedy_text_is_that_of_reading_the_whole_prefix_again(models: dict[str,
         own = logits[-len(steps) :]
         np.testing.assert_array_equal([step.token for step in steps], own.argmax(-1))
         whole = own - np.log(np.exp(own.astype(np.float64)).sum(-1, keepdims=True))
-        np.testing.assert_allclose([step.logprob for step in steps], whole.max(-1), atol=1e-4)
+        np.testing.assert_allclose([step.said.logprob for step in steps], whole.max(-1), atol=1e-4)
         expert, width = (np.asarray(field)[0, -len(steps) :] for field in (decision.expert_BSK, decision.width_BSK))
         routed = [
             tuple((model.space.modules[e], int(w) * 4) for e, w in zip(es, ws, strict=True) if w)
@@ -85,6 +85,21 @@ def test_greedy_text_is_that_of_reading_the_whole_prefix_again(models: dict[str,
         assert receipt.multiply_adds == (
             blocks * model.multiply_adds_per_block + receipt.tokens_read * model.router.multiply_adds
         )
+
+
+def test_the_prompt_s_own_tokens_are_told_as_the_whole_pass_says(models: dict[str, ComposedModel]) -> None:
+    model = models["gain"]
+    for prompt in (PROMPTS[2], tuple(PROMPTS[2].encode()), (model.trunk.tokenizer.start_id, *PROMPTS[2].encode())):
+        request = Request(prompt=prompt, sampling=LONG, score_prompt=True)
+        (steps,) = run(engine_of(model), [request])
+        logits, _ = read_whole(model, Request(prompt=PROMPTS[2]), steps)
+        tokens = [*PROMPTS[2].encode()]
+        whole = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+        assert [said.token for said in steps[0].prompt] == tokens
+        expected = whole[np.arange(len(tokens)), tokens]
+        np.testing.assert_allclose([said.logprob for said in steps[0].prompt], expected, atol=1e-4)
+        assert [said.likeliest[0][0] for said in steps[0].prompt] == whole[: len(tokens)].argmax(-1).tolist()
+        assert not any(step.prompt for step in steps[1:])
 
 
 def test_texts_side_by_side_are_those_written_alone(models: dict[str, ComposedModel]) -> None:
@@ -106,7 +121,7 @@ def test_texts_side_by_side_are_those_written_alone(models: dict[str, ComposedMo
         assert steps[-1].receipt == alone[-1].receipt
         used = {name for step in steps for name, _ in step.modules}
         assert not used & set(request.without)
-        np.testing.assert_allclose([s.logprob for s in steps], [s.logprob for s in alone], atol=1e-4)
+        np.testing.assert_allclose([s.said.logprob for s in steps], [s.said.logprob for s in alone], atol=1e-4)
     assert len({tuple(step.token for step in steps) for steps in together}) > 5
 
 

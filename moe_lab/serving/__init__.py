@@ -1,0 +1,1 @@
+"""One resident model for many clients over HTTP: the engine in a thread, requests as OpenAI's clients send them."""

@@ -1,0 +1,88 @@
+"""What clients get: OpenAI's answers, with the routing and the receipt of each text under `moe_lab`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from moe_lab.data import Tokenizer
+from moe_lab.generation.engine import Said, Step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """What all parts of one answer say."""
+
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+
+    def answer(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A whole answer, or one event of a stream."""
+        own = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+        return own | {"choices": choices} | ({} if usage is None else {"usage": usage})
+
+
+def usage(prompt_tokens: int, texts: Sequence[Sequence[Step]]) -> dict[str, Any]:
+    """Tokens of a request, and what they cost."""
+    written = sum(map(len, texts))
+    receipts = [step.receipt for steps in texts for step in steps if step.receipt is not None]
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": prompt_tokens + written,
+        "moe_lab": {
+            "multiply_adds": sum(receipt.multiply_adds for receipt in receipts),
+            "receipts": [receipt.as_json() for receipt in receipts],
+        },
+    }
+
+
+def choice(
+    index: int, steps: Sequence[Step], tokenizer: Tokenizer, alternatives: int | None, echo: str | None = None
+) -> dict[str, Any]:
+    """One text, or the part of it that some steps wrote; `echo` is the prompt, to be put in front."""
+    text = "".join(step.text for step in steps)
+    said = [step.said for step in steps]
+    if echo is not None:
+        text, said = echo + text, [*(one for step in steps for one in step.prompt), *said]
+    made: dict[str, Any] = {
+        "index": index,
+        "text": text,
+        "finish_reason": steps[-1].end if steps else None,
+        "logprobs": None if alternatives is None else logprobs(said, tokenizer, alternatives),
+    }
+    routing = [
+        {"text": step.text, "modules": dict(step.modules), "multiply_adds": step.multiply_adds} for step in steps
+    ]
+    return made | {"moe_lab": {"routing": routing}}
+
+
+def logprobs(said: Sequence[Said], tokenizer: Tokenizer, alternatives: int) -> dict[str, Any]:
+    """Of each token its name, its log-probability, and the likeliest with theirs.
+
+    A name is the token's text; where that is no text of its own, or another token's too, `token_id:N`.
+    """
+
+    def name(token: int) -> str:
+        text = tokenizer.decode([token])
+        return text if text and "\ufffd" not in text else f"token_id:{token}"
+
+    tokens, offsets, at = [name(one.token) for one in said], [], 0
+    for one in said:
+        offsets.append(at)
+        at += len(tokenizer.decode([one.token]))
+    tops = []
+    for one in said:
+        top: dict[str, float] = {}
+        for token, value in one.likeliest[:alternatives]:
+            top.setdefault(name(token), value)
+        tops.append(top)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [one.logprob for one in said],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }

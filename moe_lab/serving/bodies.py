@@ -1,0 +1,153 @@
+"""What clients send: OpenAI's bodies, with `price`, `without` and `domain` beside.
+
+What this server does not do is refused by name, never silently left out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, StrictStr, ValidationError
+
+from moe_lab.config.spec import Spec
+from moe_lab.errors import LabError
+from moe_lab.generation.engine import Request
+from moe_lab.generation.sampling import ALTERNATIVES, Sampling
+
+Ids = Annotated[list[NonNegativeInt], Field(min_length=1)]
+MOST_STOPS = 16
+MOST_PROMPTS = 64
+
+
+class StreamOptions(Spec):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class Body(Spec):
+    """What both kinds of completion take.
+
+    Attributes:
+        model: the one that is served, or left out.
+        stream: server-sent events instead of one answer.
+        price, without, domain: terms of this request, as in `generation.engine.Request`.
+        user: anything; it is not looked at.
+    """
+
+    model: StrictStr | None = None
+    max_tokens: PositiveInt | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: NonNegativeInt = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: int | None = None
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    stop_ids: list[NonNegativeInt] = []
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    logit_bias: dict[str, float] | None = None
+    user: StrictStr | None = None
+    price: Annotated[float, Field(ge=0)] | None = None
+    without: list[StrictStr] = []
+    domain: StrictStr | None = None
+
+    @property
+    def choices(self) -> int:
+        """Texts for each prompt."""
+        return self.n or 1
+
+    @property
+    def alternatives(self) -> int | None:
+        """So many of the likeliest tokens are told beside each, or nothing is told of any."""
+        raise NotImplementedError
+
+    def requests_for(self, prompt: str | list[int], *, max_tokens: int, score_prompt: bool = False) -> list[Request]:
+        """One request for each choice; each has a seed of its own."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > MOST_STOPS:
+            raise LabError(f"stop has {len(stops)} strings; {MOST_STOPS} at most")
+        if self.logit_bias:
+            raise LabError("logit_bias is not supported; leave it out")
+        return [
+            Request(
+                prompt=prompt if isinstance(prompt, str) else tuple(prompt),
+                sampling=Sampling(
+                    max_tokens=self.max_tokens or max_tokens,
+                    temperature=1.0 if self.temperature is None else self.temperature,
+                    top_k=self.top_k,
+                    top_p=1.0 if self.top_p is None else self.top_p,
+                    min_p=self.min_p,
+                    seed=((self.seed or 0) + choice) % 2**32,
+                    stop=tuple(stop for stop in stops if stop),
+                    stop_ids=tuple(self.stop_ids),
+                ),
+                price=self.price,
+                without=tuple(self.without),
+                domain=self.domain,
+                score_prompt=score_prompt,
+            )
+            for choice in range(self.choices)
+        ]
+
+
+class CompletionBody(Body):
+    """`/v1/completions`: one or more prompts, as texts or as ids."""
+
+    prompt: StrictStr | Ids | list[StrictStr] | list[Ids] = ""
+    logprobs: Annotated[int, Field(ge=0, le=ALTERNATIVES)] | None = None
+    echo: bool | None = None
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One by one."""
+        prompt: Any = self.prompt
+        many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+        if len(many) > MOST_PROMPTS:
+            raise LabError(f"there are {len(many)} prompts; {MOST_PROMPTS} at most in one request")
+        return many
+
+
+def read_body(kind: type[CompletionBody], data: bytes) -> CompletionBody:
+    """Decodes a body.
+
+    Raises:
+        LabError: it is not JSON, or a field has the wrong type or value or is not known; one line that names it.
+    """
+    try:
+        values = json.loads(data.decode(), parse_constant=_no_such_number)
+    except UnicodeDecodeError as error:
+        raise LabError(f"the body is not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise LabError(f"the body is not JSON ({error.msg} at character {error.pos + 1})") from None
+    except RecursionError:
+        raise LabError("the body is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise LabError('the body must be a JSON object, such as {"prompt": "..."}')
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else "the body"
+        if first["type"] == "extra_forbidden":
+            raise LabError(f"{field} is no field of this server; leave it out") from None
+        raise LabError(f"{field}: {first['msg'][:200]}, and it is {_shown(values.get(field))}") from None
+
+
+def _no_such_number(name: str) -> None:
+    raise LabError(f"the body has {name}, which is no number of JSON")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,109 @@
+"""A server from start to end: warm, listening, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from moe_lab.compose.lockfile import Lock
+from moe_lab.compose.model import ComposedModel
+from moe_lab.config import canonical_json
+from moe_lab.errors import Unavailable
+from moe_lab.files import digest_of
+from moe_lab.generation.engine import Engine, Request
+from moe_lab.generation.receipts import Receipt
+from moe_lab.generation.sampling import Sampling
+from moe_lab.serving.app import Limits, make_app
+from moe_lab.serving.metrics import ServerMetrics
+from moe_lab.serving.usage import note_use
+from moe_lab.serving.writer import Writer
+
+DRAIN_SECONDS = 30
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def warm(engine: Engine) -> None:
+    """Compiles all programs, so that no request waits for one."""
+    for scored in (False, True):
+        text = Sampling(max_tokens=2, ignore_end=True)
+        engine.submit(Request(prompt=(), sampling=text, score_prompt=scored))
+    while engine.busy:
+        engine.step()
+
+
+def serve(
+    model: ComposedModel,
+    lock: Lock,
+    ledger: Path,
+    *,
+    host: str,
+    port: int,
+    slots: int,
+    capacity: int,
+    most_waiting: int,
+    api_key: str | None,
+    limits: Limits,
+    tell: Callable[[str], None],
+) -> None:
+    """Serves until SIGINT or SIGTERM, then finishes what is being written.
+
+    Raises:
+        Refused: the model cannot write.
+        Unavailable: the port is taken.
+    """
+    engine, metrics = Engine(model, slots=slots, capacity=capacity), ServerMetrics()
+    tell("compiling")
+    warm(engine)
+    composition = digest_of(canonical_json(lock.model_dump(mode="json")).encode())
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(written: int, receipt: Receipt, end: str) -> None:
+        metrics.note_text(written, receipt, end)
+        note_use(ledger, composition, written, receipt, end)
+
+    writer = Writer(engine, note, most_waiting=most_waiting)
+    writer.start()
+    try:
+        app = make_app(writer, name=lock.name, metrics=metrics, limits=limits, api_key=api_key)
+        asyncio.run(_listen(app, host, port, tell))
+    finally:
+        writer.stop()
+
+
+async def _listen(app: object, host: str, port: int, tell: Callable[[str], None]) -> None:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        host=host,
+        port=port,
+        log_level="critical",
+        lifespan="off",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        server_header=False,
+    )
+    server, loop = _Server(config), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
+    task = asyncio.create_task(server.serve())
+    try:
+        while not server.started and not task.done():
+            await asyncio.sleep(0.02)
+        if server.started:
+            shown = server.servers[0].sockets[0].getsockname()[1]
+            tell(f"listening on http://{host}:{shown}")
+        await task
+    except SystemExit:  # uvicorn's word for a port that it cannot have
+        raise Unavailable(f"cannot listen on {host}:{port}; is it taken? Choose another with --port") from None
+    tell("everything that was being written is finished")
