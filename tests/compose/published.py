@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +193,15 @@ def put_trunk(registry: Registry, seed: int = 0) -> LockedPart:
 
 
 def publish_all(folder: Path) -> Published:
-    """Fills a fresh lab: `lab/trunk`, the modules, and `lab/NAME` for each of `LEARNED`."""
+    """A lab with `lab/trunk`, the modules, and `lab/NAME` for each of `LEARNED`: a copy of the one of this process."""
+    shutil.copytree(Path(_filled().name) / "lab", folder)
+    return open_published(folder)
+
+
+@functools.cache
+def _filled() -> tempfile.TemporaryDirectory[str]:
+    made = tempfile.TemporaryDirectory(prefix="moe-lab-published-")
+    folder = Path(made.name) / "lab"
     init_lab(folder)
     put_trunk(Registry(folder / "registry"))
     published = open_published(folder)
@@ -198,7 +209,7 @@ def publish_all(folder: Path) -> Published:
         published.put_module(name, WIDTHS[name], LADDERS[name], seed=seed)
     for name in LEARNED:
         published.put_router(f"lab/{name}", ROUTERS[name], **ADDED[name])
-    return published
+    return made
 
 
 def open_published(folder: Path) -> Published:
