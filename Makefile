@@ -12,8 +12,8 @@ TPU_COMPILER := $(VENV)/tpu-compiler
 # So does a sentence encoder for routers: 80 MB that nothing else needs.
 SENTENCE_ENCODER := $(VENV)/sentence-encoder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Tests of one file share what that file sets up, so they stay in one process. Files keep their order: files with the
-# fewest tests would come last otherwise, and those are the longest.
+# Tests of one file share what that file sets up, so they stay in one process. Files keep the order that conftest.py
+# gives them: those with the fewest tests would come last otherwise, and they are the longest.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 FAST := $(PYTEST) -m "not slow"
 

@@ -2,8 +2,10 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import hypothesis
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -13,7 +15,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+STUDY = Path(__file__).parent / "tests" / "jobs" / "test_study.py"
+
 # The first call of a jitted function compiles, so one example may take a hundred times as long as the next.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come before others, so that no process is left with a long one when the rest are done.
+
+    The file whose study the others copy is the first: whoever asks for it while it is made has to wait.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path != STUDY, item.path not in slow))
