@@ -1,6 +1,7 @@
 """What every test lives under, the contributions' own included: the CPU, and reproducible examples."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,8 +14,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="moe-lab-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # hundreds of small ones take a second together
 
+# What these test is around the programs: files, commands, figures made of losses. LLVM need not take pains with them;
+# XLA's own passes are the same. What programs compute is tested elsewhere, as users get them.
+QUICKLY_COMPILED = [Path(__file__).parent / "tests" / folder for folder in ("jobs", "cli", "evaluation")]
 STUDY = Path(__file__).parent / "tests" / "jobs" / "test_study.py"
 
 # The first call of a jitted function compiles, so one example may take a hundred times as long as the next.
@@ -30,3 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path != STUDY, item.path not in slow))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Says how well to compile, to this process and to those it starts. A hook: fixtures of the session come first."""
+    quickly = any(item.path.is_relative_to(folder) for folder in QUICKLY_COMPILED)
+    if quickly != (os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"):
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))
+        if "jax" in sys.modules:
+            import jax
+
+            jax.config.update("jax_disable_most_optimizations", quickly)
+            jax.clear_caches()
