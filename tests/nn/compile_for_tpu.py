@@ -1,6 +1,6 @@
 """Compiles one routed layer for a chip that is not here and prints what the compiler says, as one line of JSON.
 
-python tests/nn/compile_for_tpu.py v5e:2x2 [--padded]
+python tests/nn/compile_for_tpu.py v5e:2x2 [--padded] [--small]
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from moe_lab.nn.pool import Blocks, Pool, Routing
 
 TOKENS, D_MODEL, BLOCK = 4096, 1024, 256
 COUNTS = (1, 1, 2, 2, 4, 4, 8, 8)
+if "--small" in sys.argv:
+    TOKENS, D_MODEL, COUNTS = 1024, 512, (1, 2, 4)
 
 
 def compile_layer(sharding: NamedSharding, counts: tuple[int, ...], budget: int) -> dict[str, Any]:
