@@ -35,7 +35,7 @@ def digest(lab: Path, name: str) -> str:
     return Registry(lab / "registry", create=False).resolve(name).digest
 
 
-def alone(lab: Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+def alone(lab: Path, *arguments: str, devices: int) -> subprocess.Popen[str]:
     """The command in one process."""
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
@@ -69,7 +69,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_train_what_one_trains(undisturbed: Path, tmp_path: Path) -> None:
     lab = write_tiny_lab(tmp_path / "lab", STEPS)
-    finish(alone(lab, *SMALL))
+    assert main(["--lab", str(lab), *SMALL]) == 0
     one, two = (weights(folder, "lab/tiny") for folder in (lab, undisturbed))
     for name, values in one.items():
         np.testing.assert_allclose(two[name], values, rtol=2e-3, atol=2e-4, err_msg=name)
@@ -148,7 +148,7 @@ def test_training_resumes_on_another_mesh(undisturbed: Path, tmp_path: Path) -> 
 def test_a_module_trains_on_a_mesh_that_its_blocks_do_not_divide(undisturbed: Path) -> None:
     """Three blocks over four devices, one of them empty, and on one device: the same module."""
     train = ("train", "modules/code/module.yaml", "--publish")
-    finish(alone(undisturbed, *train))
+    assert main(["--lab", str(undisturbed), *train]) == 0
     finish(alone(undisturbed, *train, "train.log_every=7", "--mesh", "data=1,expert=4,trunk=sharded", devices=4))
     one, other = (weights(undisturbed, f"north/code@{version}") for version in (1, 2))
     for tensor, values in one.items():
