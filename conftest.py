@@ -16,9 +16,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # hundreds of small ones take a second together
 
-# What these test is around the programs: files, commands, figures made of losses. LLVM need not take pains with them;
-# XLA's own passes are the same. What programs compute is tested elsewhere, as users get them.
-QUICKLY_COMPILED = [Path(__file__).parent / "tests" / folder for folder in ("jobs", "cli", "evaluation")]
+# What these test is around the programs, or far coarser than rounding: files, commands, runs, figures. LLVM need not
+# take pains with them; XLA's own passes are the same. Bits and kernels are tested elsewhere, as users get them.
+QUICKLY_COMPILED = [
+    Path(__file__).parent / "tests" / folder
+    for folder in ("bench", "cli", "evaluation", "jobs", "planning", "training")
+]
 STUDY = Path(__file__).parent / "tests" / "jobs" / "test_study.py"
 
 # The first call of a jitted function compiles, so one example may take a hundred times as long as the next.
