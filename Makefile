@@ -19,6 +19,8 @@ FAST := $(PYTEST) -m "not slow"
 
 # Another project's packages on the path would shadow the ones installed here.
 unexport PYTHONPATH PYTHONHOME
+# Hundreds of short processes would each compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help quickstart study test fast check peers clean

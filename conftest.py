@@ -18,10 +18,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # What these test is around the programs, or far coarser than rounding: files, commands, runs, figures. LLVM need not
 # take pains with them; XLA's own passes are the same. Bits and kernels are tested elsewhere, as users get them.
-QUICKLY_COMPILED = [
-    Path(__file__).parent / "tests" / folder
-    for folder in ("bench", "cli", "evaluation", "jobs", "planning", "training")
-]
+_AROUND = ("bench", "cli", "evaluation", "generation", "jobs", "planning", "routing", "serving", "training")
+QUICKLY_COMPILED = [Path(__file__).parent / "routers", *(Path(__file__).parent / "tests" / name for name in _AROUND)]
 STUDY = Path(__file__).parent / "tests" / "jobs" / "test_study.py"
 
 # The first call of a jitted function compiles, so one example may take a hundred times as long as the next.

@@ -193,7 +193,7 @@ def test_a_circle_of_files_is_found(tmp_path: Path) -> None:
         ("nn", "from ..compose.spec import X", "nn may import config, errors"),
         ("nn", "from .. import jobs", "nn may import config, errors"),
         ("errors", "import moe_lab.config.spec", "errors may import nothing"),
-        ("config", "import moe_lab.serving", "serving has no arrows yet"),
+        ("config", "import moe_lab.brewing", "brewing has no arrows yet"),
         ("training", "import orbax.checkpoint as ocp", "only moe_lab/training/checkpoint.py uses orbax"),
         ("routing", "from routers.topk.router import TopK", "the framework never imports contributions"),
         ("experts", "from moe_lab.nn import trunk", None),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from moe_lab.compose.lockfile import Lock
 from moe_lab.compose.model import ComposedModel
@@ -63,9 +65,24 @@ def serve(
         Refused: the model cannot write.
         Unavailable: the port is taken.
     """
-    engine, metrics = Engine(model, slots=slots, capacity=capacity), ServerMetrics()
-    tell("compiling")
-    warm(engine)
+    with _bind(host, port) as listening:
+        engine, metrics = Engine(model, slots=slots, capacity=capacity), ServerMetrics()
+        tell("compiling")
+        warm(engine)
+        _serve(engine, metrics, lock, ledger, listening, most_waiting, api_key, limits, tell)
+
+
+def _serve(
+    engine: Engine,
+    metrics: ServerMetrics,
+    lock: Lock,
+    ledger: Path,
+    listening: socket.socket,
+    most_waiting: int,
+    api_key: str | None,
+    limits: Limits,
+    tell: Callable[[str], None],
+) -> None:
     composition = digest_of(canonical_json(lock.model_dump(mode="json")).encode())
     ledger.parent.mkdir(parents=True, exist_ok=True)
 
@@ -77,16 +94,22 @@ def serve(
     writer.start()
     try:
         app = make_app(writer, name=lock.name, metrics=metrics, limits=limits, api_key=api_key)
-        asyncio.run(_listen(app, host, port, tell))
+        asyncio.run(_listen(app, listening, tell))
     finally:
         writer.stop()
 
 
-async def _listen(app: object, host: str, port: int, tell: Callable[[str], None]) -> None:
+def _bind(host: str, port: int) -> socket.socket:
+    """First of all, so that a port that is taken is said before anything is compiled."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from None
+
+
+async def _listen(app: Starlette, listening: socket.socket, tell: Callable[[str], None]) -> None:
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        host=host,
-        port=port,
+        app,
         log_level="critical",
         lifespan="off",
         timeout_keep_alive=30,
@@ -96,14 +119,7 @@ async def _listen(app: object, host: str, port: int, tell: Callable[[str], None]
     server, loop = _Server(config), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.handle_exit, number, None)
-    task = asyncio.create_task(server.serve())
-    try:
-        while not server.started and not task.done():
-            await asyncio.sleep(0.02)
-        if server.started:
-            shown = server.servers[0].sockets[0].getsockname()[1]
-            tell(f"listening on http://{host}:{shown}")
-        await task
-    except SystemExit:  # uvicorn's word for a port that it cannot have
-        raise Unavailable(f"cannot listen on {host}:{port}; is it taken? Choose another with --port") from None
+    host, port = listening.getsockname()[:2]
+    tell(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    await server.serve(sockets=[listening])
     tell("everything that was being written is finished")
