@@ -18,8 +18,9 @@ from moe_lab.files import digest_of
 
 Int32 = NDArray[np.int32]
 
-# Every text must come back unchanged, or bits per byte would not compare with other tokenizers'; this one at once.
+# Every text must come back unchanged, or bits per byte would not compare with other tokenizers'; these two at once.
 _PROBE = "Two  words,\tA Tab;\n    def f(x): return x_1 != 0.5  # naïve 中文 🙂\n"
+_PROBES = (_PROBE, " " + _PROBE)
 _USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
 
 
@@ -117,7 +118,7 @@ class HFTokenizer:
     The text of a special token inside a document is encoded as the letters it is made of, and so is the end token's. A
     token's bytes end where its characters end; the first of several tokens that share a character has all of its bytes.
     A tokenizer that puts a space of its own in front of a text does not tell it from one of the text's; such a space is
-    not predicted, and has no bytes.
+    not predicted, and has no bytes. Its decoder must take off the space that it puts there, and no other.
 
     Attributes:
         definition: the bytes of its `tokenizer.json`, as they were read.
@@ -134,12 +135,14 @@ class HFTokenizer:
         self.start_id = self.eos_id if start is None else _id_of(vocabulary, start, "begin")
         apart = b"" if start is None else b"\0start %d" % self.start_id
         self.digest = digest_of(definition + b"\0eos %d" % self.eos_id + apart)
-        self.encode(_PROBE)
+        self._own_space = self._encoding("a").ids == self._encoding(" a").ids
+        for text in _PROBES:
+            self.encode(text)
 
     def encode(self, text: str) -> tuple[Int32, Int32]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text)
         ids = np.array(encoding.ids, dtype=np.int32)
-        lost = _lost_in_front(text, self.decode(ids))
+        lost = _lost_in_front(text, self.decode(ids), self._own_space)
         byte_at = _byte_offsets(text)
         if len(ids) == 0:
             return ids, ids.copy()
@@ -153,6 +156,9 @@ class HFTokenizer:
 
     def stream(self) -> PieceStream:
         return _DecodedStream(self)
+
+    def _encoding(self, text: str) -> Any:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def meaningful(self, ids: Iterable[int]) -> list[int]:
         """The ids that give text."""
@@ -230,18 +236,25 @@ def _id_of(vocabulary: dict[str, int], token: str, use: str) -> int:
     return vocabulary[token]
 
 
-def _lost_in_front(text: str, back: str) -> int:
+def _lost_in_front(text: str, back: str, own_space: bool) -> int:
     """Bytes at the text's front that its tokens do not hold: 1 for a space that a tokenizer takes for its own, else 0.
 
-    Composed and decomposed characters count as the same.
+    `own_space` says that it puts one in front of a text that has none. Composed and decomposed characters count as the
+    same.
     """
     if back == text:
         return 0
     text, back = (unicodedata.normalize("NFC", some) for some in (text, back))
     if back == text:
         return 0
-    if text == " " + back:
+    if own_space and text == " " + back:
         return 1
+    if back == " " + text or text == " " + back:
+        raise LabError(
+            f"does not agree with itself on a space in front: {_excerpt(text, 0)} comes back as {_excerpt(back, 0)}, "
+            "so bits per byte would not be comparable; give its pre_tokenizer and its decoder the same prepend_scheme "
+            "(a byte-level one: add_prefix_space false)"
+        )
     pairs = enumerate(zip(text, back, strict=False))
     at = next((place for place, (mine, other) in pairs if mine != other), min(len(text), len(back)))
     where = f"character {at + 1} (U+{ord(text[at]):04X})" if at < len(text) else "its end"

@@ -246,3 +246,59 @@ def test_a_first_space_that_is_not_told_from_the_tokenizer_s_own_has_no_bytes(se
     assert sentencepiece.encode(" a")[0].tolist() == sentencepiece.encode("a")[0].tolist()
     assert sentencepiece.encode(" a")[1].sum() == sentencepiece.encode("a")[1].sum() == 1
     assert sentencepiece.encode("  a b")[1].sum() == 4
+
+
+def metaspace(prepends: str, takes_off: str) -> HFTokenizer:
+    """`▁` for spaces and bytes for what it does not know; who puts a space in front, and who takes one off."""
+    words = ["▁", "a", "b", "▁a", "▁b", "<unk>", "<eos>"]
+    vocabulary = {word: i for i, word in enumerate([f"<0x{byte:02X}>" for byte in range(256)] + words)}
+    merges = [("▁", "a"), ("▁", "b")]
+    library = Library(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepends)
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=takes_off)])
+    return HFTokenizer(library.to_str().encode(), "metaspace", None)
+
+
+SCHEMES = {scheme: metaspace(scheme, scheme) for scheme in ("always", "first", "never")}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(text=st.text(st.sampled_from("ab é🙂\n"), max_size=30))
+@example(text="a b")
+@example(text="é a")
+@example(text=" a b")
+@example(text="   a")
+@example(text=" é")
+def test_bytes_are_those_of_the_pieces_and_the_first_token_has_its_text_s_alone(scheme: str, text: str) -> None:
+    tokenizer = SCHEMES[scheme]
+    ids, nbytes = tokenizer.encode(text)
+    not_told_apart = scheme != "never" and text.startswith(" ")
+    assert "".join(tokenizer.pieces(ids)) == text[not_told_apart:]
+    assert nbytes.sum() == len(text.encode()) - not_told_apart
+    assert (nbytes >= 0).all()
+    if text[:1] in ("a", "b"):
+        assert nbytes[0] == 1  # `▁a` at the front is the letter alone
+
+
+@pytest.mark.parametrize(
+    ("prepends", "takes_off", "shown"),
+    [
+        ("always", "never", "'Two"),
+        ("first", "never", "'Two"),
+        ("never", "always", "' Two"),
+        ("never", "first", "' Two"),
+    ],
+)
+def test_a_decoder_that_takes_off_another_space_than_was_put_there_is_refused(
+    prepends: str, takes_off: str, shown: str
+) -> None:
+    with pytest.raises(LabError, match=f"does not agree with itself on a space in front: {shown}.*same prepend_scheme"):
+        metaspace(prepends, takes_off)
+
+
+def test_a_space_in_front_of_every_text_of_a_byte_level_tokenizer_is_refused() -> None:
+    library = Library(models.BPE({c: i for i, c in enumerate(["<eos>", *pre_tokenizers.ByteLevel.alphabet()])}, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    library.decoder = decoders.ByteLevel()
+    with pytest.raises(LabError, match=r"comes back as ' Two .*byte-level one: add_prefix_space false"):
+        HFTokenizer(library.to_str().encode(), "prefixed", None)
