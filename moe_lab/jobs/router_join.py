@@ -15,9 +15,10 @@ from pathlib import Path
 from flax import nnx
 
 from moe_lab.artifacts.router import RouterArtifact
+from moe_lab.artifacts.trunk import TrunkArtifact
 from moe_lab.compose.lockfile import LockedPart, artifact_name, pin, pin_parent
 from moe_lab.compose.model import ComposedModel
-from moe_lab.compose.parts import LoadedTrunk, load_router, state_tensors
+from moe_lab.compose.parts import LoadedTrunk, load_router, make_router, state_tensors
 from moe_lab.config import decode
 from moe_lab.data import Corpus, TrainBatches
 from moe_lab.errors import LabError, Refused
@@ -31,6 +32,7 @@ from moe_lab.jobs.workspace import Workspace, contribution_digest, data_inputs
 from moe_lab.routing.joining import joined_router
 from moe_lab.routing.outcomes import OutcomeTable
 from moe_lab.routing.router import Router
+from moe_lab.routing.space import CandidateSpace
 from moe_lab.training import fit
 
 
@@ -52,10 +54,7 @@ def join_router(workspace: Workspace, spec: RouterJoinRun, base: Path) -> Staged
     extended = find_extended(workspace, spec.extends, base)
     old = _router_of_tokens(extended, spec)
     settings = _settings(old, spec)
-    trunk, known, parts = _known(workspace, extended, old)
-    if not known.joins:
-        kind, modules = old.choice["type"], ", ".join([*(part.ref for part in parts), *spec.add])
-        raise Refused(f"{spec.extends}: no module joins a {kind} router so set; train one with modules: [{modules}]")
+    trunk, known, parts = _known(workspace, extended, old, spec)
     added = _added_modules(workspace, spec, known)
     text = _text(workspace, spec, old, base, trunk)
     code = contribution_digest(workspace.lab.get("routers", old.choice["type"]).path)
@@ -108,16 +107,29 @@ def _settings(old: RouterArtifact, spec: RouterJoinRun) -> RouterSettings:
 
 
 def _known(
-    workspace: Workspace, extended: ExtendedRouter, old: RouterArtifact
+    workspace: Workspace, extended: ExtendedRouter, old: RouterArtifact, spec: RouterJoinRun
 ) -> tuple[LoadedTrunk, Router, list[LockedPart]]:
     """The trunk, the router and its modules, each by the digest that it was trained with."""
     pinned = [(each.relation, pin_parent(each)) for each in old.parents if each.relation in ("trunk", "module")]
     for _, part in pinned:
         workspace.registry.require_pinned(part.ref, part.digest)
-    trunk = workspace.trunk(next(part for relation, part in pinned if relation == "trunk"))
-    router = load_router(extended.registry, workspace.lab, extended.part, trunk)
-    parts = {artifact_name(part.ref): part for relation, part in pinned if relation == "module"}
-    return trunk, router, [parts[name] for name in router.space.modules]
+    trunk = next(part for relation, part in pinned if relation == "trunk")
+    named = {artifact_name(part.ref): part for relation, part in pinned if relation == "module"}
+    parts = [named[name] for name in CandidateSpace.from_json(old.space).modules]
+    _require_joinable(workspace, old, trunk, parts, spec)
+    loaded = workspace.trunk(trunk)
+    return loaded, load_router(extended.registry, workspace.lab, extended.part, loaded), parts
+
+
+def _require_joinable(
+    workspace: Workspace, old: RouterArtifact, trunk: LockedPart, parts: Sequence[LockedPart], spec: RouterJoinRun
+) -> None:
+    """Manifests are enough to say so: no weight and no text was read yet."""
+    d_model = TrunkArtifact.of(workspace.registry.manifest(trunk.digest), trunk.ref).spec.d_model
+    if make_router(workspace.lab, old.choice, CandidateSpace.from_json(old.space), d_model).joins:
+        return
+    kind, modules = old.choice["type"], ", ".join([*(part.ref for part in parts), *spec.add])
+    raise Refused(f"{spec.extends}: no module joins a {kind} router so set; train one with modules: [{modules}]")
 
 
 def _added_modules(workspace: Workspace, spec: RouterJoinRun, known: Router) -> list[LockedPart]:

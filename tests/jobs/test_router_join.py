@@ -216,3 +216,23 @@ def test_what_cannot_join_is_said_in_one_line(lab: Path, capsys: Capture, change
     error = capsys.readouterr().err.strip()
     assert problem in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["train"], ["module", "check"]])
+@pytest.mark.parametrize("choice", ["{type: cascade}", "{type: gain, ngrams: 0}", "{type: budget, ngrams: 0}"])
+def test_a_router_that_no_module_joins_is_refused_before_weights_and_text_are_read(
+    lab: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, choice: str, command: list[str]
+) -> None:
+    kind = choice.removeprefix("{type: ").partition(",")[0].rstrip("}")
+    name = f"lab/alone-{kind}"
+    assert main(["--lab", str(lab), "train", "pair", f"name={name}", f"router={choice}", "--publish"]) == 0
+
+    def nothing_is_read(*_: object) -> None:
+        raise AssertionError("the router's manifest says enough")
+
+    monkeypatch.setattr(Workspace, "trunk", nothing_is_read)
+    monkeypatch.setattr(Workspace, "corpora", nothing_is_read)
+    capsys.readouterr()
+    assert main(["--lab", str(lab), *command, "joined", f"extends={name}"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert f"{name}: no module joins a {kind} router so set; train one with modules: [north/code@1, " in error
