@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from moe_lab.registry.lineage import LineageNode
 
-_BOX_WIDTH, _BOX_HEIGHT = 264, 68
+_BOX_WIDTH, _PADDING = 264, 11
 _BEND_WIDTH = 28
 _GAP, _LAYER_GAP, _MARGIN = 32, 76, 24
 _SWEEPS = 6
-_FILLS = {"module": "#e8f0fe", "trunk": "#f1efe9", "router": "#e6f4ea", "": "#ffffff"}
+_KINDS = ("module", "trunk", "router")
+# How a text of a box is written: letters that fit on a line, the most lines, and a line's height.
+_NAME, _KIND, _DIGEST, _ABOUT = (28, 6, 17), (40, 2, 15), (36, 2, 14), (36, 12, 15)
+_STYLE = {
+    ".ground": "fill: #ffffff",
+    ".box": "fill: #ffffff; stroke: #5f6368; stroke-width: 1.2",
+    ".module": "fill: #e8f0fe",
+    ".trunk": "fill: #f1efe9",
+    ".router": "fill: #e6f4ea",
+    ".arrow": "fill: none; stroke: #5f6368; stroke-width: 1.4",
+    ".head": "fill: #5f6368",
+    "text": "font-family: system-ui, 'DejaVu Sans', sans-serif; font-size: 11px; fill: #202124",
+    ".name": "font-size: 13px; font-weight: 600",
+    ".kind, .digest": "fill: #5f6368",
+    ".digest": "font-family: ui-monospace, 'DejaVu Sans Mono', monospace; font-size: 10px",
+    ".relation": "text-anchor: middle; stroke: #ffffff; stroke-width: 4px; paint-order: stroke",
+}
+# Programs that do not know the question draw it light.
+_DARK = {
+    ".ground": "fill: #121519",
+    ".box": "fill: #1a1e24; stroke: #9aa4b0",
+    ".module": "fill: #1c2a42",
+    ".trunk": "fill: #2d2a22",
+    ".router": "fill: #1a3023",
+    ".arrow": "stroke: #9aa4b0",
+    ".head": "fill: #9aa4b0",
+    "text": "fill: #e7eaee",
+    ".kind, .digest": "fill: #a4adb8",
+    ".relation": "stroke: #121519",
+}
 
 
 @dataclass
@@ -21,6 +51,7 @@ class _Spot:
 
     layer: int
     node: LineageNode | None = None
+    lines: list[_TextLine] = field(default_factory=list)
     x: float = 0.0
     above: list[_Spot] = field(default_factory=list)
     below: list[_Spot] = field(default_factory=list)
@@ -28,6 +59,46 @@ class _Spot:
     @property
     def width(self) -> float:
         return _BEND_WIDTH if self.node is None else _BOX_WIDTH
+
+    @property
+    def height(self) -> float:
+        return sum(line.height for line in self.lines) + 2 * _PADDING
+
+
+@dataclass(frozen=True)
+class _TextLine:
+    """A line of text of a box, with the height that it takes."""
+
+    style: str
+    text: str
+    height: int
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where each layer lies, the root's first: all boxes of a layer are as high as its highest."""
+
+    tops: tuple[float, ...]
+    heights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, layers: list[list[_Spot]]) -> _Rows:
+        heights = [max(spot.height for spot in layer) for layer in layers]
+        tops, top = [], float(_MARGIN)
+        for height in reversed(heights):
+            tops.append(top)
+            top += height + _LAYER_GAP
+        return cls(tuple(reversed(tops)), tuple(heights))
+
+    @property
+    def end(self) -> float:
+        return self.tops[0] + self.heights[0] + _MARGIN
+
+    def top(self, spot: _Spot) -> float:
+        return self.tops[spot.layer]
+
+    def bottom(self, spot: _Spot) -> float:
+        return self.tops[spot.layer] + self.heights[spot.layer]
 
 
 @dataclass(frozen=True)
@@ -42,15 +113,14 @@ def lineage_svg(root: LineageNode) -> str:
     """The tree of `Registry.lineage` as a self-contained SVG; an ancestor of several artifacts is drawn once."""
     nodes, edges = _graph(root)
     depths = _depths(root.digest, edges)
-    boxes = {digest: _Spot(depths[digest], node) for digest, node in nodes.items()}
+    boxes = {digest: _Spot(depths[digest], node, _lines_of(node)) for digest, node in nodes.items()}
     layers: list[list[_Spot]] = [[] for _ in range(max(depths.values()) + 1)]
     for box in boxes.values():
         layers[box.layer].append(box)
     lines = [_line(boxes[parent], boxes[child], relation, layers) for parent, child, relation in edges]
-    width = _place(layers)
-    height = len(layers) * (_BOX_HEIGHT + _LAYER_GAP) - _LAYER_GAP + 2 * _MARGIN
-    drawn = [*_draw_lines(lines, len(layers)), *(_draw_box(box, len(layers)) for box in boxes.values())]
-    return _document(f"Lineage of {root.ref}", width, height, drawn)
+    width, rows = _place(layers), _Rows.of(layers)
+    drawn = [*_draw_lines(lines, rows), *(_draw_box(box, rows) for box in boxes.values())]
+    return _document(f"Lineage of {root.ref}", width, rows.end, drawn)
 
 
 def _graph(root: LineageNode) -> tuple[dict[str, LineageNode], list[tuple[str, str, str]]]:
@@ -121,20 +191,16 @@ def _pack(layer: list[_Spot], centre: float) -> None:
         left += spot.width + _GAP
 
 
-def _top(spot: _Spot, layers: int) -> float:
-    return _MARGIN + (layers - 1 - spot.layer) * (_BOX_HEIGHT + _LAYER_GAP)
-
-
-def _draw_lines(lines: list[_Line], layers: int) -> list[str]:
+def _draw_lines(lines: list[_Line], rows: _Rows) -> list[str]:
     """Curves first, then their labels, so that no line crosses a word."""
     starts = _ports(lines, lambda line: line.spots[0], lambda line: line.spots[1].x)
     ends = _ports(lines, lambda line: line.spots[-1], lambda line: line.spots[-2].x)
     curves, labels = [], []
     for index, line in enumerate(lines):
-        points = [(starts[index], _top(line.spots[0], layers) + _BOX_HEIGHT)]
+        points = [(starts[index], rows.bottom(line.spots[0]))]
         for bend in line.spots[1:-1]:
-            points += [(bend.x, _top(bend, layers)), (bend.x, _top(bend, layers) + _BOX_HEIGHT)]
-        points.append((ends[index], _top(line.spots[-1], layers) - 7))
+            points += [(bend.x, rows.top(bend)), (bend.x, rows.bottom(bend))]
+        points.append((ends[index], rows.top(line.spots[-1]) - 7))
         curves.append(_curve(points))
         (x0, y0), (x1, y1) = points[-2:]
         # Nearer to the child, where its arrows have been spread; each a little higher than its neighbour.
@@ -166,56 +232,71 @@ def _curve(points: list[tuple[float, float]]) -> str:
     return f'<path class="arrow" d="{path}" marker-end="url(#head)"/>'
 
 
-def _draw_box(box: _Spot, layers: int) -> str:
+def _lines_of(node: LineageNode) -> list[_TextLine]:
+    """All that there is to read, so that nobody has to point at a box. Only what is very long is cut."""
+    lines = [*_wrapped("name", node.ref, _NAME), *_wrapped("kind", node.kind or "kind unknown", _KIND)]
+    lines += _wrapped("digest", node.digest, _DIGEST)
+    about = f"not in this registry, or not readable: {node.problem}" if node.problem else node.summary
+    return lines + _wrapped("about", about, _ABOUT)
+
+
+def _wrapped(style: str, text: str, shape: tuple[int, int, int]) -> list[_TextLine]:
+    letters, most, height = shape
+    whole = style == "digest"
+    lines = textwrap.wrap(_clean(text), letters, max_lines=most, placeholder="…", break_on_hyphens=not whole)
+    return [_TextLine(style, line, height) for line in lines]
+
+
+def _draw_box(box: _Spot, rows: _Rows) -> str:
     node = box.node
     assert node is not None
-    about = "not in this registry, or not readable" if node.problem else node.summary
-    left, top = box.x - _BOX_WIDTH / 2, _top(box, layers)
-    fill, about_kind = _FILLS.get(node.kind, "#ffffff"), f"{node.kind or 'kind unknown'} · {node.digest[7:19]}"
+    left, top, height = box.x - _BOX_WIDTH / 2, rows.top(box), rows.heights[box.layer]
     dashed = "" if node.kind else ' stroke-dasharray="5 4"'
+    kind = f" {node.kind}" if node.kind in _KINDS else ""
+    written, y = [], float(_PADDING)
+    for line in box.lines:
+        y += line.height
+        written.append(f'<text class="{line.style}" x="12" y="{y - 4:.0f}">{_escaped(line.text)}</text>')
     # An inner svg cuts off what is too wide in a font that we cannot measure.
     return (
-        f'<svg x="{left:.1f}" y="{top:.1f}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}">'
+        f'<svg x="{left:.1f}" y="{top:.1f}" width="{_BOX_WIDTH}" height="{height:.0f}">'
         f"<title>{_text(f'{node.digest} {node.ref}: {node.problem or node.summary}', 2000)}</title>"
-        f'<rect class="box" x="1" y="1" width="{_BOX_WIDTH - 2}" height="{_BOX_HEIGHT - 2}" rx="8" '
-        f'fill="{fill}"{dashed}/>'
-        f'<text class="name" x="12" y="23">{_text(node.ref, 29, keep_end=True)}</text>'
-        f'<text class="kind" x="12" y="41">{_text(about_kind, 44)}</text>'
-        f'<text class="about" x="12" y="58">{_text(about, 37)}</text></svg>'
+        f'<rect class="box{kind}" x="1" y="1" width="{_BOX_WIDTH - 2}" height="{height - 2:.0f}" rx="8"{dashed}/>'
+        f"{''.join(written)}</svg>"
     )
 
 
-def _text(text: str, limit: int, keep_end: bool = False) -> str:
-    """Cut to a length, and safe in XML, which has no place for most control characters even when escaped."""
-    clean = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    if len(clean) > limit:
-        end = 8 if keep_end else 0
-        clean = f"{clean[: limit - 1 - end]}…{clean[len(clean) - end :]}"
+def _text(text: str, limit: int) -> str:
+    """Cut to a length, and safe in XML."""
+    clean = _clean(text)
+    return _escaped(clean if len(clean) <= limit else f"{clean[: limit - 1]}…")
+
+
+def _clean(text: str) -> str:
+    """In one line; XML has no place for most control characters even when escaped."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
+def _escaped(text: str) -> str:
     # By hand: the library's own function brings half of its networking along.
-    return clean.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _document(title: str, width: float, height: float, drawn: Iterable[str]) -> str:
-    style: Mapping[str, str] = {
-        ".box": "stroke: #5f6368; stroke-width: 1.2",
-        ".arrow": "fill: none; stroke: #5f6368; stroke-width: 1.4",
-        "text": "font-family: system-ui, 'DejaVu Sans', sans-serif; fill: #202124",
-        ".name": "font-size: 13px; font-weight: 600",
-        ".kind": "font-size: 11px; fill: #5f6368",
-        ".about": "font-size: 11px",
-        ".relation": "font-size: 11px; text-anchor: middle; stroke: #ffffff; stroke-width: 4px; paint-order: stroke",
-    }
-    rules = " ".join(f"{name} {{ {rule} }}" for name, rule in style.items())
     head = '<marker id="head" viewBox="0 0 8 8" refX="1" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-            f'viewBox="0 0 {width:.0f} {height:.0f}" role="img">',
+            f'viewBox="0 0 {width:.0f} {height:.0f}">',
             f"<title>{_text(title, 2000)}</title>",
-            f"<style>{rules}</style>",
-            f'<defs>{head}<path d="M0,0 L8,4 L0,8 z" fill="#5f6368"/></marker></defs>',
-            f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>',
+            f"<style>{_rules(_STYLE)} @media (prefers-color-scheme: dark) {{ {_rules(_DARK)} }}</style>",
+            f'<defs>{head}<path class="head" d="M0,0 L8,4 L0,8 z"/></marker></defs>',
+            f'<rect class="ground" width="{width:.0f}" height="{height:.0f}"/>',
             *drawn,
             "</svg>\n",
         ]
     )
+
+
+def _rules(style: Mapping[str, str]) -> str:
+    return " ".join(f"{name} {{ {rule} }}" for name, rule in style.items())

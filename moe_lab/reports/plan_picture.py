@@ -15,9 +15,11 @@ from moe_lab.planning.topologies import GIB
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIZES = ("#bcd8ef", "#62a8dc", "#0063b0", "#0a3d6b", "#c4560a", "#8b4a9c")  # narrow to wide
+_SIZES = ("#bcd8ef", "#62a8dc", "#0063b0", "#0a3d6b", "#b85008", "#8b4a9c")  # narrow to wide
 _TRUNK, _WORKING, _LIMIT = "#59616b", "#dfe3e8", "#c0392b"
-_LABELLED = 0.025  # of the limit: pieces at least this tall carry their module's name
+# Pieces at least this part of the limit tall carry their module's name, where it fits into the bar at a size that is
+# read. A letter's width is a share of the font's size.
+_LABELLED, _LABEL_POINTS, _LETTER = 0.025, (5.5, 7.0), 0.62
 
 
 def write_plan_picture(plan: Plan, path: Path) -> Path:
@@ -36,13 +38,14 @@ def write_plan_picture(plan: Plan, path: Path) -> Path:
             "svg.fonttype": "none",
         }
     ):
-        figure = Figure(figsize=(max(7.0, 1.5 + 0.55 * plan.mesh.expert), 7.2), layout="constrained")
+        figure = Figure(figsize=(_inches(plan.mesh.expert), 7.2), layout="constrained")
         memory, load = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         _memory(memory, plan)
         _load(load, plan)
-        figure.suptitle(f"{plan.model.name} on {plan.topology.name}: {plan.verdict}", x=0.01, ha="left")
+        title = f"{plan.model.name} on {plan.topology.name}: {plan.verdict}"
+        figure.suptitle(title, x=0.01, ha="left")
         with open_replacement(path) as file:
-            figure.savefig(file, format="svg", metadata={"Date": None})
+            figure.savefig(file, format="svg", metadata={"Date": None, "Title": title})
     return path
 
 
@@ -90,10 +93,26 @@ def _modules(axes: Axes, plan: Plan, bottom_P: np.ndarray, limit: float) -> np.n
         axes.bar(held, height_PE[held, e], 0.86, bottom_P[held], label=label, **style)
         for device in np.flatnonzero(height_PE[:, e] > _LABELLED * limit).tolist():
             middle = bottom_P[device] + height_PE[device, e] / 2
-            at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 5.5}
-            axes.text(device, middle, module.name.rpartition("/")[2], color="white" if size > 1 else "black", **at)
+            name = module.name.rpartition("/")[2]
+            points = _label_points(name, plan.mesh.expert)
+            if points is not None:
+                at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": points}
+                axes.text(device, middle, name, color="white" if size > 1 else "black", **at)
         bottom_P = bottom_P + height_PE[:, e]
     return bottom_P
+
+
+def _inches(devices: int) -> float:
+    """How wide the figure is: its axis, and a place for each device."""
+    return max(7.0, 1.5 + 0.55 * devices)
+
+
+def _label_points(name: str, devices: int) -> float | None:
+    """The size at which a name fits into its bar; None where it would run over the neighbours or not be read."""
+    least, most = _LABEL_POINTS
+    bar = 72 * (_inches(devices) - 1.5) / devices * 0.86
+    fitting = bar / (_LETTER * len(name))
+    return min(most, fitting) if fitting >= least else None
 
 
 def _load(axes: Axes, plan: Plan) -> None:
