@@ -128,6 +128,7 @@ def test_two_candidates_by_hand() -> None:
     assert aiq(points, over) == pytest.approx(0.6)
     assert aiq_routerbench_code(points) == pytest.approx(1.2 / 3)  # divided by the greatest cost, 3
     assert aiq_routerbench_code(points, max_cost=4.0) == pytest.approx((1.2 + 0.8) / 4)
+    assert aiq_routerbench_code(points, max_cost=2.0) == pytest.approx(1.2 / 3)  # its own is the greatest
     assert area_cascade_routing_code(points, points) == pytest.approx(0.6)
 
 

@@ -72,6 +72,10 @@ def test_one_group_only_is_named() -> None:
         ({"outcome_NC": np.full((30, 2), np.nan)}, "item 0 has the outcome nan for small"),
         ({"cost_NC": np.full((30, 2), np.inf)}, "item 0 has the cost inf for small"),
         ({"cost_NC": np.full((30, 2), -1.0)}, "item 0 costs -1 with small; costs begin at 0"),
+        (
+            {"number_names": ("length", "digits"), "number_NF": np.array([[1.0, 2.0]] * 29 + [[1.0, np.nan]])},
+            "the feature digits has gaps",
+        ),
     ],
 )
 def test_impossible_cells_are_refused(change: dict, reason: str) -> None:

@@ -45,6 +45,13 @@ def test_vectors_are_those_of_the_definition_whatever_else_is_read(encoder: str)
     assert len(texts[-1].split()) > LONGEST
 
 
+def test_it_tells_how_many_texts_are_done(encoder: str) -> None:
+    """Shorter texts go first, in a batch of their own."""
+    told: list[int] = []
+    open_encoder(encoder)(["proof " * 39, "poem", "verse", "city " * 39, "of"], told.append)
+    assert told == [3, 5]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{PACKAGE} is not installed: run make test")
 def test_the_real_one_gives_the_published_similarities() -> None:

@@ -68,6 +68,11 @@ def _narrow(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def _one_number(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    name = "encoder.layer.0.intermediate.dense.weight"
+    return weights | {name: np.array(weights[name].sum(), np.float32)}
+
+
 def _few_words(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value[:5] if "word_embeddings" in name else value for name, value in weights.items()}
 
@@ -97,6 +102,11 @@ def _write(name: str, text: str) -> Callable[[Path], Any]:
             lambda f: change_weights(f, _without("encoder.layer.1.output.dense.bias")),
             "no tensor encoder.layer.1.output.dense.bias",
         ),
+        (
+            lambda f: change_weights(f, _without("embeddings.word_embeddings.weight")),
+            "no tensor embeddings.word_embeddings.weight",
+        ),
+        (lambda f: change_weights(f, _one_number), "intermediate.dense.weight is of (), config.json means (0, 8)"),
         (lambda f: change_weights(f, _narrow), "output.dense.bias is of (3,), config.json means (8,)"),
         (lambda f: change_weights(f, _few_words), "the tokenizer has 12 tokens, the weights 5"),
     ],

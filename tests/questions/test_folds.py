@@ -119,3 +119,12 @@ def test_one_group_cannot_be_left_out() -> None:
     table = word_table(20)
     with pytest.raises(LabError, match="needs two groups or more"):
         evaluation_folds(make_table("t", table.candidates, table.outcome_NC, [1, 10], text=table.text_N), BY_GROUP)
+
+
+def test_items_that_all_look_the_same_are_dealt_into_two_trials_all_the_same() -> None:
+    """Else nothing would be held back of them."""
+    table = word_table(9)
+    same = make_table("t", table.candidates, table.outcome_NC, [1, 10], text=["which?"] * 9)
+    assert len(set(same.keys)) == 1
+    for spec in (QUICK, BY_GROUP):
+        assert sorted(np.bincount(trial_parts(same, np.arange(9), spec))) == [4, 5]

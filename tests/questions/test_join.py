@@ -167,6 +167,16 @@ def test_who_cannot_join_is_told_why(trained) -> None:
         join(router, cards, losses)
 
 
+def test_the_items_of_a_draw_are_of_its_seed_and_none_is_drawn_twice() -> None:
+    two_folds = QUICK.model_copy(update={"folds": 2})
+    few = cold_start(ladder(60), two_folds, "m2", items=8, draws=2)
+    assert few == cold_start(ladder(60), two_folds, "m2", items=8, draws=2)
+    assert few.joined[0] != few.joined[1]
+    # Asked for more than there are, each draw is all of them.
+    one, other = cold_start(ladder(60), two_folds, "m2", items=10**6, draws=2).joined
+    assert one == pytest.approx(other)
+
+
 def test_a_candidate_left_out_and_joined_again_lies_between_its_card_and_a_full_training() -> None:
     found = cold_start(ladder(300), QUICK, "m2", draws=2)
     assert len(found.joined) == 2

@@ -82,6 +82,20 @@ def test_a_quoted_cell_that_swallowed_rows_is_said(tmp_path: Path, newline: str)
     assert len(read_rows(path)[0]) == 60
 
 
+@pytest.mark.parametrize(("columns", "swallowed", "said"), [(3, 1, False), (3, 2, True), (4, 1, True), (2, 2, False)])
+def test_three_separators_where_those_of_rows_would_fall_are_evidence(
+    tmp_path: Path, columns: int, swallowed: int, said: bool
+) -> None:
+    """Of a row that is swallowed as a whole all, and as many again of the two that the cell joins."""
+    row = ",".join(["word"] * columns)
+    cell = "\n".join(['"word', *[row] * (swallowed - 1), ",".join(["word"] * (columns - 1) + ['word"'])])
+    path = tmp_path / "table.csv"
+    path.write_text(f"{','.join(f'c{n}' for n in range(columns))}\n{','.join(['word'] * (columns - 1))},{cell}\n")
+    rows, notes = read_rows(path)
+    assert len(rows) == 1
+    assert ["looks like rows" in note for note in notes] == [True] * said
+
+
 def test_quoted_cells_with_line_breaks_are_cells(tmp_path: Path) -> None:
     prose = 'Which are right?\nred, green, blue, or black\n\n"All", of, course, four'
     doubled = prose.replace('"', '""')

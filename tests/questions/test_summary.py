@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from moe_lab.metrics.published import aiq_routerbench_code
 from moe_lab.questions.results import RouterCost, RouteResults
 from moe_lab.questions.spec import QuestionRouterSettings
 from moe_lab.questions.summary import summarise
@@ -68,6 +69,29 @@ def test_the_router_is_compared_with_the_group_table_at_the_tables_own_costs() -
     assert of == len(found)
     assert f"At {above} of {of} of the group table" in render_route_report(results)
     assert not any(point.routed_difference for role in ("routed", "oracle") for point in curves[role])
+
+
+def test_figures_by_public_code_and_what_was_measured_are_handed_on() -> None:
+    table = dataclasses.replace(word_table(200), outcome_unit="points", cost_unit="cents", licence="CC0-1.0")
+    results = results_of(table)
+    assert (results.outcome_unit, results.cost_unit, results.table_licence) == ("points", "cents", "CC0-1.0")
+    for curve in results.curves:
+        if curve.role in ("routed", "zero_router"):
+            points = [(point.cost, point.quality) for point in curve.points]
+            by_code = aiq_routerbench_code(points, table.cost_C.max())
+            assert results.figure("AIQ (RouterBench code)", curve.role) == pytest.approx(by_code)
+
+
+def test_the_interval_of_apgr_is_that_of_questions_drawn_anew() -> None:
+    """Of a figure that is a mean over items it narrows as one over the root of their number."""
+    widths = []
+    for items in (100, 900):
+        results = results_of(word_table(items), QUICK.model_copy(update={"resamples": 200}))
+        [apgr] = [f for f in results.figures if (f.metric, f.role) == ("APGR", "routed")]
+        assert apgr.interval is not None
+        assert apgr.interval.low < apgr.value < apgr.interval.high
+        widths.append(apgr.interval.high - apgr.interval.low)
+    assert widths[0] / widths[1] == pytest.approx(3, rel=0.3)
 
 
 def test_permuted_outcomes_are_not_above_the_group_table() -> None:
