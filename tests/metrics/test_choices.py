@@ -62,6 +62,12 @@ def test_an_out_of_fold_group_mean_is_the_mean_of_the_others() -> None:
             np.testing.assert_allclose(found[n], values_NC[same if same.any() else seen].mean(axis=0))
 
 
+def test_means_of_single_precision_are_taken_in_double_precision() -> None:
+    """Their sum is one more than single precision can say; a group without items has the mean of all."""
+    losses = np.array([[2.0**24], [1.0]], np.float32)
+    assert group_means(losses, [0, 0], 2).tolist() == [[2.0**23 + 0.5]] * 2
+
+
 def test_shrinking_adds_items_of_the_overall_mean() -> None:
     found = group_means(np.array([[1.0], [1.0], [0.0], [0.0]]), np.array([0, 0, 0, 1]), 2, shrink=1.0)
     assert found[:, 0] == pytest.approx([(2 + 0.5) / 4, (0 + 0.5) / 2])
