@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx
 
 from moe_lab.nn.cache import Chunk, LayerCache, remember, remembered
@@ -38,36 +38,37 @@ class Scoring(NamedTuple):
 
 
 def causal_attention(
-    q_BHSA: jax.Array, k_BHSA: jax.Array, v_BHSA: jax.Array, segment_ids_BS: jax.Array, scoring: Scoring
+    q_BHSA: jax.Array, k_BGSA: jax.Array, v_BGSA: jax.Array, segment_ids_BS: jax.Array, scoring: Scoring
 ) -> jax.Array:
     """Softmax attention in which a token sees itself and what came before it in its own document.
 
     Queries go in chunks that meet only the keys up to their own end: half the work of a full square, and scores that
     stay in cache. Long sequences go in eight, so that the program does not grow with them.
     """
+    q_BGNSA = _in_groups(q_BHSA, k_BGSA.shape[1])
     chunks = []
     chunk = max(QUERY_CHUNK, q_BHSA.shape[2] // 8)
     for start in range(0, q_BHSA.shape[2], chunk):
         end = min(start + chunk, q_BHSA.shape[2])
         first = 0 if scoring.window is None else max(0, start - scoring.window + 1)
-        seen = segment_ids_BS[:, None, start:end, None] == segment_ids_BS[:, None, None, first:end]
+        seen = segment_ids_BS[:, None, None, start:end, None] == segment_ids_BS[:, None, None, None, first:end]
         seen = seen & (jnp.arange(start, end)[:, None] >= jnp.arange(first, end))
         if scoring.window is not None:
             seen = seen & (jnp.arange(start, end)[:, None] - jnp.arange(first, end) < scoring.window)
-        q, k, v = q_BHSA[:, :, start:end], k_BHSA[:, :, first:end], v_BHSA[:, :, first:end]
-        scores = jnp.where(seen, scoring.score(q, k), _UNSEEN)
+        q, k, v = q_BGNSA[:, :, :, start:end], k_BGSA[:, :, first:end], v_BGSA[:, :, first:end]
+        scores = jnp.where(seen, _grouped(scoring.score, q, k), _UNSEEN)
         # Subtracting the maximum changes no softmax, so it needs no gradient.
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        chunks.append((weights.astype(v.dtype) @ v) / weights.sum(-1, keepdims=True).astype(v.dtype))
-    return jnp.concatenate(chunks, axis=2)
+        total = weights.sum(-1, keepdims=True).astype(v.dtype)
+        chunks.append(_grouped(jnp.matmul, weights.astype(v.dtype), v) / total)
+    return rearrange(jnp.concatenate(chunks, axis=3), "b g n s a -> b (g n) s a")
 
 
 def cached_attention(
     q_BHSA: jax.Array, k_BGSA: jax.Array, v_BGSA: jax.Array, cache: LayerCache, chunk: Chunk, scoring: Scoring
 ) -> jax.Array:
     """The same over a chunk's own keys and those that the cache held before it, which are not copied."""
-    groups = k_BGSA.shape[1]
-    q_BGNSA = rearrange(q_BHSA, "b (g n) s a -> b g n s a", g=groups)
+    q_BGNSA = _in_groups(q_BHSA, k_BGSA.shape[1])
     index_BC, segments_BC = remembered(chunk, cache.slots)
     own_BS = jnp.broadcast_to(jnp.arange(q_BHSA.shape[2]), chunk.segment_ids_BS.shape)
     earlier = own_BS[:, :, None] >= own_BS[:, None, :]
@@ -87,6 +88,10 @@ def cached_attention(
     sums = [_grouped(jnp.matmul, part, value) for part, value in zip(parts, values, strict=True)]
     out_BGNSA = (sums[0] + sums[1]) / weights.sum(-1, keepdims=True).astype(q_BHSA.dtype)
     return rearrange(out_BGNSA, "b g n s a -> b (g n) s a")
+
+
+def _in_groups(q_BHSA: jax.Array, groups: int) -> jax.Array:
+    return rearrange(q_BHSA, "b (g n) s a -> b g n s a", g=groups)
 
 
 def _grouped(function, x_BGNSA, y_BGCA):  # type: ignore[no-untyped-def]
@@ -125,7 +130,7 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(shared if whole else head, spec) if spec.qk_norm else None
         self.norm_whole = whole
         self.rope, self.rotary_dim = spec.rope_of(layer), spec.rotary_dim
-        self.head_dim, self.queries_per_key = head, spec.num_heads // spec.kv_heads
+        self.head_dim = head
         self.scoring = Scoring(
             head**-0.5 if spec.attention_scale is None else spec.attention_scale,
             spec.attention_softcap,
@@ -154,12 +159,10 @@ class Attention(nnx.Module):
         v = self._heads(x_BSD, self.value, None)
         if self.rope is not None:
             q, k = (rotate(t, positions_BS, self.rope, self.rotary_dim) for t in (q, k))
+        after = None if cache is None or chunk is None else remember(cache, chunk, k, v)
+        q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
         if cache is None or chunk is None:
-            k, v = (repeat(t, "b s g a -> b s (g n) a", n=self.queries_per_key) for t in (k, v))
-            q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
-            out_BHSA, after = causal_attention(q, k, v, segment_ids_BS, self.scoring), None
+            out_BHSA = causal_attention(q, k, v, segment_ids_BS, self.scoring)
         else:
-            after = remember(cache, chunk, k, v)
-            q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
             out_BHSA = cached_attention(q, k, v, cache, chunk, self.scoring)
         return self.out(rearrange(out_BHSA, "b h s a -> b s (h a)")), after
