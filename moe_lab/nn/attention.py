@@ -1,112 +1,50 @@
-"""Grouped-query attention over a whole row, or over a chunk behind what a cache holds.
+"""The attention of a layer: over a whole row, or over a chunk behind what a cache holds.
 
-Shape letters: B batch, S sequence, D model width, H query heads, G key-value heads, N = H / G, A width of one head,
-C slots of a cache.
+Shape letters: B batch, S sequence, D model width, H query heads, G key-value heads, A width of one head.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from moe_lab.nn.cache import Chunk, LayerCache, remember, remembered
+from moe_lab.nn.backends import native
+from moe_lab.nn.cache import Chunk, LayerCache, remember
 from moe_lab.nn.ffn import Linear
+from moe_lab.nn.kernels.attention import Scoring, cached_attention, causal_attention
+from moe_lab.nn.layout import ONE_DEVICE, Layout
 from moe_lab.nn.norms import RMSNorm
-from moe_lab.nn.rope import rotate
+from moe_lab.nn.rope import rotary_tables, rotate
 from moe_lab.nn.spec import TrunkSpec
 
-QUERY_CHUNK = 64
-_UNSEEN = -1e30
 
-
-class Scoring(NamedTuple):
-    """What is done to scores in front of the softmax, and how many tokens a token sees, itself included."""
-
-    scale: float
-    softcap: float | None = None
-    window: int | None = None
-
-    def score(self, q: jax.Array, k: jax.Array) -> jax.Array:
-        """float32 scores of queries `[..., S, A]` and keys `[..., C, A]`."""
-        scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * self.scale
-        return scores if self.softcap is None else self.softcap * jnp.tanh(scores / self.softcap)
-
-
-def causal_attention(
-    q_BHSA: jax.Array, k_BGSA: jax.Array, v_BGSA: jax.Array, segment_ids_BS: jax.Array, scoring: Scoring
+def whole_rows(
+    q_BSHA: jax.Array,
+    k_BSGA: jax.Array,
+    v_BSGA: jax.Array,
+    segment_ids_BS: jax.Array,
+    turns: tuple[jax.Array, jax.Array] | None,
+    scoring: Scoring,
+    layout: Layout,
 ) -> jax.Array:
-    """Softmax attention in which a token sees itself and what came before it in its own document.
+    """`causal_attention` of queries and keys that are turned here by these sines and cosines: [B, S, H, A].
 
-    Queries go in chunks that meet only the keys up to their own end: half the work of a full square, and scores that
-    stay in cache. Long sequences go in eight, so that the program does not grow with them.
+    Compiled on a CPU, as the routed layer is, where the pass is on one device; through XLA everywhere else.
     """
-    q_BGNSA = _in_groups(q_BHSA, k_BGSA.shape[1])
-    chunks = []
-    chunk = max(QUERY_CHUNK, q_BHSA.shape[2] // 8)
-    for start in range(0, q_BHSA.shape[2], chunk):
-        end = min(start + chunk, q_BHSA.shape[2])
-        first = 0 if scoring.window is None else max(0, start - scoring.window + 1)
-        seen = segment_ids_BS[:, None, None, start:end, None] == segment_ids_BS[:, None, None, None, first:end]
-        seen = seen & (jnp.arange(start, end)[:, None] >= jnp.arange(first, end))
-        if scoring.window is not None:
-            seen = seen & (jnp.arange(start, end)[:, None] - jnp.arange(first, end) < scoring.window)
-        q, k, v = q_BGNSA[:, :, :, start:end], k_BGSA[:, :, first:end], v_BGSA[:, :, first:end]
-        scores = jnp.where(seen, _grouped(scoring.score, q, k), _UNSEEN)
-        # Subtracting the maximum changes no softmax, so it needs no gradient.
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        total = weights.sum(-1, keepdims=True).astype(v.dtype)
-        chunks.append(_grouped(jnp.matmul, weights.astype(v.dtype), v) / total)
-    return rearrange(jnp.concatenate(chunks, axis=3), "b g n s a -> b (g n) s a")
+    if layout.spreads or native.attention_obstacle(q_BSHA.dtype) is not None:
+        if turns is not None:
+            q_BSHA, k_BSGA = rotate(q_BSHA, *turns), rotate(k_BSGA, *turns)
+        q_BHSA, k_BGSA, v_BGSA = map(_heads_first, (q_BSHA, k_BSGA, v_BSGA))
+        return _heads_first(causal_attention(q_BHSA, k_BGSA, v_BGSA, segment_ids_BS, scoring))
+    return native.attend(scoring, q_BSHA, k_BSGA, v_BSGA, segment_ids_BS, turns)
 
 
-def cached_attention(
-    q_BHSA: jax.Array, k_BGSA: jax.Array, v_BGSA: jax.Array, cache: LayerCache, chunk: Chunk, scoring: Scoring
-) -> jax.Array:
-    """The same over a chunk's own keys and those that the cache held before it, which are not copied."""
-    q_BGNSA = _in_groups(q_BHSA, k_BGSA.shape[1])
-    index_BC, segments_BC = remembered(chunk, cache.slots)
-    own_BS = jnp.broadcast_to(jnp.arange(q_BHSA.shape[2]), chunk.segment_ids_BS.shape)
-    earlier = own_BS[:, :, None] >= own_BS[:, None, :]
-    old = _seen(chunk, index_BC, segments_BC, scoring.window) & (index_BC >= 0)[:, None]
-    new = _seen(chunk, chunk.index_BS, chunk.segment_ids_BS, scoring.window) & earlier
-    keys = (cache.key_BGCA.astype(q_BHSA.dtype), k_BGSA)
-    values = (cache.value_BGCA.astype(q_BHSA.dtype), v_BGSA)
-    scores = jnp.concatenate(
-        [
-            jnp.where(seen[:, None, None], _grouped(scoring.score, q_BGNSA, key), _UNSEEN)
-            for seen, key in zip((old, new), keys, strict=True)
-        ],
-        axis=-1,
-    )
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    parts = jnp.split(weights.astype(q_BHSA.dtype), [cache.slots], axis=-1)
-    sums = [_grouped(jnp.matmul, part, value) for part, value in zip(parts, values, strict=True)]
-    out_BGNSA = (sums[0] + sums[1]) / weights.sum(-1, keepdims=True).astype(q_BHSA.dtype)
-    return rearrange(out_BGNSA, "b g n s a -> b (g n) s a")
-
-
-def _in_groups(q_BHSA: jax.Array, groups: int) -> jax.Array:
-    return rearrange(q_BHSA, "b (g n) s a -> b g n s a", g=groups)
-
-
-def _grouped(function, x_BGNSA, y_BGCA):  # type: ignore[no-untyped-def]
-    """A matrix product of all query heads of a group with what they share, which is not repeated for each."""
-    heads = x_BGNSA.shape[2]
-    result = function(rearrange(x_BGNSA, "b g n s a -> b g (n s) a"), y_BGCA)
-    return rearrange(result, "b g (n s) c -> b g n s c", n=heads)
-
-
-def _seen(chunk: Chunk, index_BC: jax.Array, segments_BC: jax.Array, window: int | None) -> jax.Array:
-    """Which keys are of a token's document and inside its window: bool[B, S, C]."""
-    same_document = chunk.segment_ids_BS[:, :, None] == segments_BC[:, None, :]
-    if window is None:
-        return same_document
-    return same_document & (chunk.index_BS[:, :, None] - index_BC[:, None, :] < window)
+def _heads_first(x: jax.Array) -> jax.Array:
+    """[B, S, H, A] as [B, H, S, A], and back."""
+    return x.swapaxes(1, 2)
 
 
 class Attention(nnx.Module):
@@ -116,9 +54,10 @@ class Attention(nnx.Module):
         spec: of the trunk.
         layer: which of its layers this is; it decides on window and rotary positions.
         rngs: for the weights.
+        layout: where the arrays of a pass lie.
     """
 
-    def __init__(self, spec: TrunkSpec, layer: int, *, rngs: nnx.Rngs):
+    def __init__(self, spec: TrunkSpec, layer: int, *, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE):
         width, head = spec.d_model, spec.attention_dim
         queries, shared = spec.num_heads * head, spec.kv_heads * head
         project = partial(Linear, width, bias=spec.attention_bias, rngs=rngs)
@@ -129,8 +68,8 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(queries if whole else head, spec) if spec.qk_norm else None
         self.key_norm = RMSNorm(shared if whole else head, spec) if spec.qk_norm else None
         self.norm_whole = whole
-        self.rope, self.rotary_dim = spec.rope_of(layer), spec.rotary_dim
-        self.head_dim = head
+        self.rope, self.turned = spec.rope_of(layer), head if spec.rotary_dim is None else spec.rotary_dim
+        self.head_dim, self.layout = head, layout
         self.scoring = Scoring(
             head**-0.5 if spec.attention_scale is None else spec.attention_scale,
             spec.attention_softcap,
@@ -157,12 +96,13 @@ class Attention(nnx.Module):
         q = self._heads(x_BSD, self.query, self.query_norm)
         k = self._heads(x_BSD, self.key, self.key_norm)
         v = self._heads(x_BSD, self.value, None)
-        if self.rope is not None:
-            q, k = (rotate(t, positions_BS, self.rope, self.rotary_dim) for t in (q, k))
-        after = None if cache is None or chunk is None else remember(cache, chunk, k, v)
-        q, k, v = (rearrange(t, "b s h a -> b h s a") for t in (q, k, v))
+        turns = None if self.rope is None else rotary_tables(positions_BS, self.rope, self.turned)
         if cache is None or chunk is None:
-            out_BHSA = causal_attention(q, k, v, segment_ids_BS, self.scoring)
+            out_BSHA, after = whole_rows(q, k, v, segment_ids_BS, turns, self.scoring, self.layout), None
         else:
-            out_BHSA = cached_attention(q, k, v, cache, chunk, self.scoring)
-        return self.out(rearrange(out_BHSA, "b h s a -> b s (h a)")), after
+            if turns is not None:
+                q, k = rotate(q, *turns), rotate(k, *turns)
+            after = remember(cache, chunk, k, v)
+            q, k, v = map(_heads_first, (q, k, v))
+            out_BSHA = _heads_first(cached_attention(q, k, v, cache, chunk, self.scoring))
+        return self.out(rearrange(out_BSHA, "b s h a -> b s (h a)")), after

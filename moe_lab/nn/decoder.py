@@ -84,12 +84,12 @@ class LayerPass(NamedTuple):
 class Layer(nnx.Module):
     """One transformer layer: attention, then the trunk's FFN with the experts beside it."""
 
-    def __init__(self, spec: TrunkSpec, index: int, *, rngs: nnx.Rngs):
+    def __init__(self, spec: TrunkSpec, index: int, *, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE):
         def norm(*placements: str) -> RMSNorm | None:
             return RMSNorm(spec.d_model, spec) if spec.norm_placement in placements else None
 
         self.attention_norm = norm("pre", "both")
-        self.attention = Attention(spec, index, rngs=rngs)
+        self.attention = Attention(spec, index, rngs=rngs, layout=layout)
         self.attention_post_norm = norm("post", "both")
         self.ffn_norm = norm("pre", "both")
         self.ffn = GatedFFN(spec, rngs=rngs) if spec.has_ffn(index) else None
@@ -192,7 +192,7 @@ class Trunk(nnx.Module):
         init = jax.nn.initializers.normal(spec.d_model**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (spec.vocab_size, spec.d_model), jnp.float32))
         self.stacks = unroll_layers(spec.num_layers) if stacks is None else tuple(stacks)
-        layers = [Layer(spec, index, rngs=rngs) for index in range(spec.num_layers)]
+        layers = [Layer(spec, index, rngs=rngs, layout=layout) for index in range(spec.num_layers)]
         self.layers = nnx.List(stack_modules(layers, self.stacks))
         self.norm = RMSNorm(spec.d_model, spec)
         self.unembedding = None if spec.tie_embeddings else Linear(spec.d_model, spec.vocab_size, bias=False, rngs=rngs)

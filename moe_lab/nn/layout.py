@@ -23,6 +23,11 @@ class Layout:
         """Among how many the tokens are shared out."""
         return 1
 
+    @property
+    def spreads(self) -> bool:
+        """Whether arrays of a pass lie in parts, which XLA cuts its own operations into but no kernel of ours."""
+        return False
+
     def gather(self, params: T) -> T:
         """Parameters where they are multiplied."""
         return params

@@ -14,21 +14,24 @@ import numpy as np
 from moe_lab.nn.spec import LinearScaling, Llama3Scaling, RopeScaling, RopeSpec, YarnScaling
 
 
-def rotate(x_BSHA: jax.Array, positions_BS: jax.Array, rope: RopeSpec, rotary_dim: int | None = None) -> jax.Array:
-    """Turns pairs (i, i + R) of each head by position times frequency, in float32.
+def rotary_tables(positions_BS: jax.Array, rope: RopeSpec, width: int) -> tuple[jax.Array, jax.Array]:
+    """Sine and cosine of the angle of each pair, float32[B, S, R], times what the scaling multiplies them by.
 
     Args:
-        x_BSHA: queries or keys.
         positions_BS: int32, of each token in its document.
         rope: base and scaling of the frequencies.
-        rotary_dim: 2 R: how much of a head is turned; all of it if left out. The rest stays as it is.
+        width: 2 R: how much of a head is turned.
     """
-    width = x_BSHA.shape[-1] if rotary_dim is None else rotary_dim
     frequency_R, magnitude = rotary_frequencies(rope, width // 2)
-    angle = positions_BS[:, :, None, None].astype(jnp.float32) * frequency_R
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    if magnitude != 1.0:
-        sin, cos = sin * magnitude, cos * magnitude
+    angle_BSR = positions_BS[:, :, None].astype(jnp.float32) * frequency_R
+    sin_BSR, cos_BSR = jnp.sin(angle_BSR), jnp.cos(angle_BSR)
+    return (sin_BSR, cos_BSR) if magnitude == 1.0 else (sin_BSR * magnitude, cos_BSR * magnitude)
+
+
+def rotate(x_BSHA: jax.Array, sin_BSR: jax.Array, cos_BSR: jax.Array) -> jax.Array:
+    """Turns pairs (i, i + R) of each head of queries or keys, in float32; what of a head is beyond 2 R stays."""
+    width = 2 * sin_BSR.shape[-1]
+    sin, cos = sin_BSR[:, :, None], cos_BSR[:, :, None]
     turned, rest = x_BSHA[..., :width].astype(jnp.float32), x_BSHA[..., width:]
     first, second = jnp.split(turned, 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BSHA.dtype)

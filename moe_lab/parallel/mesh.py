@@ -104,6 +104,10 @@ class MeshLayout(Layout):
     def devices(self) -> int:
         return int(self.mesh.devices.size)
 
+    @property
+    def spreads(self) -> bool:
+        return True
+
     def gather(self, params: T) -> T:
         where = NamedSharding(self.mesh, REPLICATED)
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, where), params)

@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 from moe_lab.nn.backend import Backend
 from moe_lab.nn.backends import BACKENDS
 from moe_lab.nn.expert_ffn import expert_ffn
+from moe_lab.nn.layout import Layout
 from moe_lab.nn.pool import Blocks, Pool, Routing, make_pool
 
 D_MODEL, BLOCK = 12, 4
 TOKENS = (40,)
 """One count that is more than a tile; what is drawn at random is the routing, because every new shape compiles."""
+
+
+class InParts(Layout):
+    """One device that is treated like one of several: all of a trunk goes through XLA."""
+
+    @property
+    def spreads(self) -> bool:
+        return True
 
 
 def random_blocks(rng: np.random.Generator, count: int, d_model: int = D_MODEL, block: int = BLOCK) -> Blocks:

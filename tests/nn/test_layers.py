@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 
-from moe_lab.nn.attention import QUERY_CHUNK, Attention, Scoring, causal_attention
+from moe_lab.nn.attention import Attention
 from moe_lab.nn.ffn import Linear
+from moe_lab.nn.kernels.attention import QUERY_CHUNK, Scoring, causal_attention
 from moe_lab.nn.norms import RMSNorm
-from moe_lab.nn.rope import rotate
+from moe_lab.nn.rope import rotary_tables, rotate
 from moe_lab.nn.spec import RopeSpec, TrunkSpec
 from tests.nn import oracle
 from tests.nn.drawing import seeds
@@ -24,7 +27,11 @@ HALF = Scoring(0.5)
 """Heads of four numbers."""
 
 attend = jax.jit(causal_attention, static_argnums=4)
-turn = jax.jit(rotate, static_argnums=2)
+
+
+@partial(jax.jit, static_argnums=2)
+def turn(x_BSHA: jax.Array, positions_BS: jax.Array, rope: RopeSpec) -> jax.Array:
+    return rotate(x_BSHA, *rotary_tables(positions_BS, rope, x_BSHA.shape[-1]))
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

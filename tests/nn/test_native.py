@@ -175,7 +175,9 @@ def test_a_slower_way_is_said_once(
     for _ in range(2):
         assert choose_backend(d_model=12, block=4, platform="cpu").backend == "worklist"
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("note: routed layers run without the compiled kernel, slower: no C++ compiler was found")
+    assert said.startswith(
+        "note: routed layers and attention run without the compiled kernel, slower: no C++ compiler was found"
+    )
 
 
 @compiled

@@ -23,6 +23,7 @@ from moe_lab.nn.spec import (
     YarnScaling,
 )
 from tests.nn import oracle
+from tests.nn.drawing import InParts
 from tests.nn.test_trunk import BASE, row
 
 DEEP: dict[str, Any] = {**BASE, "num_layers": 3, "num_kv_heads": 1, "head_dim": 8}
@@ -124,7 +125,7 @@ def test_multiply_adds_are_those_that_the_compiler_counts() -> None:
     sliding = TrunkSpec(**spec.model_dump(), sliding_layers=(0, 1, 2), sliding_window=64)
     found = []
     for some in (spec, sliding):
-        graph, state = nnx.split(nnx.eval_shape(lambda some=some: Trunk(some, rngs=nnx.Rngs(0))))
+        graph, state = nnx.split(nnx.eval_shape(lambda some=some: Trunk(some, rngs=nnx.Rngs(0), layout=InParts())))
         tokens = jax.ShapeDtypeStruct((1, 512), np.int32)
         program = jax.jit(lambda state, *inputs, graph=graph: nnx.merge(graph, state)(*inputs))
         flops = program.lower(state, tokens, tokens, tokens).compile().cost_analysis()["flops"]

@@ -1,4 +1,4 @@
-"""The routed layer in C++, called by XLA: the fastest way on a CPU, where a compiler is found."""
+"""The routed layer and attention in C++, called by XLA: the fastest way on a CPU, where a compiler is found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from moe_lab.nn.backend import Auto, Backend, LayerShape
 
 if TYPE_CHECKING:
     import jax
+    from jax.typing import DTypeLike
 
+    from moe_lab.nn.kernels.attention import Scoring
     from moe_lab.nn.pool import Pool, Routing
 
 
@@ -21,6 +23,32 @@ def obstacle(layer: LayerShape | None = None) -> str | None:
     if layer is not None and layer.dtype != jnp.float32:
         return f"the compiled kernel knows float32, not {layer.dtype}"
     return check.obstacle()
+
+
+def attention_obstacle(dtype: DTypeLike) -> str | None:
+    """Why the default device cannot run attention in this dtype through the kernel; None if it can."""
+    import jax
+    import jax.numpy as jnp
+
+    from moe_lab.nn.backends.native import check
+
+    if jax.default_backend() != "cpu":
+        return f"this is a {jax.default_backend()}"
+    return f"the compiled kernel knows float32, not {dtype}" if dtype != jnp.float32 else check.obstacle()
+
+
+def attend(
+    scoring: Scoring,
+    q_BSHA: jax.Array,
+    k_BSGA: jax.Array,
+    v_BSGA: jax.Array,
+    segment_ids_BS: jax.Array,
+    turns: tuple[jax.Array, jax.Array] | None,
+) -> jax.Array:
+    """Attention of whole rows, as `whole_rows` of `moe_lab.nn.attention` defines it, where it has no obstacle."""
+    from moe_lab.nn.backends.native import attention
+
+    return attention.attend(scoring, q_BSHA, k_BSGA, v_BSGA, segment_ids_BS, turns)
 
 
 def _run(h_TD: jax.Array, pool: Pool, routing: Routing, activation: str, budget: int | None) -> jax.Array:

@@ -26,6 +26,8 @@ from moe_lab.files import sync, user_cache
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
+TARGETS = ("moe_lab_forward", "moe_lab_backward", "moe_lab_attention", "moe_lab_attention_backward")
+"""The calls that kernel.cc defines."""
 TIMEOUT_SECONDS = 300
 
 
@@ -145,6 +147,6 @@ def _register(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise CannotBuildError(f"{path} cannot be loaded ({error})") from None
-    for name in ("moe_lab_forward", "moe_lab_backward"):
+    for name in TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library

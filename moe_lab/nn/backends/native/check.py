@@ -13,9 +13,12 @@ import numpy as np
 
 from moe_lab.nn.activations import ACTIVATIONS
 from moe_lab.nn.backends.native import build
+from moe_lab.nn.backends.native.attention import attend
 from moe_lab.nn.backends.native.layer import expert_ffn
 from moe_lab.nn.kernels import reference
+from moe_lab.nn.kernels.attention import Scoring, causal_attention
 from moe_lab.nn.pool import PROJECTIONS, Blocks, Pool, Routing
+from moe_lab.nn.rope import rotate
 
 
 @functools.cache
@@ -27,12 +30,21 @@ def obstacle() -> str | None:
     try:
         build.load_kernel(disagreement)
     except build.CannotBuildError as error:
-        print(f"note: routed layers run without the compiled kernel, slower: {error}", file=sys.stderr, flush=True)
+        print(
+            f"note: routed layers and attention run without the compiled kernel, slower: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
         return str(error)
     return None
 
 
 def disagreement() -> str | None:
+    """What is wrong with the kernel's numbers, or None."""
+    return layer_disagreement() or attention_disagreement()
+
+
+def layer_disagreement() -> str | None:
     """Compares outputs and gradients with the definition: odd sizes, a module not used, rows wider than the module."""
     rng = np.random.default_rng(0)
     tokens, d_model, block = 71, 20, 12
@@ -50,6 +62,39 @@ def disagreement() -> str | None:
             error = float(np.abs(values - got[name]).max() / np.abs(values).max())
             if not error < 1e-4:
                 return f"the {activation} layer's {name} is off by {error:.2g} of its largest number"
+    return None
+
+
+def attention_disagreement() -> str | None:
+    """Compares outputs and gradients with the same through XLA: odd sizes, several documents, with cap and window."""
+    rng = np.random.default_rng(0)
+    rows, length, heads, groups, width, turned = 2, 61, 4, 2, 10, 6
+    q, k, v, dy = (_normal(rng, rows, length, count, width) for count in (heads, groups, groups, heads))
+    segments: Any = np.sort(rng.integers(0, 4, (rows, length)).astype(np.int32))[:, ::-1]
+    angle = _normal(rng, rows, length, turned // 2)
+    turns: Any = np.sin(angle), np.cos(angle)
+
+    def through_xla(scoring: Scoring, q: Any, k: Any, v: Any) -> jax.Array:
+        q, k, v = (t.swapaxes(1, 2) for t in (rotate(q, *turns), rotate(k, *turns), v))
+        return causal_attention(q, k, v, segments, scoring).swapaxes(1, 2)
+
+    def compiled(scoring: Scoring, q: Any, k: Any, v: Any) -> jax.Array:
+        return attend(scoring, q, k, v, segments, turns)
+
+    names = ("output", *(f"gradient of {name}" for name in ("queries", "keys", "values")))
+    for scoring in (Scoring(0.3), Scoring(0.3, 2.0, 17)):
+        both = []
+        for run in (through_xla, compiled):
+
+            def gradients(q: Any, k: Any, v: Any, run: Any = run, scoring: Scoring = scoring) -> tuple:
+                y, pull_back = jax.vjp(lambda *heads: run(scoring, *heads), q, k, v)
+                return y, *pull_back(dy)
+
+            both.append(map(np.asarray, jax.jit(gradients).lower(q, k, v).compile()(q, k, v)))
+        for name, expected, got in zip(names, *both, strict=True):
+            error = float(np.abs(expected - got).max() / np.abs(expected).max())
+            if not error < 1e-4:
+                return f"attention's {name} is off by {error:.2g} of its largest number"
     return None
 
 

@@ -1,8 +1,11 @@
-// The routed layer on a CPU: exactly the routed blocks, and each token's bits independent of every other token.
+// What is compiled for a CPU: the routed layer, exactly the routed blocks, and the attention of whole rows. Each token's
+// bits are independent of every other token, or of every other row.
 //
 // Tokens lie in the lanes of vectors and the blocks of the pool are read one number at a time, where they are: nothing
-// of them is copied, padded or packed. These are the two calls that XLA makes; layer.py describes their arguments.
+// of them is copied, padded or packed. These are the calls that XLA makes; layer.py and attention.py describe their
+// arguments.
 
+#include "attention.h"
 #include "backward.h"
 #include "forward.h"
 #include "memory.h"
@@ -105,6 +108,66 @@ ffi::Error backward(ffi::ThreadPool threads, Floats<2> h, Floats<3> gate, Floats
   return ffi::Error::Success();
 }
 
+Heads make_heads(Floats<4> q, const float* turned_k, Floats<4> v, Integers<2> segments, Floats<3> sin, Floats<3> cos,
+                 float scale, float softcap, int32_t window) {
+  Heads heads;
+  heads.q = q.typed_data(), heads.k = turned_k, heads.v = v.typed_data(), heads.segments = segments.typed_data();
+  heads.sin = sin.typed_data(), heads.cos = cos.typed_data();
+  heads.B = q.dimensions()[0], heads.S = q.dimensions()[1], heads.H = q.dimensions()[2], heads.A = q.dimensions()[3];
+  heads.G = v.dimensions()[2], heads.R = sin.dimensions()[2];
+  heads.scale = scale, heads.softcap = softcap, heads.window = window;
+  return heads;
+}
+
+ffi::Error attention(ffi::ThreadPool threads, Floats<4> q, Floats<4> k, Floats<4> v, Integers<2> segments,
+                     Floats<3> sin, Floats<3> cos, Result<4> y, Result<4> turned_k, Result<3> tops, Result<3> shares,
+                     Result<2> scratch, float scale, float softcap, int32_t window) {
+  float* keys = fresh(turned_k);
+  Heads heads = make_heads(q, keys, v, segments, sin, cos, scale, softcap, window);
+  Workers workers(threads, scratch->dimensions()[0]);
+  float* out = fresh(y);
+  long panels = ceil_div(heads.S, kPanel);
+  Stage turn{heads.B * heads.G, 0, [&](long i, int) {
+               long row = i / heads.G, group = i % heads.G;
+               for (long s = 0; s < heads.S; ++s)
+                 heads.turn(k.typed_data() + heads.shared(row, s, group), row, s, false,
+                            keys + (i * heads.S + s) * heads.A);
+             }};
+  Stage look{panels * heads.B * heads.H, 1, [&](long i, int worker) {
+               long first = (panels - 1 - i / (heads.B * heads.H)) * kPanel;  // the dearest panels of all heads first
+               long row = i / heads.H % heads.B, head = i % heads.H, at = (row * heads.H + head) * heads.S + first;
+               attend(heads, Queries(heads, row, head, first), scratch->typed_data() + worker * scratch->dimensions()[1],
+                      out, tops->typed_data() + at, shares->typed_data() + at);
+             }};
+  workers.run({turn, look});
+  return ffi::Error::Success();
+}
+
+ffi::Error attention_backward(ffi::ThreadPool threads, Floats<4> q, Floats<4> turned_k, Floats<4> v,
+                              Integers<2> segments, Floats<3> sin, Floats<3> cos, Floats<3> tops, Floats<3> shares,
+                              Floats<4> dy, Result<4> dq, Result<4> dk, Result<4> dv, Result<2> scratch, float scale,
+                              float softcap, int32_t window) {
+  Heads heads = make_heads(q, turned_k.typed_data(), v, segments, sin, cos, scale, softcap, window);
+  Workers workers(threads, scratch->dimensions()[0]);
+  HeadGradients out{fresh(dq), fresh(dk), fresh(dv)};
+  workers.run(heads.B * heads.G, [&](long i, int worker) {
+    attend_backward(heads, i / heads.G, i % heads.G, dy.typed_data(), tops.typed_data(), shares.typed_data(),
+                    scratch->typed_data() + worker * scratch->dimensions()[1], out);
+  });
+  return ffi::Error::Success();
+}
+
+auto bind_heads() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Floats<4>>()
+      .Arg<Floats<4>>()
+      .Arg<Floats<4>>()
+      .Arg<Integers<2>>()
+      .Arg<Floats<3>>()
+      .Arg<Floats<3>>();
+}
+
 auto bind_layer() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -149,6 +212,30 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_backward, backward,
                                   .Attr<int32_t>("segment")
                                   .Attr<int32_t>("max_panels")
                                   .Attr<int32_t>("max_elements"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_attention, attention,
+                              bind_heads()
+                                  .Ret<Floats<4>>()
+                                  .Ret<Floats<4>>()
+                                  .Ret<Floats<3>>()
+                                  .Ret<Floats<3>>()
+                                  .Ret<Floats<2>>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap")
+                                  .Attr<int32_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_attention_backward, attention_backward,
+                              bind_heads()
+                                  .Arg<Floats<3>>()
+                                  .Arg<Floats<3>>()
+                                  .Arg<Floats<4>>()
+                                  .Ret<Floats<4>>()
+                                  .Ret<Floats<4>>()
+                                  .Ret<Floats<4>>()
+                                  .Ret<Floats<2>>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap")
+                                  .Attr<int32_t>("window"));
 
 // Tokens side by side in a panel, for whoever sizes the arrays.
 extern "C" int moe_lab_panel() { return kPanel; }
