@@ -287,8 +287,8 @@ class Trunk(nnx.Module):
 
     def _unembed(self) -> Unembedding:
         own = self.unembedding
-        weight_DV = self.layout.gather(self.embedding[...]).T if own is None else self.layout.gather(own.weight[...])
-        return Unembedding(weight_DV, self.spec.logit_multiplier, self.spec.logit_softcap)
+        weight = self.layout.gather(self.embedding[...] if own is None else own.weight[...])
+        return Unembedding(weight, self.spec.logit_multiplier, self.spec.logit_softcap, tied=own is None)
 
     @property
     def _tokens_at_once(self) -> int:

@@ -25,7 +25,7 @@ def drawn(seed: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     return jnp.asarray(x, jnp.float32), jnp.asarray(weight, jnp.float32), targets, jnp.asarray(counts, jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("multiplier", "softcap", "at_once", "of"))
+@partial(jax.jit, static_argnames=("multiplier", "softcap", "tied", "at_once", "of"))
 def value_and_gradient(x: Any, weight: Any, targets: Any, counts: Any, *, of: tuple[int, ...], **how: Any) -> tuple:
     at_once = how.pop("at_once")
 
@@ -43,6 +43,29 @@ def test_value_and_gradient_are_those_of_all_logits_at_once(how: dict, of: tuple
     expected = value_and_gradient(*given, at_once=EVERYTHING, of=of, **how)
     found = value_and_gradient(*given, at_once=4 * ROWS, of=of, **how)  # 4, 4 and 3 positions
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("of", [(0,), pytest.param((0, 1), marks=pytest.mark.slow)])
+def test_an_embedding_as_the_matrix_gives_the_same(of: tuple[int, ...]) -> None:
+    x, weight, *rest = drawn(3)
+    how: dict[str, Any] = {"multiplier": 0.5, "softcap": 1.5, "at_once": 4 * ROWS, "of": of}
+    total, expected = value_and_gradient(x, weight, *rest, **how)
+    tied_total, found = value_and_gradient(x, weight.T, *rest, tied=True, **how)
+    np.testing.assert_allclose(tied_total, total, rtol=1e-5)
+    for i, gradient in zip(of, found, strict=True):
+        np.testing.assert_allclose(gradient.T if i else gradient, expected[i], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_embedding_is_not_kept_twice() -> None:
+    x, weight = jax.ShapeDtypeStruct((2, 64, 512), jnp.float32), jax.ShapeDtypeStruct((1024, 512), jnp.float32)
+    targets = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+    def total(x: jax.Array, weight: jax.Array, targets: jax.Array) -> jax.Array:
+        return Unembedding(weight, tied=True).losses(x, targets, 8).sum()
+
+    compiled = jax.jit(total).lower(x, weight, targets).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < weight.size * 4 / 2
 
 
 @pytest.mark.slow
