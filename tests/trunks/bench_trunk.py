@@ -3,7 +3,9 @@
     python -m tests.trunks.bench_trunk REGISTRY hf/smollm2-135m FILE.gguf
 
 Loading against reading the same bytes, the forward pass of 4 x 512 tokens, and training steps of a module 512 wide with
-and without kept states. Every figure is the best of a few rounds that take turns.
+and without kept states. Every figure is the best of a few rounds that take turns. The forward pass takes turns with the
+matmul that tells the rate, and its share is told of wall time and of processor time: where other work shares the cores,
+the second still says something.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from moe_lab.bench.measure import calibrate
+from moe_lab.bench.measure import MATMUL_SIZE, calibrate
 from moe_lab.compose.kept_states import KeptStates
 from moe_lab.compose.lockfile import pin
 from moe_lab.compose.parts import LoadedTrunk, load_trunk
@@ -37,43 +39,52 @@ from moe_lab.training.step import compile_step, initial_state, place
 ROWS, LENGTH, WIDTH, ROUNDS = 4, 512, 512, 3
 
 
-def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
+class Taken(NamedTuple):
+    """Seconds of a call, or the least of several."""
+
+    wall: float
+    processor: float
+
+
+def seconds(run: Callable[[], object]) -> Taken:
+    wall, processor = time.perf_counter(), time.process_time()
     jax.block_until_ready(run())
-    return time.perf_counter() - started
+    return Taken(time.perf_counter() - wall, time.process_time() - processor)
 
 
-def best(**runs: Callable[[], object]) -> dict[str, float]:
+def best(**runs: Callable[[], object]) -> dict[str, Taken]:
     """The least seconds of each; they take turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[Taken]] = {name: [] for name in runs}
     for _ in range(ROUNDS + 1):
         for name, run in runs.items():
-            times[name].append(seconds(run))
-    return {name: min(taken[1:]) for name, taken in times.items()}
+            taken[name].append(seconds(run))
+    return {name: Taken(*map(min, zip(*all_of[1:], strict=True))) for name, all_of in taken.items()}
 
 
 def bench_loading(registry: Registry, ref: str) -> LoadedTrunk:
     part = pin(registry, ref, "trunk")
     manifest = registry.manifest(part.digest)
 
-    def read() -> None:
+    def read_bytes() -> None:
         for chunk in manifest.chunks():
             Path(registry.store.where(f"blobs/{chunk.digest}")).read_bytes()
 
     found = best(
-        read=read,
+        read=read_bytes,
         hashed=lambda: [len(read_chunk(registry.store, chunk)) for chunk in manifest.chunks()],
         load=lambda: load_trunk(registry, part).state,
     )
-    print(f"load {found['load']:.2f} s; its bytes read {found['read']:.2f} s, read and hashed {found['hashed']:.2f} s")
+    load, read, hashed = (found[name].wall for name in ("load", "read", "hashed"))
+    print(f"load {load:.2f} s; its bytes read {read:.2f} s, read and hashed {hashed:.2f} s")
     return load_trunk(registry, part)
 
 
-def bench_forward(trunk: LoadedTrunk, source: Path, gflops: float) -> None:
+def bench_forward(trunk: LoadedTrunk, source: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, trunk.tokenizer.vocab_size, (ROWS, LENGTH)).astype(np.int32)
     ones, places = np.ones_like(tokens), np.arange(LENGTH, dtype=np.int32)[None].repeat(ROWS, 0)
     ours = jax.jit(lambda state: nnx.merge(trunk.graph, state)(tokens, ones, places))
-    runs: dict[str, Callable[[], object]] = {"ours": lambda: ours(trunk.state)}
+    square, multiply = jax.random.normal(jax.random.key(0), (MATMUL_SIZE, MATMUL_SIZE)), jax.jit(lambda a: a @ a)
+    runs: dict[str, Callable[[], object]] = {"matmul": lambda: multiply(square), "ours": lambda: ours(trunk.state)}
     try:
         runs["transformers"] = peer(source, tokens)
     except ImportError:
@@ -81,9 +92,14 @@ def bench_forward(trunk: LoadedTrunk, source: Path, gflops: float) -> None:
     found = best(**runs)
     spec = trunk.spec
     work = sum(spec.multiply_adds(layer, LENGTH) for layer in range(spec.num_layers)) + spec.head_multiply_adds
+    matmuls = work * tokens.size / MATMUL_SIZE**3
+    rate = found.pop("matmul")
     for name, taken in found.items():
-        rate = 2 * work * tokens.size / taken / 1e9
-        print(f"forward {ROWS} x {LENGTH}, {name}: {tokens.size / taken:.0f} tokens/s, {rate / gflops:.2f} of the rate")
+        shares = [matmuls * least / own for least, own in zip(rate, taken, strict=True)]
+        print(
+            f"forward {ROWS} x {LENGTH}, {name}: {tokens.size / taken.wall:.0f} tokens/s, {shares[0]:.2f} of the rate; "
+            f"of processor time {shares[1]:.2f}"
+        )
 
 
 def peer(source: Path, tokens: np.ndarray) -> Callable[[], object]:
@@ -117,7 +133,7 @@ class DrawnText:
         return Batch(drawn[:, :-1], drawn[:, 1:], one, places, ones, one, zeros, levels, ones)
 
 
-def bench_training(trunk: LoadedTrunk, gflops: float) -> None:
+def bench_training(trunk: LoadedTrunk) -> None:
     spec = TrainSpec(steps=100, batch_size=ROWS, seq_len=LENGTH, learning_rate=1e-3)
     interface = trunk.interface.of_kind("gated_ffn")
     widths = dict.fromkeys(trunk.spec.routed_layers, WIDTH)
@@ -150,18 +166,18 @@ def bench_training(trunk: LoadedTrunk, gflops: float) -> None:
             runs["with kept states"]()  # all four batches are on the disk then
         found = best(**runs)
     for name, taken in found.items():
-        print(f"training step of a module {WIDTH} wide, {name}: {ROWS * LENGTH / taken:.0f} tokens/s")
+        print(f"training step of a module {WIDTH} wide, {name}: {ROWS * LENGTH / taken.wall:.0f} tokens/s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"peak resident memory of this whole run: {peak:.2f} GB")
+    print(f"peak resident memory so far: {peak:.2f} GB")
 
 
 def main() -> None:
     registry, ref, source = Registry(sys.argv[1], create=False), sys.argv[2], Path(sys.argv[3])
     before = calibrate()
     trunk = bench_loading(registry, ref)
-    bench_training(trunk, before.gflops)
+    bench_training(trunk)
     middle = calibrate()
-    bench_forward(trunk, source, middle.gflops)
+    bench_forward(trunk, source)
     after = calibrate()
     print(f"calibrated: {before.gflops:.0f}, {middle.gflops:.0f}, {after.gflops:.0f} GFLOP/s")
 
