@@ -46,6 +46,8 @@ GO_ON_AFTER_ANY = {
     "questions/delimited.py:delimited_rows": "the mistake is one of the text, which is read in another way",
     "questions/delimited.py:_unquoted": "the mistake is one of the text, which is read in another way",
     "questions/items.py:_agrees": "two answers of different types differ",
+    "serving/app.py:events": "a report: a stream that has begun ends with the mistake",
+    "serving/writer.py:_submit": "it is handed to whoever asked, who raises it",
 }
 
 
@@ -195,7 +197,7 @@ def nodes_of_the_house() -> list[tuple[str, ast.AST]]:
 
     def walk(node: ast.AST, path: Path, function: str) -> Iterator[tuple[str, ast.AST]]:
         for child in ast.iter_child_nodes(node):
-            inner = child.name if isinstance(child, ast.FunctionDef) else function
+            inner = child.name if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) else function
             yield f"{path.relative_to(HOUSE)}:{inner}", child
             yield from walk(child, path, inner)
 
