@@ -12,9 +12,9 @@ from einops import rearrange
 from flax import nnx
 
 from moe_lab.nn.backends import native
-from moe_lab.nn.cache import Chunk, LayerCache, loses_nothing, remember
+from moe_lab.nn.cache import Chunk, LayerCache, once_read, remember
 from moe_lab.nn.ffn import Linear
-from moe_lab.nn.kernels.attention import Scoring, cached_attention, causal_attention, slot_attention
+from moe_lab.nn.kernels.attention import Scoring, cached_attention, causal_attention
 from moe_lab.nn.layout import ONE_DEVICE, Layout
 from moe_lab.nn.norms import RMSNorm
 from moe_lab.nn.rope import rotary_tables, rotate
@@ -102,11 +102,8 @@ class Attention(nnx.Module):
         else:
             if turns is not None:
                 q, k = rotate(q, *turns), rotate(k, *turns)
-            after = remember(cache, chunk, k, v)
-            q, k, v = map(_heads_first, (q, k, v))
-            if loses_nothing(chunk, cache.slots):
-                out_BHSA = slot_attention(q, after, chunk, self.scoring)
-            else:
-                out_BHSA = cached_attention(q, k, v, cache, chunk, self.scoring)
+            q_BHSA, k_BGSA, v_BGSA = map(_heads_first, (q, k, v))
+            out_BHSA = cached_attention(q_BHSA, k_BGSA, v_BGSA, cache, chunk, self.scoring)
+            after = remember(cache, once_read(chunk, out_BHSA), k, v)
             out_BSHA = _heads_first(out_BHSA)
         return self.out(rearrange(out_BSHA, "b s h a -> b s (h a)")), after

@@ -94,20 +94,14 @@ def remembered(chunk: Chunk, slots: int) -> tuple[jax.Array, jax.Array]:
     return index_BC, jnp.take_along_axis(chunk.key_segments_BC, place_BC, axis=1)
 
 
-def remembered_after(chunk: Chunk, slots: int) -> tuple[jax.Array, jax.Array]:
-    """The same once the chunk is written, both [B, C]."""
-    last_B1 = chunk.new_length_B[:, None] - 1
-    index_BC = last_B1 - (last_B1 - jnp.arange(slots, dtype=jnp.int32)) % slots
-    own_BC = index_BC - chunk.length_B[:, None]
-    place_BC = jnp.maximum(index_BC, 0) % chunk.key_segments_BC.shape[1]
-    before_BC = jnp.take_along_axis(chunk.key_segments_BC, place_BC, axis=1)
-    in_chunk_BC = jnp.take_along_axis(chunk.segment_ids_BS, jnp.maximum(own_BC, 0), axis=1)
-    return index_BC, jnp.where(own_BC >= 0, in_chunk_BC, before_BC)
+def once_read(chunk: Chunk, read: jax.Array) -> Chunk:
+    """The chunk, to be written once `read` was computed from what lies there.
 
-
-def loses_nothing(chunk: Chunk, slots: int) -> bool:
-    """Whether the chunk's own tokens may be written before they look back: what they overwrite, none of them sees."""
-    return slots == chunk.key_segments_BC.shape[1] or chunk.segment_ids_BS.shape[1] == 1
+    XLA writes in place only where it knows that all who read the old content come first; else it copies the whole cache
+    in every step. So the place hangs on the result, by a comparison that never holds.
+    """
+    never = (read[(0,) * read.ndim] > jnp.inf).astype(jnp.int32)
+    return chunk._replace(index_BS=chunk.index_BS + never)
 
 
 def remember(layer: LayerCache, chunk: Chunk, key_BSGA: jax.Array, value_BSGA: jax.Array) -> LayerCache:

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
@@ -38,6 +38,7 @@ STATUS: tuple[tuple[type[LabError], int], ...] = (
     (Unavailable, 503),
     (LabError, 400),
 )
+Result = TypeVar("Result")
 USUAL_MAX_TOKENS = 16
 """As OpenAI's, where a request says nothing."""
 
@@ -82,7 +83,12 @@ def make_app(
         Route("/v1/state", server.state, methods=["GET"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {LabError: server.refuse, 404: _no_such_path, 405: _no_such_path}
+    handlers: dict[Any, Any] = {
+        LabError: server.refuse,
+        ClientDisconnect: _nobody_there,
+        404: _no_such_path,
+        405: _no_such_path,
+    }
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
@@ -139,7 +145,11 @@ class _Server:
         if body.stream:
             # The first step decides between a status and a stream.
             steps = self.write_all(requests)
-            first = await anext(steps)
+            try:
+                first = await self.until_gone(request, anext(steps))
+            except BaseException:
+                await steps.aclose()
+                raise
             events = self.events(head, body, requests, first, steps)
             return StreamingResponse(events, media_type="text/event-stream")
         texts = await self.until_gone(request, self.collect(requests))
@@ -243,7 +253,7 @@ class _Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def until_gone(self, request: HttpRequest, work: Awaitable[list[list[Step]]]) -> list[list[Step]]:
+    async def until_gone(self, request: HttpRequest, work: Awaitable[Result]) -> Result:
         """The result, unless the client goes away first: then the work is cancelled."""
         task = asyncio.ensure_future(work)
         gone = asyncio.create_task(_gone(request))
@@ -314,6 +324,10 @@ async def _gone(request: HttpRequest) -> None:
     """Returns once the client has gone away; the body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def _nobody_there(request: HttpRequest, error: Exception) -> Response:
+    return Response(status_code=499)  # as nginx says it; nobody reads it
 
 
 async def _no_such_path(request: HttpRequest, error: Exception) -> Response:

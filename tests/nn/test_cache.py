@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -124,3 +125,20 @@ def test_a_sliding_layer_keeps_its_window_only() -> None:
     assert [layer.slots for layer in cache.layers] == [5, 5, LENGTH]
     assert cache.capacity == LENGTH
     assert [layer.slots for layer in make_cache(SPEC, 1, 3).layers] == [3, 3, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_a_step_writes_into_the_cache_that_it_was_given(rows: int) -> None:
+    graph, state = nnx.split(Trunk(SPEC, rngs=nnx.Rngs(0)))
+
+    def step(cache: Cache, tokens: jax.Array) -> tuple[Cache, jax.Array]:
+        output = nnx.merge(graph, state).forward(tokens, jnp.ones_like(tokens), cache.length_B[:, None], None, cache)
+        assert output.cache is not None
+        return output.cache, output.hidden_BSD
+
+    cache = make_cache(SPEC, rows, LENGTH)
+    program = jax.jit(step, donate_argnums=0).lower(cache, jnp.ones((rows, 1), jnp.int32)).compile().as_text()
+    for layer in cache.layers:
+        made = rf"f32\[{','.join(map(str, layer.key_BGCA.shape))}\]\S* (\w+)\("
+        assert "copy" not in re.findall(made, program), "XLA copies the cache in every step"

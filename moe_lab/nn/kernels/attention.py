@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from moe_lab.nn.cache import Chunk, LayerCache, remembered, remembered_after
+from moe_lab.nn.cache import Chunk, LayerCache, remembered
 
 QUERY_CHUNK = 64
 _UNSEEN = -1e30
@@ -58,26 +58,10 @@ def causal_attention(
     return rearrange(jnp.concatenate(chunks, axis=3), "b g n s a -> b (g n) s a")
 
 
-def slot_attention(q_BHSA: jax.Array, cache: LayerCache, chunk: Chunk, scoring: Scoring) -> jax.Array:
-    """The same over the slots of a cache that has the chunk in it: keys and values are not put together anew."""
-    q_BGNSA = _in_groups(q_BHSA, cache.key_BGCA.shape[1])
-    index_BC, segments_BC = remembered_after(chunk, cache.slots)
-    seen = _seen(chunk, index_BC, segments_BC, scoring.window) & (index_BC >= 0)[:, None]
-    seen = (seen & (chunk.index_BS[:, :, None] >= index_BC[:, None, :]))[:, None, None]
-    scores = jnp.where(seen, _grouped(scoring.score, q_BGNSA, cache.key_BGCA.astype(q_BHSA.dtype)), _UNSEEN)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    total = weights.sum(-1, keepdims=True).astype(q_BHSA.dtype)
-    out_BGNSA = _grouped(jnp.matmul, weights.astype(q_BHSA.dtype), cache.value_BGCA.astype(q_BHSA.dtype)) / total
-    return rearrange(out_BGNSA, "b g n s a -> b (g n) s a")
-
-
 def cached_attention(
     q_BHSA: jax.Array, k_BGSA: jax.Array, v_BGSA: jax.Array, cache: LayerCache, chunk: Chunk, scoring: Scoring
 ) -> jax.Array:
-    """The same over a chunk's own keys and those that the cache held before it.
-
-    For rings: a chunk overwrites what its first tokens still see.
-    """
+    """The same over a chunk's own keys and those that the cache held before it, which are not copied."""
     q_BGNSA = _in_groups(q_BHSA, k_BGSA.shape[1])
     index_BC, segments_BC = remembered(chunk, cache.slots)
     own_BS = jnp.broadcast_to(jnp.arange(q_BHSA.shape[2]), chunk.segment_ids_BS.shape)
