@@ -17,6 +17,43 @@ import pytest
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
 
+# The contrast of each text with what lies behind its middle, by the formula of WCAG 2.2. Text that is scrolled out of
+# its box is passed over.
+CONTRASTS = """(() => {
+  const channels = colour => { const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+  const over = (top, below) => below.map((old, i) => top[3] * top[i] + (1 - top[3]) * old);
+  const luminance = rgb => rgb.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const layers = element => {
+    const style = getComputedStyle(element);
+    if (element instanceof SVGGeometryElement) {
+      if (style.fill === 'none') return [];
+      const [r, g, b, a] = channels(style.fill);
+      return [[r, g, b, a * style.fillOpacity * style.opacity]];
+    }
+    const image = style.backgroundImage.match(/rgba?\\([^)]*\\)/);
+    return [channels(style.backgroundColor), ...image ? [channels(image[0])] : []];
+  };
+  document.querySelectorAll('details').forEach(part => { part.open = true; });
+  const found = [], walker = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, element = node.parentElement, range = document.createRange();
+    if (!node.data.trim() || element.closest('style, title, head, metadata')) continue;
+    range.selectNodeContents(node);
+    const box = range.getClientRects()[0];
+    if (!box) continue;
+    const stack = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+    if (!stack.includes(element)) continue;
+    const behind = stack.filter(e => !(e instanceof SVGTextContentElement)).reverse().flatMap(layers);
+    const ground = behind.reduce((below, top) => over(top, below), [255, 255, 255]);
+    const style = getComputedStyle(element);
+    const ink = over(channels(element instanceof SVGElement ? style.fill : style.color), ground);
+    const [high, low] = [luminance(ink), luminance(ground)].sort((a, b) => b - a);
+    found.push([node.data.trim(), (high + .05) / (low + .05)]);
+  }
+  return found;
+})()"""
+
 
 class Browser:
     """One page of a browser of its own. Scripts run in it as its console would run them, whatever the page forbids."""
@@ -64,12 +101,12 @@ class Browser:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def show(self, file: Path, width: int, scheme: str) -> None:
-        """Opens a file in a window of that width, `light` or `dark`, as high as the page."""
+    def show(self, place: Path | str, width: int, scheme: str) -> None:
+        """Opens a file or an address in a window of that width, `light` or `dark`, as high as the page."""
         media = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=media)
         self._resize(width, 900)
-        self.call("Page.navigate", url=file.absolute().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.absolute().as_uri())
         self.run("new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))")
         self._resize(width, self.run("Math.ceil(document.documentElement.getBoundingClientRect().height)"))
 

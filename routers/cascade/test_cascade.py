@@ -86,9 +86,10 @@ def test_a_higher_price_widens_no_token(drawn, route) -> None:
 def test_the_softened_chain_is_the_chain_when_it_is_cold(drawn, route) -> None:
     loss_NEQ, module_N = drawn
     shown = told(np.where(VALID_ER, break_even(loss_NEQ), 0.0), module_N, 0.5)
-    soft = make_example_router(Told).policy(shown.hidden_BSD, shown.price)
+    soft, sharp = make_example_router(Told), make_example_router(Told, softness=1e-6)
+    soft = soft.policy(soft.seen(shown), shown.price_B[0])
     np.testing.assert_allclose(soft.sum(-1), 1.0, rtol=1e-5)
-    cold = make_example_router(Told, softness=1e-6).policy(shown.hidden_BSD, shown.price)[0]
+    cold = sharp.policy(sharp.seen(shown), shown.price_B[0])[0]
     stops_N = np.asarray(cold)[np.arange(500), module_N].argmax(-1)
     width_N = np.where(stops_N > 0, SPACE.blocks_C[SPACE.candidate_ER[module_N, stops_N - 1]], 0)
     np.testing.assert_array_equal(width_N, route(shown).width[0, :, 0])
@@ -98,7 +99,8 @@ def test_what_is_at_stake_in_a_check_is_all_that_may_still_be_spent() -> None:
     """Closed form: going on is a sigmoid of the score's lead over the price times the cost up to the widest rung."""
     scores, price, softness = np.random.default_rng(2).normal(size=(50, 3, 3)), 0.4, 0.7
     shown = told(scores, np.zeros(50), price)
-    policy = make_example_router(Told, softness=softness).policy(shown.hidden_BSD, shown.price)[0]
+    router = make_example_router(Told, softness=softness)
+    policy = router.policy(router.seen(shown), shown.price_B[0])[0]
     widest_E = np.array([COST_EQ[module, 1:][VALID_ER[module]].max() for module in range(3)])
     stake_NER = (scores - price) * (widest_E[:, None] - COST_EQ[:, :-1])
     goes_on_NER = VALID_ER / (1 + np.exp(-stake_NER / softness))

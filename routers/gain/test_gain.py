@@ -128,7 +128,7 @@ def test_rivals_are_the_next_best_modules_and_are_judged_by_n_grams() -> None:
     router.prepare(features)
     np.testing.assert_array_equal(router.rival_EV[...], [[1], [0], [0]])
     losses_BSC, own_BSE = np.asarray(features.outcomes_BSC), np.eye(3, dtype=np.float32)[example.module_BS]
-    rival_BSM = np.asarray(router.rival_losses(features, jnp.asarray(own_BSE)))
+    rival_BSM = np.asarray(router.rival_losses(router.seen(features), jnp.asarray(own_BSE)))
     counted = np.asarray(features.segment_ids_BS) > 0
     for own, (rival,) in enumerate(np.asarray(router.rival_EV[...])):
         here = counted & (example.module_BS == own)
@@ -157,8 +157,8 @@ def test_a_module_with_a_longer_ladder_joins_and_the_others_stay(rivals: int) ->
         np.testing.assert_array_equal(joined.rival_EV[...][:2], [[1, 2], [0, 2]])
         own_BSE = jnp.broadcast_to(jnp.eye(2)[0], (*features.tokens_BS.shape, 2))
         before, after = (
-            known.rival_losses(features, own_BSE),
-            joined.rival_losses(features, jnp.pad(own_BSE, 2 * [(0, 0)] + [(0, 1)])),
+            known.rival_losses(known.seen(features), own_BSE),
+            joined.rival_losses(joined.seen(features), jnp.pad(own_BSE, 2 * [(0, 0)] + [(0, 1)])),
         )
         np.testing.assert_array_equal(after[..., :2], before)
     # What is counted of the newcomer is what a full training counts of it.

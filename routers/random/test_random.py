@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,6 +29,8 @@ def test_it_keeps_the_contract() -> None:
 @pytest.mark.slow
 def test_it_draws_evenly_among_the_trunk_and_what_is_available() -> None:
     router, features = make_example_router(RandomRouter), draw_example(0, rows=64, length=64).features
+    tokens_BS = np.random.default_rng(0).integers(50_000, size=(64, 64))  # so that no draw comes twice
+    features = features._replace(tokens_BS=jnp.asarray(tokens_BS, jnp.int32))
     np.testing.assert_allclose(shares(router.route(features)), 1 / 7, atol=0.03)
     without = router.route(features.for_all_rows(available_E=[True, True, False]))
     np.testing.assert_allclose(shares(without), [1 / 4] * 4 + [0] * 3, atol=0.03)

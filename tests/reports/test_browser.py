@@ -18,49 +18,13 @@ from moe_lab.registry import LineageNode, lineage_svg
 from moe_lab.reports.composed_report import render_report
 from moe_lab.reports.plan_picture import write_plan_picture
 from moe_lab.reports.route_report import render_route_report
-from tests.browser import Browser, open_browser
+from tests.browser import CONTRASTS, Browser, open_browser
 from tests.questions.test_joined import joined, measure
 from tests.reports.test_page_access import READABLE
 
 pytestmark = pytest.mark.slow
 PAGES, PICTURES = ("composed.html", "joined.html"), ("lineage.svg", "plan.svg")
 LONG = "a-team-with-a-long-name/a-module-with-a-name-of-sixty-three-letters-without-a-space"
-# The contrast of each text with what lies behind its middle, by the formula of WCAG 2.2. Text that is scrolled out of
-# its box is passed over.
-CONTRASTS = """(() => {
-  const channels = colour => { const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
-  const over = (top, below) => below.map((old, i) => top[3] * top[i] + (1 - top[3]) * old);
-  const luminance = rgb => rgb.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const layers = element => {
-    const style = getComputedStyle(element);
-    if (element instanceof SVGGeometryElement) {
-      if (style.fill === 'none') return [];
-      const [r, g, b, a] = channels(style.fill);
-      return [[r, g, b, a * style.fillOpacity * style.opacity]];
-    }
-    const image = style.backgroundImage.match(/rgba?\\([^)]*\\)/);
-    return [channels(style.backgroundColor), ...image ? [channels(image[0])] : []];
-  };
-  document.querySelectorAll('details').forEach(part => { part.open = true; });
-  const found = [], walker = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const node = walker.currentNode, element = node.parentElement, range = document.createRange();
-    if (!node.data.trim() || element.closest('style, title, head, metadata')) continue;
-    range.selectNodeContents(node);
-    const box = range.getClientRects()[0];
-    if (!box) continue;
-    const stack = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
-    if (!stack.includes(element)) continue;
-    const behind = stack.filter(e => !(e instanceof SVGTextContentElement)).reverse().flatMap(layers);
-    const ground = behind.reduce((below, top) => over(top, below), [255, 255, 255]);
-    const style = getComputedStyle(element);
-    const ink = over(channels(element instanceof SVGElement ? style.fill : style.color), ground);
-    const [high, low] = [luminance(ink), luminance(ground)].sort((a, b) => b - a);
-    found.push([node.data.trim(), (high + .05) / (low + .05)]);
-  }
-  return found;
-})()"""
 OUTSIDE = """[...document.querySelectorAll('svg > svg')].flatMap(box => {
   const frame = box.querySelector('rect').getBoundingClientRect();
   return [...box.querySelectorAll('text')].filter(text => {

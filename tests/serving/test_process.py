@@ -65,7 +65,7 @@ def serving(lab: Path) -> Iterator[Process]:
         yield server
     finally:
         server.process.kill()
-        server.process.wait()
+        server.process.communicate()
 
 
 @pytest.fixture(scope="module")
