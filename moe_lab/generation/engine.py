@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
@@ -101,6 +102,11 @@ class _Writing:
     written: int = 0
     prompt: list[Said] = dataclasses.field(default_factory=list)
 
+    @property
+    def in_prompt(self) -> bool:
+        """Whether more than the last token is still to be read."""
+        return self.fresh or len(self.unread) > 1
+
 
 class Engine:
     """Texts that are written side by side.
@@ -168,9 +174,9 @@ class Engine:
     def step(self) -> list[Step]:
         """Reads one chunk of one prompt, then a token of each text that is being written; what was written."""
         self._admit()
-        prompts = [writing for writing in self._writing.values() if writing.fresh or len(writing.unread) > 1]
+        prompts = [writing for writing in self._writing.values() if writing.in_prompt]
         steps = self._read(min(prompts, key=lambda writing: writing.number)) if prompts else []
-        others = [writing for writing in self._writing.values() if not (writing.fresh or len(writing.unread) > 1)]
+        others = [writing for writing in self._writing.values() if not writing.in_prompt]
         return steps + (self._read_all(others) if others else [])
 
     def _admit(self) -> None:
@@ -212,7 +218,7 @@ class Engine:
         # Copies: what is handed to a compiled program must not change while it runs.
         terms, draws = (type(some)(*(values.copy() for values in some)) for some in (self._terms, self._draws))
         self._memory, read = read_chunk(self._structure, self._arrays, self._memory, chunk, terms, draws, follows_RS)
-        read = _on_host(read)
+        read = jax.device_get(read)
         steps = []
         for row, writing in enumerate(rows):
             if writing is None:
@@ -318,10 +324,3 @@ def require_stepping(model: ComposedModel) -> None:
         )
     if not model.router.steps:
         raise Refused(f"{name} routes whole rows only; it needs `init_state` and `step` to write (docs/routers.md)")
-
-
-def _on_host(read: Read) -> Read:
-    import jax
-
-    host: Read = jax.device_get(read)
-    return host

@@ -63,7 +63,7 @@ def choice(
 def logprobs(said: Sequence[Said], tokenizer: Tokenizer, alternatives: int) -> dict[str, Any]:
     """Of each token its name, its log-probability, and the likeliest with theirs.
 
-    A name is the token's text; where that is no text of its own, or another token's too, `token_id:N`.
+    A name is the token's text; where that is no text of its own, `token_id:N`.
     """
 
     def name(token: int) -> str:

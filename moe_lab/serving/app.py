@@ -132,7 +132,7 @@ class _Server:
 
     async def completions(self, request: HttpRequest) -> Response:
         self.require_key(request)
-        body = read_body(CompletionBody, await self.read(request))
+        body = read_body(await self.read(request))
         if body.model not in (None, self.name):
             raise NotFound(f'there is no model "{body.model}"; this server has {self.name}')
         scored = bool(body.echo) and body.logprobs is not None
@@ -160,7 +160,7 @@ class _Server:
     ) -> dict[str, Any]:
         tokenizer = self.writer.engine.model.trunk.tokenizer
         choices = [
-            answers.choice(index, steps, tokenizer, body.alternatives, self.echo(body, one))
+            answers.choice(index, steps, tokenizer, body.logprobs, self.echo(body, one))
             for index, (one, steps) in enumerate(zip(requests, texts, strict=True))
         ]
         return head.answer(choices, answers.usage(self.prompt_tokens(requests), texts))
@@ -185,7 +185,7 @@ class _Server:
             async for index, step in all_steps():
                 echo = None if texts[index] else self.echo(body, requests[index])
                 texts[index].append(step)
-                yield _event(head.answer([answers.choice(index, [step], tokenizer, body.alternatives, echo)]))
+                yield _event(head.answer([answers.choice(index, [step], tokenizer, body.logprobs, echo)]))
             if body.stream_options is not None and body.stream_options.include_usage:
                 yield _event(head.answer([], answers.usage(self.prompt_tokens(requests), texts)))
         except LabError as error:

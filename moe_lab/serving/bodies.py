@@ -26,16 +26,18 @@ class StreamOptions(Spec):
     include_usage: bool = False
 
 
-class Body(Spec):
-    """What both kinds of completion take.
+class CompletionBody(Spec):
+    """`/v1/completions`.
 
     Attributes:
+        prompt: one or more, as texts or as ids.
         model: the one that is served, or left out.
         stream: server-sent events instead of one answer.
         price, without, domain: terms of this request, as in `generation.engine.Request`.
         user: anything; it is not looked at.
     """
 
+    prompt: StrictStr | Ids | list[StrictStr] | list[Ids] = ""
     model: StrictStr | None = None
     max_tokens: PositiveInt | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -48,6 +50,10 @@ class Body(Spec):
     stop_ids: list[NonNegativeInt] = []
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=ALTERNATIVES)] | None = None
+    echo: bool | None = None
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     logit_bias: dict[str, float] | None = None
@@ -55,16 +61,6 @@ class Body(Spec):
     price: Annotated[float, Field(ge=0)] | None = None
     without: list[StrictStr] = []
     domain: StrictStr | None = None
-
-    @property
-    def choices(self) -> int:
-        """Texts for each prompt."""
-        return self.n or 1
-
-    @property
-    def alternatives(self) -> int | None:
-        """So many of the likeliest tokens are told beside each, or nothing is told of any."""
-        raise NotImplementedError
 
     def requests_for(self, prompt: str | list[int], *, max_tokens: int, score_prompt: bool = False) -> list[Request]:
         """One request for each choice; each has a seed of its own."""
@@ -91,22 +87,8 @@ class Body(Spec):
                 domain=self.domain,
                 score_prompt=score_prompt,
             )
-            for choice in range(self.choices)
+            for choice in range(self.n or 1)
         ]
-
-
-class CompletionBody(Body):
-    """`/v1/completions`: one or more prompts, as texts or as ids."""
-
-    prompt: StrictStr | Ids | list[StrictStr] | list[Ids] = ""
-    logprobs: Annotated[int, Field(ge=0, le=ALTERNATIVES)] | None = None
-    echo: bool | None = None
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
-
-    @property
-    def alternatives(self) -> int | None:
-        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -118,7 +100,7 @@ class CompletionBody(Body):
         return many
 
 
-def read_body(kind: type[CompletionBody], data: bytes) -> CompletionBody:
+def read_body(data: bytes) -> CompletionBody:
     """Decodes a body.
 
     Raises:
@@ -135,7 +117,7 @@ def read_body(kind: type[CompletionBody], data: bytes) -> CompletionBody:
     if not isinstance(values, dict):
         raise LabError('the body must be a JSON object, such as {"prompt": "..."}')
     try:
-        return kind.model_validate_json(data)
+        return CompletionBody.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = str(first["loc"][0]) if first["loc"] else "the body"

@@ -69,34 +69,20 @@ def serve(
         engine, metrics = Engine(model, slots=slots, capacity=capacity), ServerMetrics()
         tell("compiling")
         warm(engine)
-        _serve(engine, metrics, lock, ledger, listening, most_waiting, api_key, limits, tell)
+        composition = digest_of(canonical_json(lock.model_dump(mode="json")).encode())
+        ledger.parent.mkdir(parents=True, exist_ok=True)
 
+        def note(written: int, receipt: Receipt, end: str) -> None:
+            metrics.note_text(written, receipt, end)
+            note_use(ledger, composition, written, receipt, end)
 
-def _serve(
-    engine: Engine,
-    metrics: ServerMetrics,
-    lock: Lock,
-    ledger: Path,
-    listening: socket.socket,
-    most_waiting: int,
-    api_key: str | None,
-    limits: Limits,
-    tell: Callable[[str], None],
-) -> None:
-    composition = digest_of(canonical_json(lock.model_dump(mode="json")).encode())
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-
-    def note(written: int, receipt: Receipt, end: str) -> None:
-        metrics.note_text(written, receipt, end)
-        note_use(ledger, composition, written, receipt, end)
-
-    writer = Writer(engine, note, most_waiting=most_waiting)
-    writer.start()
-    try:
-        app = make_app(writer, name=lock.name, metrics=metrics, limits=limits, api_key=api_key)
-        asyncio.run(_listen(app, listening, tell))
-    finally:
-        writer.stop()
+        writer = Writer(engine, note, most_waiting=most_waiting)
+        writer.start()
+        try:
+            app = make_app(writer, name=lock.name, metrics=metrics, limits=limits, api_key=api_key)
+            asyncio.run(_listen(app, listening, tell))
+        finally:
+            writer.stop()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -16,25 +16,27 @@ if TYPE_CHECKING:
 
 def obstacle(layer: LayerShape | None = None) -> str | None:
     """Why the kernel cannot run this layer here, or, without one, any; None if it can."""
-    import jax.numpy as jnp
-
-    from moe_lab.nn.backends.native import check
-
-    if layer is not None and layer.dtype != jnp.float32:
-        return f"the compiled kernel knows float32, not {layer.dtype}"
-    return check.obstacle()
+    return _obstacle_in(None if layer is None else layer.dtype)
 
 
 def attention_obstacle(dtype: DTypeLike) -> str | None:
     """Why the default device cannot run attention in this dtype through the kernel; None if it can."""
     import jax
+
+    if jax.default_backend() != "cpu":
+        return f"this is a {jax.default_backend()}"
+    return _obstacle_in(dtype)
+
+
+def _obstacle_in(dtype: DTypeLike | None) -> str | None:
+    """Why the kernel cannot be used, in a dtype if one is asked about."""
     import jax.numpy as jnp
 
     from moe_lab.nn.backends.native import check
 
-    if jax.default_backend() != "cpu":
-        return f"this is a {jax.default_backend()}"
-    return f"the compiled kernel knows float32, not {dtype}" if dtype != jnp.float32 else check.obstacle()
+    if dtype is not None and dtype != jnp.float32:
+        return f"the compiled kernel knows float32, not {dtype}"
+    return check.obstacle()
 
 
 def attend(
