@@ -13,8 +13,9 @@ TPU_COMPILER := $(VENV)/tpu-compiler
 SENTENCE_ENCODER := $(VENV)/sentence-encoder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests of one file share what that file sets up, so they stay in one process. Files keep the order that conftest.py
-# gives them: those with the fewest tests would come last otherwise, and they are the longest.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
+# gives them: those with the fewest tests would come last otherwise, and they are the longest. A process that dies ends
+# the run with the name of its test: replaced, it leaves this schedule waiting for ever.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=30
 FAST := $(PYTEST) -m "not slow"
 
 # Another project's packages on the path would shadow the ones installed here.

@@ -235,6 +235,7 @@ def test_a_broken_description_of_the_machine_is_written_anew(tmp_path: Path, tex
 def test_what_jax_was_told_about_numbers_is_recorded_and_named_when_it_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     with begin(tmp_path) as run:
         run.fail("to resume it")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
