@@ -18,9 +18,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # What these test is around the programs, or far coarser than rounding: files, commands, runs, figures. LLVM need not
 # take pains with them; XLA's own passes are the same. Bits and kernels are tested elsewhere, as users get them.
-_AROUND = ("bench", "cli", "evaluation", "generation", "jobs", "planning", "routing", "serving", "training")
-QUICKLY_COMPILED = [Path(__file__).parent / "routers", *(Path(__file__).parent / "tests" / name for name in _AROUND)]
-STUDY = Path(__file__).parent / "tests" / "jobs" / "test_study.py"
+_AROUND = (
+    "bench",
+    "cli",
+    "evaluation",
+    "generation",
+    "jobs",
+    "planning",
+    "questions",
+    "routing",
+    "serving",
+    "training",
+)
+_HERE = Path(__file__).parent
+QUICKLY_COMPILED = [_HERE / "routers", _HERE / "distill", *(_HERE / "tests" / name for name in _AROUND)]
+STUDY = _HERE / "tests" / "jobs" / "test_study.py"
 
 # The first call of a jitted function compiles, so one example may take a hundred times as long as the next.
 hypothesis.settings.register_profile("local", deadline=None)

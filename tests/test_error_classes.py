@@ -8,7 +8,7 @@ import errno
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -195,14 +195,16 @@ def test_what_no_system_said_is_a_plain_mistake() -> None:
 def nodes_of_the_house() -> list[tuple[str, ast.AST]]:
     """Every piece of its code, with the file and the innermost function that it is in."""
 
-    def walk(node: ast.AST, path: Path, function: str) -> Iterator[tuple[str, ast.AST]]:
-        for child in ast.iter_child_nodes(node):
-            inner = child.name if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) else function
-            yield f"{path.relative_to(HOUSE)}:{inner}", child
-            yield from walk(child, path, inner)
-
-    files = sorted(HOUSE.rglob("*.py"))
-    return [found for path in files for found in walk(ast.parse(path.read_text(encoding="utf-8")), path, "")]
+    found = []
+    for path in sorted(HOUSE.rglob("*.py")):
+        file = str(path.relative_to(HOUSE))
+        inside: list[tuple[str, ast.AST]] = [(f"{file}:", ast.parse(path.read_text(encoding="utf-8")))]
+        for where, node in inside:  # grows as it is read
+            for child in ast.iter_child_nodes(node):
+                is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+                inside.append((f"{file}:{child.name}" if is_function else where, child))
+        found += inside
+    return found
 
 
 def names_in(node: ast.AST | None) -> set[str]:

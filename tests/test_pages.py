@@ -22,11 +22,12 @@ def write_shown_files(page: str, lab: Path) -> list[str]:
     return [name for name, _ in shown]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "folder", "check"),
     [
         ("strategies.md", "distill/energy", ["distill", "check", "energy", "guesses=5"]),
-        pytest.param("routers.md", "routers/linear", ["router", "check", "linear"], marks=pytest.mark.slow),
+        ("routers.md", "routers/linear", ["router", "check", "linear"]),
     ],
 )
 def test_the_contribution_on_the_page_keeps_the_contract(

@@ -77,6 +77,7 @@ def wide(own: Published) -> Published:
     return own
 
 
+@pytest.mark.slow
 def test_each_shard_reads_its_own_blocks_only(wide: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads(monkeypatch, wide)
     module = find_module(wide.registry, wide.lock(FIXED_WIDE, (WIDE,)).modules[0])
@@ -218,6 +219,7 @@ def test_shardings_are_the_ones_written_down(published: Published) -> None:
     assert lines == golden.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_a_sharded_trunk_is_loaded_in_parts(published: Published) -> None:
     """No device is given more than its part of what can be cut; what is computed of it differs by rounding alone."""
     mesh = mesh_of(2, 2)

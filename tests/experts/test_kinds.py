@@ -121,6 +121,7 @@ def test_every_kind_keeps_the_contract(name: str, check: Callable[[KindBench], N
     check(KindBench(find_kind(name)))
 
 
+@pytest.mark.slow
 def test_a_kind_more_is_one_file(ungated: Any) -> None:
     check_kind(ungated)
     interface = Interface(

@@ -181,6 +181,7 @@ def test_a_slower_way_is_said_once(
 
 
 @compiled
+@pytest.mark.slow
 def test_a_result_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.disagreement() is None
     monkeypatch.setattr(check, "expert_ffn", lambda h, *rest: 1.001 * layer.expert_ffn(h, *rest))

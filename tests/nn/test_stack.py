@@ -148,6 +148,7 @@ def test_a_stacked_program_does_not_grow_with_depth() -> None:
     assert lines(9, stacked=False) > 2.5 * lines(3, stacked=False)
 
 
+@pytest.mark.slow
 def test_a_stacked_trunk_starts_with_the_numbers_of_an_unrolled_one() -> None:
     stacks = stack_trunk(SPEC)
     fresh = nnx.state(Trunk(SPEC, rngs=nnx.Rngs(3), stacks=stacks))

@@ -65,6 +65,7 @@ def vars_of(table: ItemTable) -> dict:
     return {name: getattr(table, name) for name in ItemTable.__dataclass_fields__}
 
 
+@pytest.mark.slow
 def test_the_group_table_throws_dice_where_it_has_no_row() -> None:
     scored, _ = scored_by(topics(words_tell=False), BY_GROUP)
     np.testing.assert_array_equal(scored.group_NC, scored.mean_NC)
@@ -89,6 +90,7 @@ def test_what_words_tell_is_found_in_a_group_that_was_never_seen() -> None:
     assert area(scored, "routed") > floor + 0.6 * (best - floor)
 
 
+@pytest.mark.slow
 def test_where_only_the_group_tells_nothing_is_gained_on_a_new_group() -> None:
     table = topics(words_tell=False)
     known, _ = scored_by(table, QUICK)

@@ -65,6 +65,7 @@ def test_it_is_saved_and_routes_to_the_newcomer(trained) -> None:
     assert taken not in joined.route(table, 0.3, available=["m0", "m1", "m3"])
 
 
+@pytest.mark.slow
 def test_twenty_items_beat_the_card_alone_where_the_card_misleads() -> None:
     """By its cost the newcomer is like the best of them; in truth it is like the worst."""
     better = 0

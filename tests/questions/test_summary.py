@@ -82,6 +82,7 @@ def test_figures_by_public_code_and_what_was_measured_are_handed_on() -> None:
             assert results.figure("AIQ (RouterBench code)", curve.role) == pytest.approx(by_code)
 
 
+@pytest.mark.slow
 def test_the_interval_of_apgr_is_that_of_questions_drawn_anew() -> None:
     """Of a figure that is a mean over items it narrows as one over the root of their number."""
     widths = []

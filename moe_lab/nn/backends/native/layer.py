@@ -57,8 +57,9 @@ class Sizes(NamedTuple):
     kept: int
 
 
+@jax.jit
 def make_plan(pool: Pool, routing: Routing) -> SortedRows:
-    """Sorts the assignments and finds the users of every block."""
+    """Sorts the assignments and finds the users of every block: one program where a layer is run by itself."""
     ordered = sort_assignments(pool, routing)
     first_N, rows_N = block_users(pool, ordered)
     return SortedRows(
