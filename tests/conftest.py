@@ -18,8 +18,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Eight devices, of which everything uses the first unless it makes a mesh. Read when jax starts.
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# They meet in collectives; XLA ends the process when one of them is 40 s late, as on a machine that stands still for
-# others' work. A true knot is untied by pytest's own limit, which says where it was.
+# They meet in collectives; XLA ends the process when one of them is a minute late, as on a machine that stands still
+# for others' work. A true knot is untied by pytest's own limit, which says where it was.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=900")
 
 
