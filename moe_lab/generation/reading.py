@@ -17,10 +17,12 @@ import numpy as np
 from flax import nnx
 
 from moe_lab.compose.model import ComposedModel, ModelArrays, run_routing
-from moe_lab.generation.sampling import ALTERNATIVES, Drawn, Draws, draw_tokens
+from moe_lab.generation.sampling import Drawn, Draws, draw_tokens, find_likeliest
+from moe_lab.nn.backends import native
 from moe_lab.nn.cache import Cache
 from moe_lab.nn.decoder import RunLayer
-from moe_lab.routing.router import Features, normalised
+from moe_lab.nn.pool import Routing
+from moe_lab.routing.router import Features, Router, normalised
 
 
 class Memory(NamedTuple):
@@ -123,21 +125,26 @@ def read_chunk(
     positions_RS = jnp.where(segment_ids_RS != 0, cache.length_B[:, None] + place_S, 0)
     entered = trunk.enter(chunk.tokens_RS, segment_ids_RS, positions_RS, cache)
     features = Features(
-        hidden_BSD=normalised(entered.hidden_BSD),
+        hidden_BSD=entered.hidden_BSD,
         tokens_BS=jnp.asarray(chunk.tokens_RS),
         segment_ids_BS=segment_ids_RS,
         available_BE=terms.available_BE & arrays.present_E,
         price_B=terms.price_B,
         hint_BE=terms.hint_BE,
     )
-    routing, state = router.step(state, features)
+    by_token = native.obstacle_here(entered.hidden_BSD.dtype) is None
+    routing, state = (_step_by_token if by_token else _step)(router, state, features)
     # Padding runs nothing.
     routing = routing._replace(width=jnp.where(segment_ids_RS[..., None] != 0, routing.width, 0))
     made = run_routing(trunk, arrays, routing, features, positions_RS, entered.hidden_BSD, run_layer, entered.cache)
     last_R11 = jnp.maximum(chunk.count_R - 1, 0)[:, None, None]
-    logits_RV = trunk.head(jnp.take_along_axis(made.hidden_BSD, last_R11, axis=1))[:, 0]
+    logits_RV = trunk.head(jnp.take_along_axis(made.hidden_BSD, last_R11, axis=1), by_token=True)[:, 0]
     never_V = jnp.arange(logits_RV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding
-    told = None if follows_RS is None else _tell(trunk.head(made.hidden_BSD), jnp.asarray(follows_RS), never_V)
+    told = (
+        None
+        if follows_RS is None
+        else _tell(trunk.head(made.hidden_BSD, by_token=True), jnp.asarray(follows_RS), never_V)
+    )
     assert made.cache is not None
     drawn = draw_tokens(logits_RV, made.cache.length_B, draws, never_V)
     after = Memory(made.cache, state)
@@ -146,11 +153,42 @@ def read_chunk(
     return after, Read(drawn, told, made.routing.expert, made.routing.width, made.blocks_BSK)
 
 
+def _step(router: Router, state: Any, features: Features) -> tuple[Routing, Any]:
+    return router.step(state, features._replace(hidden_BSD=normalised(features.hidden_BSD)))
+
+
+def _step_by_token(router: Router, state: Any, features: Features) -> tuple[Routing, Any]:
+    """`_step` of one token of one row after another, so that no other token can change the bits of a decision.
+
+    Routers are anybody's code, made of XLA's sums, whose order depends on how many rows they have.
+    """
+
+    def read_row(row: tuple[Any, Features]) -> tuple[Routing, Any]:
+        state, own = jax.tree.map(lambda x: x[None], row)
+
+        def read_token(state: Any, token: tuple) -> tuple[Any, Routing]:
+            hidden_D, token_id, segment_id = token
+            one = own._replace(
+                hidden_BSD=hidden_D[None, None], tokens_BS=token_id[None, None], segment_ids_BS=segment_id[None, None]
+            )
+            routing, state = _step(router, state, one)
+            return state, jax.tree.map(lambda x: x[0, 0], routing)
+
+        state, routing = jax.lax.scan(read_token, state, (own.hidden_BSD[0], own.tokens_BS[0], own.segment_ids_BS[0]))
+        return routing, jax.tree.map(lambda x: x[0], state)
+
+    return jax.lax.map(read_row, (state, features))
+
+
 def _tell(logits_RSV: jax.Array, follows_RS: jax.Array, never_V: jax.Array) -> Told:
-    logprobs_RSV = jax.nn.log_softmax(jnp.where(never_V, -jnp.inf, logits_RSV))
-    likeliest_logprob_RSN, likeliest_RSN = jax.lax.top_k(logprobs_RSV, min(ALTERNATIVES, logits_RSV.shape[-1]))
-    logprob_RS = jnp.take_along_axis(logprobs_RSV, follows_RS[..., None], axis=-1)[..., 0]
-    return Told(logprob_RS, likeliest_RSN, likeliest_logprob_RSN)
+    def tell(place: tuple[jax.Array, jax.Array]) -> Told:
+        logits_V, follows = place
+        logprobs_V = jax.nn.log_softmax(jnp.where(never_V, -jnp.inf, logits_V))
+        return Told(logprobs_V[follows], *find_likeliest(logprobs_V))
+
+    rows = follows_RS.shape
+    told = jax.lax.map(tell, (logits_RSV.reshape(-1, logits_RSV.shape[-1]), follows_RS.reshape(-1)))
+    return jax.tree.map(lambda x: x.reshape(*rows, *x.shape[1:]), told)
 
 
 def _where_first(first_R: jax.Array, fresh: jax.Array, own: jax.Array) -> jax.Array:

@@ -80,8 +80,24 @@ class Drawn(NamedTuple):
     likeliest_logprob_BN: Any  # float32 nats
 
 
+class Likely(NamedTuple):
+    """What the model says of a place: the likeliest tokens there, with their log probabilities."""
+
+    token_N: jax.Array  # int32
+    logprob_N: jax.Array  # float32 nats
+
+
+def find_likeliest(logprobs_V: jax.Array) -> Likely:
+    """The `ALTERNATIVES` likeliest tokens."""
+    logprob_N, token_N = jax.lax.top_k(logprobs_V, min(ALTERNATIVES, len(logprobs_V)))
+    return Likely(token_N, logprob_N)
+
+
 def draw_tokens(logits_BV: jax.Array, place_B: jax.Array, draws: Draws, never_V: jax.Array) -> Drawn:
     """Draws one token for every row.
+
+    Rows go one after another: so the order in which a row's probabilities are summed is its own, and the bits with it,
+    and only rows that ask for a cut pay for one.
 
     Args:
         logits_BV: float32.
@@ -89,41 +105,42 @@ def draw_tokens(logits_BV: jax.Array, place_B: jax.Array, draws: Draws, never_V:
         draws: how each row is drawn.
         never_V: bool, rows of the vocabulary that stand for no token.
     """
-    logits_BV = jnp.where(never_V, -jnp.inf, logits_BV)
-    logprobs_BV = jax.nn.log_softmax(logits_BV)
-    warm_B = draws.temperature_B > 0
-    scaled_BV = logits_BV / jnp.where(warm_B, draws.temperature_B, 1.0)[:, None]
-    cuts = ((draws.top_k_B > 0) | (draws.top_p_B < 1) | (draws.min_p_B > 0)) & warm_B
-    # Sorting a large vocabulary takes as long as a small model's layers: only where a row asks for it.
-    kept_BV = jax.lax.cond(cuts.any(), keep_likeliest, lambda scaled_BV, draws: scaled_BV, scaled_BV, draws)
 
-    def noise(seed: jax.Array, place: jax.Array) -> jax.Array:
-        return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), place), logits_BV.shape[-1:])
+    def draw_row(row: tuple[jax.Array, jax.Array, Draws]) -> Drawn:
+        logits_V, place, draw = row
+        logits_V = jnp.where(never_V, -jnp.inf, logits_V)
+        logprobs_V = jax.nn.log_softmax(logits_V)
+        likeliest = find_likeliest(logprobs_V)
+        token = jax.lax.cond(
+            draw.temperature_B > 0, _draw_warm, lambda logits_V, *_: jnp.argmax(logits_V), logits_V, place, draw
+        )
+        return Drawn(token.astype(jnp.int32), logprobs_V[token], *likeliest)
 
+    return jax.lax.map(draw_row, (logits_BV, place_B, jax.tree.map(jnp.asarray, draws)))
+
+
+def _draw_warm(logits_V: jax.Array, place: jax.Array, draw: Draws) -> jax.Array:
+    scaled_V = logits_V / draw.temperature_B
+    # Sorting a large vocabulary takes as long as a small model's layers.
+    cuts = (draw.top_k_B > 0) | (draw.top_p_B < 1) | (draw.min_p_B > 0)
+    kept_V = jax.lax.cond(cuts, keep_likeliest, lambda scaled_V, draw: scaled_V, scaled_V, draw)
     # The largest of logits with Gumbel noise is a draw from their softmax.
-    noisy_BV = jax.lax.cond(
-        warm_B.any(), lambda kept_BV: kept_BV + jax.vmap(noise)(draws.seed_B, place_B), lambda kept_BV: kept_BV, kept_BV
-    )
-    token_B = jnp.where(warm_B, jnp.argmax(noisy_BV, axis=-1), jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
-    likeliest_logprob_BN, likeliest_BN = jax.lax.top_k(logprobs_BV, min(ALTERNATIVES, logits_BV.shape[-1]))
-    logprob_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
-    return Drawn(token_B, logprob_B, likeliest_BN, likeliest_logprob_BN)
+    noise_V = jax.random.gumbel(jax.random.fold_in(jax.random.key(draw.seed_B), place), kept_V.shape)
+    return jnp.argmax(kept_V + noise_V)
 
 
-def keep_likeliest(logits_BV: jax.Array, draws: Draws) -> jax.Array:
-    """The logits, with -inf for what `top_k`, `top_p` and `min_p` leave out; the likeliest token always stays.
+def keep_likeliest(logits_V: jax.Array, draw: Draws) -> jax.Array:
+    """The logits, with -inf for what `top_k`, `top_p` and `min_p` of one row leave out; the likeliest always stays.
 
     Equal logits are kept or left out in the order of their ids.
     """
-    order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
-    sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
-    rank_V = jnp.arange(logits_BV.shape[-1])
-    top_k_B1 = jnp.where(draws.top_k_B > 0, draws.top_k_B, logits_BV.shape[-1])[:, None]
-    sorted_BV = jnp.where(rank_V < top_k_B1, sorted_BV, -jnp.inf)
-    share_BV = jax.nn.softmax(sorted_BV)
-    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
-    sorted_BV = jnp.where((before_BV < jnp.asarray(draws.top_p_B)[:, None]) | (rank_V == 0), sorted_BV, -jnp.inf)
-    least_B1 = sorted_BV[:, :1] + jnp.log(jnp.asarray(draws.min_p_B))[:, None]
-    sorted_BV = jnp.where(sorted_BV >= least_B1, sorted_BV, -jnp.inf)
-    place_BV = jnp.argsort(order_BV, axis=-1)
-    return jnp.take_along_axis(sorted_BV, place_BV, axis=-1)
+    order_V = jnp.argsort(-logits_V, stable=True)
+    sorted_V, rank_V = logits_V[order_V], jnp.arange(len(logits_V))
+    top_k = jnp.where(draw.top_k_B > 0, draw.top_k_B, len(logits_V))
+    sorted_V = jnp.where(rank_V < top_k, sorted_V, -jnp.inf)
+    share_V = jax.nn.softmax(sorted_V)
+    before_V = jnp.cumsum(share_V) - share_V
+    sorted_V = jnp.where((before_V < draw.top_p_B) | (rank_V == 0), sorted_V, -jnp.inf)
+    least = sorted_V[0] + jnp.log(draw.min_p_B)
+    sorted_V = jnp.where(sorted_V >= least, sorted_V, -jnp.inf)
+    return sorted_V[jnp.argsort(order_V)]

@@ -34,12 +34,32 @@ def whole_rows(
 
     Compiled on a CPU, as the routed layer is, where the pass is on one device; through XLA everywhere else.
     """
-    if layout.spreads or native.attention_obstacle(q_BSHA.dtype) is not None:
+    if layout.spreads or native.obstacle_here(q_BSHA.dtype) is not None:
         if turns is not None:
             q_BSHA, k_BSGA = rotate(q_BSHA, *turns), rotate(k_BSGA, *turns)
         q_BHSA, k_BGSA, v_BGSA = map(_heads_first, (q_BSHA, k_BSGA, v_BSGA))
         return _heads_first(causal_attention(q_BHSA, k_BGSA, v_BGSA, segment_ids_BS, scoring))
     return native.attend(scoring, q_BSHA, k_BSGA, v_BSGA, segment_ids_BS, turns)
+
+
+def behind_cache(
+    q_BSHA: jax.Array,
+    k_BSGA: jax.Array,
+    v_BSGA: jax.Array,
+    cache: LayerCache,
+    chunk: Chunk,
+    scoring: Scoring,
+    layout: Layout,
+) -> tuple[jax.Array, LayerCache]:
+    """`cached_attention` of turned queries and keys, [B, S, H, A], and the cache with the chunk in it.
+
+    Compiled on a CPU: then a token's bits are the same however its row was cut into chunks, and beside any other rows.
+    """
+    if not layout.spreads and native.obstacle_here(q_BSHA.dtype) is None:
+        return native.attend_cached(scoring, q_BSHA, k_BSGA, v_BSGA, cache, chunk)
+    q_BHSA, k_BGSA, v_BGSA = map(_heads_first, (q_BSHA, k_BSGA, v_BSGA))
+    out_BHSA = cached_attention(q_BHSA, k_BGSA, v_BGSA, cache, chunk, scoring)
+    return _heads_first(out_BHSA), remember(cache, once_read(chunk, out_BHSA), k_BSGA, v_BSGA)
 
 
 def _heads_first(x: jax.Array) -> jax.Array:
@@ -76,13 +96,13 @@ class Attention(nnx.Module):
             spec.window_of(layer),
         )
 
-    def _heads(self, x_BSD: jax.Array, project: Linear, norm: RMSNorm | None) -> jax.Array:
+    def _heads(self, x_BSD: jax.Array, project: Linear, norm: RMSNorm | None, by_token: bool) -> jax.Array:
         """[B, S, heads, A], normed on this or that side of the split."""
-        y = project(x_BSD)
+        y = project(x_BSD, by_token=by_token)
         if norm is not None and self.norm_whole:
-            y = norm(y)
+            y = norm(y, by_token=by_token)
         y = rearrange(y, "b s (h a) -> b s h a", a=self.head_dim)
-        return norm(y) if norm is not None and not self.norm_whole else y
+        return norm(y, by_token=by_token) if norm is not None and not self.norm_whole else y
 
     def __call__(
         self,
@@ -93,17 +113,15 @@ class Attention(nnx.Module):
         chunk: Chunk | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """What attention adds, [B, S, D], and the cache with this chunk in it, if there is one."""
-        q = self._heads(x_BSD, self.query, self.query_norm)
-        k = self._heads(x_BSD, self.key, self.key_norm)
-        v = self._heads(x_BSD, self.value, None)
+        by_token = chunk is not None and not self.layout.spreads
+        q = self._heads(x_BSD, self.query, self.query_norm, by_token)
+        k = self._heads(x_BSD, self.key, self.key_norm, by_token)
+        v = self._heads(x_BSD, self.value, None, by_token)
         turns = None if self.rope is None else rotary_tables(positions_BS, self.rope, self.turned)
         if cache is None or chunk is None:
             out_BSHA, after = whole_rows(q, k, v, segment_ids_BS, turns, self.scoring, self.layout), None
         else:
             if turns is not None:
                 q, k = rotate(q, *turns), rotate(k, *turns)
-            q_BHSA, k_BGSA, v_BGSA = map(_heads_first, (q, k, v))
-            out_BHSA = cached_attention(q_BHSA, k_BGSA, v_BGSA, cache, chunk, self.scoring)
-            after = remember(cache, once_read(chunk, out_BHSA), k, v)
-            out_BSHA = _heads_first(out_BHSA)
-        return self.out(rearrange(out_BSHA, "b s h a -> b s (h a)")), after
+            out_BSHA, after = behind_cache(q, k, v, cache, chunk, self.scoring, self.layout)
+        return self.out(rearrange(out_BSHA, "b s h a -> b s (h a)"), by_token=by_token), after

@@ -96,6 +96,7 @@ class Layer(nnx.Module):
         self.ffn_post_norm = norm("post", "both")
         self.activation = spec.activation
         self.residual_multiplier = spec.residual_multiplier
+        self.layout = layout
 
     def _add(self, x_BSD: jax.Array, branch_BSD: jax.Array) -> jax.Array:
         return x_BSD + (branch_BSD if self.residual_multiplier == 1 else branch_BSD * self.residual_multiplier)
@@ -109,11 +110,14 @@ class Layer(nnx.Module):
         cache: LayerCache | None = None,
     ) -> LayerPass:
         """The layer, with `experts` of this `pool` if both are given, behind what this `cache` holds."""
-        h_BSD = x_BSD if self.attention_norm is None else self.attention_norm(x_BSD)
+        by_token = rows.chunk is not None and not self.layout.spreads
+        h_BSD = x_BSD if self.attention_norm is None else self.attention_norm(x_BSD, by_token=by_token)
         y_BSD, cache = self.attention(h_BSD, rows.segment_ids_BS, rows.positions_BS, cache, rows.chunk)
-        x_BSD = self._add(x_BSD, y_BSD if self.attention_post_norm is None else self.attention_post_norm(y_BSD))
-        h_BSD = x_BSD if self.ffn_norm is None else self.ffn_norm(x_BSD)
-        branches = [] if self.ffn is None else [self.ffn(h_BSD)]
+        if self.attention_post_norm is not None:
+            y_BSD = self.attention_post_norm(y_BSD, by_token=by_token)
+        x_BSD = self._add(x_BSD, y_BSD)
+        h_BSD = x_BSD if self.ffn_norm is None else self.ffn_norm(x_BSD, by_token=by_token)
+        branches = [] if self.ffn is None else [self.ffn(h_BSD, by_token=by_token)]
         h_TD, dropped = None, jnp.zeros((), jnp.int32)
         if experts is not None and pool is not None:
             h_TD = h_BSD.reshape(-1, h_BSD.shape[-1])
@@ -123,7 +127,7 @@ class Layer(nnx.Module):
             dropped = output.dropped
         if self.ffn_post_norm is not None and branches:
             # The norm is of what the layer adds in all, so that a module is as wide an FFN as it says.
-            branches = [self.ffn_post_norm(sum(branches[1:], branches[0]))]
+            branches = [self.ffn_post_norm(sum(branches[1:], branches[0]), by_token=by_token)]
         for branch_BSD in branches:
             x_BSD = self._add(x_BSD, branch_BSD)
         return LayerPass(x_BSD, cache, dropped, h_TD)
@@ -294,9 +298,13 @@ class Trunk(nnx.Module):
     def _tokens_at_once(self) -> int:
         return choose_tokens_at_once(self.spec.vocab_size, self.layout.devices)
 
-    def head(self, x_BSD: jax.Array) -> jax.Array:
-        """Logits, float32[B, S, V], of the hidden states that come out of the layers."""
-        return self._unembed().logits(self.norm(x_BSD))
+    def head(self, x_BSD: jax.Array, *, by_token: bool = False) -> jax.Array:
+        """Logits, float32[B, S, V], of the hidden states that come out of the layers.
+
+        With `by_token` each token's bits are its own, as those of the layers are behind a cache; there is no gradient.
+        """
+        by_token = by_token and not self.layout.spreads
+        return self._unembed().logits(self.norm(x_BSD, by_token=by_token), by_token=by_token)
 
     def losses(self, x_BSD: jax.Array, targets_BS: jax.Array) -> jax.Array:
         """Cross-entropy in nats, float32[B, S]; of a large vocabulary all logits are never there at once."""

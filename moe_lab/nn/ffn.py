@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_lab.nn.activations import TRUNK_ACTIVATIONS
+from moe_lab.nn.products import product_by_token
 from moe_lab.nn.spec import TrunkSpec
 
 
@@ -18,12 +19,15 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(init(rngs.params(), (fan_in, fan_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(fan_out)) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        # Flat tokens: the weight gradient of a batched matmul takes XLA:CPU twice as long.
-        y = x.reshape(-1, x.shape[-1]) @ self.weight[...].astype(x.dtype)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
-        return y.reshape(*x.shape[:-1], -1)
+    def __call__(self, x: jax.Array, *, by_token: bool = False) -> jax.Array:
+        """`by_token`: each token's bits are its own, and there is no gradient."""
+        if by_token:
+            y = product_by_token(x, self.weight[...])
+        else:
+            # Flat tokens: the weight gradient of a batched matmul takes XLA:CPU twice as long.
+            y = x.reshape(-1, x.shape[-1]) @ self.weight[...].astype(x.dtype)
+            y = y.reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class GatedFFN(nnx.Module):
@@ -36,5 +40,6 @@ class GatedFFN(nnx.Module):
         self.down = Linear(spec.ffn_width, spec.d_model, bias=spec.ffn_bias, scale=depth_scale, rngs=rngs)
         self.act = TRUNK_ACTIVATIONS[spec.activation]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(self.act(self.gate(x)) * self.up(x))
+    def __call__(self, x: jax.Array, *, by_token: bool = False) -> jax.Array:
+        hidden = self.act(self.gate(x, by_token=by_token)) * self.up(x, by_token=by_token)
+        return self.down(hidden, by_token=by_token)

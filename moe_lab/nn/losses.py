@@ -16,6 +16,8 @@ from einops import rearrange
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
+from moe_lab.nn.products import product_by_token
+
 LOGITS_AT_ONCE = 2**24
 """Logits of one device that are in memory at a time, 64 MiB; where a batch has no more, it is not cut."""
 FEWEST_AT_ONCE = 512
@@ -47,9 +49,9 @@ class Unembedding(NamedTuple):
     def _how(self) -> _How:
         return _How(self.multiplier, self.softcap, self.tied)
 
-    def logits(self, x_BSD: jax.Array) -> jax.Array:
-        """float32[B, S, V]."""
-        return _logits(x_BSD, self.weight, self._how)
+    def logits(self, x_BSD: jax.Array, *, by_token: bool = False) -> jax.Array:
+        """float32[B, S, V]; `by_token`: each token's bits are its own, and there is no gradient."""
+        return _logits(x_BSD, self.weight, self._how, by_token)
 
     def losses(self, x_BSD: jax.Array, targets_BS: jax.Array, at_once: int) -> jax.Array:
         """Cross-entropy in nats of every position, float32[B, S], from the logits of `at_once` tokens at a time.
@@ -102,10 +104,13 @@ class _How(NamedTuple):
     tied: bool
 
 
-def _logits(x_BSD: jax.Array, weight: jax.Array, how: _How) -> jax.Array:
-    flat_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
-    logits = _product(flat_TD, weight.astype(x_BSD.dtype), 1 if how.tied else 0, jnp.float32)
-    logits = logits.reshape(*x_BSD.shape[:-1], -1)
+def _logits(x_BSD: jax.Array, weight: jax.Array, how: _How, by_token: bool = False) -> jax.Array:
+    if by_token:
+        logits = product_by_token(x_BSD, weight, turned=how.tied, dtype=jnp.float32)
+    else:
+        flat_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
+        logits = _product(flat_TD, weight.astype(x_BSD.dtype), 1 if how.tied else 0, jnp.float32)
+        logits = logits.reshape(*x_BSD.shape[:-1], -1)
     if how.multiplier != 1:
         logits = logits * how.multiplier
     return logits if how.softcap is None else how.softcap * jnp.tanh(logits / how.softcap)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_lab.nn.backends import native
 from moe_lab.nn.spec import TrunkSpec
 
 
@@ -22,12 +23,15 @@ class RMSNorm(nnx.Module):
         self.eps, self.offset = spec.rms_norm_eps, spec.norm_offset
         self.cast_first = spec.norm_cast == "before_scale"
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+    def __call__(self, x: jax.Array, *, by_token: bool = False) -> jax.Array:
+        """`by_token`: each token's bits are its own, and there is no gradient."""
         scale = self.scale[...].astype(jnp.float32)
         if self.offset:
             scale = scale + self.offset
+        if by_token and native.obstacle_here(x.dtype) is None:
+            return native.norm(x.reshape(-1, x.shape[-1]), scale, self.eps).reshape(x.shape)
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         if self.cast_first:
             return normed.astype(x.dtype) * scale.astype(x.dtype)
         return (normed * scale).astype(x.dtype)

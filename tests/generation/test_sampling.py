@@ -17,7 +17,7 @@ from moe_lab.generation.sampling import Draws, Sampling, draw_tokens, keep_likel
 VOCABULARY = 12
 NONE = jnp.zeros(VOCABULARY, bool)
 draw = jax.jit(draw_tokens)
-kept = jax.jit(keep_likeliest)
+kept = jax.jit(jax.vmap(keep_likeliest))
 
 
 def draws_of(*samplings: Sampling) -> Draws:

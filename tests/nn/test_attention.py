@@ -103,7 +103,7 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_the_kernel_does_not_know_goes_through_xla(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "float32, not bfloat16" in str(native.attention_obstacle(jnp.dtype("bfloat16")))
+    assert "float32, not bfloat16" in str(native.obstacle_here(jnp.dtype("bfloat16")))
     spec = TrunkSpec(d_model=8, num_layers=1, num_heads=2, ffn_width=8, vocab_size=5, routed_layers=(0,))
     trunk = Trunk(spec, rngs=nnx.Rngs(0))
     tokens = np.arange(12, dtype=np.int32)[None] % 5

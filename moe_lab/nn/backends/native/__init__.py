@@ -1,4 +1,4 @@
-"""The routed layer and attention in C++, called by XLA: the fastest way on a CPU, where a compiler is found."""
+"""The routed layer, attention and products in C++, called by XLA: the fastest way on a CPU with a compiler."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import jax
     from jax.typing import DTypeLike
 
+    from moe_lab.nn.cache import Chunk, LayerCache
     from moe_lab.nn.kernels.attention import Scoring
     from moe_lab.nn.pool import Pool, Routing
 
@@ -19,8 +20,8 @@ def obstacle(layer: LayerShape | None = None) -> str | None:
     return _obstacle_in(None if layer is None else layer.dtype)
 
 
-def attention_obstacle(dtype: DTypeLike) -> str | None:
-    """Why the default device cannot run attention in this dtype through the kernel; None if it can."""
+def obstacle_here(dtype: DTypeLike) -> str | None:
+    """Why the default device cannot run attention or a product in this dtype through the kernel; None if it can."""
     import jax
 
     if jax.default_backend() != "cpu":
@@ -51,6 +52,34 @@ def attend(
     from moe_lab.nn.backends.native import attention
 
     return attention.attend(scoring, q_BSHA, k_BSGA, v_BSGA, segment_ids_BS, turns)
+
+
+def attend_cached(
+    scoring: Scoring,
+    q_BSHA: jax.Array,
+    k_BSGA: jax.Array,
+    v_BSGA: jax.Array,
+    cache: LayerCache,
+    chunk: Chunk,
+) -> tuple[jax.Array, LayerCache]:
+    """Attention of a chunk, as `behind_cache` of `moe_lab.nn.attention` defines it, where it has no obstacle."""
+    from moe_lab.nn.backends.native import attention
+
+    return attention.attend_cached(scoring, q_BSHA, k_BSGA, v_BSGA, cache, chunk)
+
+
+def multiply(x_TD: jax.Array, weight: jax.Array, *, turned: bool = False) -> jax.Array:
+    """A product, as `product_by_token` of `moe_lab.nn.products` defines it, where it has no obstacle."""
+    from moe_lab.nn.backends.native import dense
+
+    return dense.multiply(x_TD, weight, turned=turned)
+
+
+def norm(x_TD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    """Root mean square norm of tokens, where it has no obstacle."""
+    from moe_lab.nn.backends.native import dense
+
+    return dense.norm(x_TD, scale_D, eps)
 
 
 def _run(h_TD: jax.Array, pool: Pool, routing: Routing, activation: str, budget: int | None) -> jax.Array:

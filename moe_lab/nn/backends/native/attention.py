@@ -1,4 +1,4 @@
-"""Attention of whole rows in C++ as a differentiable function.
+"""Attention in C++: of whole rows as a differentiable function, and of a chunk behind what a cache holds.
 
 Scores are in a core's cache only; what the backward pass needs of them it makes again.
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_lab.nn.backends.native.build import panel_tokens
+from moe_lab.nn.cache import Chunk, LayerCache
 
 How = tuple[float, float | None, int | None]
 """Scale of the scores, their softcap, and how many tokens a token sees, itself included."""
@@ -83,6 +84,36 @@ def _backward(how, residuals, dy_BSHA):  # type: ignore[no-untyped-def]
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def attend_cached(
+    how: How, q_BSHA: jax.Array, k_BSGA: jax.Array, v_BSGA: jax.Array, cache: LayerCache, chunk: Chunk
+) -> tuple[jax.Array, LayerCache]:
+    """What the tokens of a chunk see, float32[B, S, H, A], and the cache with the chunk in it: the same memory.
+
+    A token's bits are the same however its row was cut into chunks. It has no gradient.
+
+    Args:
+        how: scale, softcap and window.
+        q_BSHA: queries in float32, turned.
+        k_BSGA: keys, likewise.
+        v_BSGA: values.
+        cache: float32, of the layer.
+        chunk: where the tokens stand.
+    """
+    rows, length, heads, width = q_BSHA.shape
+    groups, panel = k_BSGA.shape[2], panel_tokens()
+    slots = min(os.cpu_count() or 1, rows * groups * -(-length * (heads // groups) // panel))
+    results = _floats(
+        q_BSHA.shape,
+        cache.key_BGCA.shape,
+        cache.value_BGCA.shape,
+        (slots, panel * (3 * width + cache.slots + length)),
+    )
+    call = jax.ffi.ffi_call("moe_lab_cached_attention", results, input_output_aliases={3: 1, 4: 2})
+    places = (chunk.segment_ids_BS, chunk.index_BS, chunk.key_segments_BC, chunk.length_B)
+    y_BSHA, key_BGCA, value_BGCA, _ = call(q_BSHA, k_BSGA, v_BSGA, *cache, *places, **_attributes(how))
+    return y_BSHA, LayerCache(key_BGCA, value_BGCA)
 
 
 def _attributes(how: How) -> dict[str, np.generic]:

@@ -26,7 +26,15 @@ from moe_lab.files import sync, user_cache
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
-TARGETS = ("moe_lab_forward", "moe_lab_backward", "moe_lab_attention", "moe_lab_attention_backward")
+TARGETS = (
+    "moe_lab_forward",
+    "moe_lab_backward",
+    "moe_lab_attention",
+    "moe_lab_attention_backward",
+    "moe_lab_cached_attention",
+    "moe_lab_multiply",
+    "moe_lab_norm",
+)
 """The calls that kernel.cc defines."""
 TIMEOUT_SECONDS = 300
 

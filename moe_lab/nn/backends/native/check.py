@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_lab.nn.activations import ACTIVATIONS
-from moe_lab.nn.backends.native import build
-from moe_lab.nn.backends.native.attention import attend
+from moe_lab.nn.backends.native import build, dense
+from moe_lab.nn.backends.native.attention import attend, attend_cached
 from moe_lab.nn.backends.native.layer import expert_ffn
+from moe_lab.nn.cache import Cache, LayerCache, open_chunk, remember
 from moe_lab.nn.kernels import reference
-from moe_lab.nn.kernels.attention import Scoring, causal_attention
+from moe_lab.nn.kernels.attention import Scoring, cached_attention, causal_attention
 from moe_lab.nn.pool import PROJECTIONS, Blocks, Pool, Routing
 from moe_lab.nn.rope import rotate
 
@@ -41,7 +42,7 @@ def obstacle() -> str | None:
 
 def disagreement() -> str | None:
     """What is wrong with the kernel's numbers, or None."""
-    return layer_disagreement() or attention_disagreement()
+    return layer_disagreement() or attention_disagreement() or chunk_disagreement()
 
 
 def layer_disagreement() -> str | None:
@@ -95,6 +96,44 @@ def attention_disagreement() -> str | None:
             error = float(np.abs(expected - got).max() / np.abs(expected).max())
             if not error < 1e-4:
                 return f"attention's {name} is off by {error:.2g} of its largest number"
+    return None
+
+
+def chunk_disagreement() -> str | None:
+    """Compares what reads a chunk behind a cache with the same through XLA: a turned ring, padding, odd sizes."""
+    rng = np.random.default_rng(0)
+    rows, length, heads, groups, width, slots = 3, 7, 6, 2, 10, 13
+    q, k, v = (_normal(rng, rows, length, count, width) for count in (heads, groups, groups))
+    layer = LayerCache(*(jnp.asarray(_normal(rng, rows, groups, slots, width)) for _ in range(2)))
+    segments: Any = np.array([[1] * 7, [2, 2, 3, 3, 3, 0, 0], [1] + [0] * 6], np.int32)
+    key_segments: Any = np.array([[1] * 40, [1] * 9 + [2] * 31, [1] * 40], np.int32)
+    cache = Cache((layer,), jnp.asarray(key_segments), jnp.array([30, 11, 0], np.int32))
+    real_BS = segments != 0
+
+    def through_xla(scoring: Scoring) -> tuple:
+        chunk, (q1, k1, v1) = open_chunk(cache, segments), (t.swapaxes(1, 2) for t in (q, k, v))
+        return cached_attention(q1, k1, v1, layer, chunk, scoring).swapaxes(1, 2), remember(layer, chunk, k, v)
+
+    def compiled(scoring: Scoring) -> tuple:
+        return attend_cached(scoring, q, k, v, layer, open_chunk(cache, segments))
+
+    for scoring in (Scoring(0.3), Scoring(0.3, 2.0, slots)):
+        both = [jax.jit(run, static_argnums=0).lower(scoring).compile()() for run in (through_xla, compiled)]
+        (expected, kept), (got, own) = ((np.asarray(out)[real_BS], after) for out, after in both)
+        error = float(np.abs(expected - got).max() / np.abs(expected).max())
+        if not error < 1e-4 or not all(map(np.array_equal, kept, own)):
+            return f"attention behind a cache is off by {error:.2g} of its largest number, or writes its cache wrong"
+    x, w, scale = _normal(rng, 5, 67), _normal(rng, 67, 91), _normal(rng, 67)
+    root = np.sqrt(np.square(x).mean(-1, keepdims=True) + 0.1)
+    for name, expected, run in (
+        ("a product", x @ w, lambda: dense.multiply(x, w)),
+        ("a product with rows", x @ w, lambda: dense.multiply(x, w.T, turned=True)),
+        ("a norm", x / root * scale, lambda: dense.norm(x, scale, 0.1)),
+    ):
+        got = np.asarray(jax.jit(run).lower().compile()())
+        error = float(np.abs(expected - got).max() / np.abs(expected).max())
+        if not error < 1e-4:
+            return f"{name} by token is off by {error:.2g} of its largest number"
     return None
 
 

@@ -1,12 +1,15 @@
-// What is compiled for a CPU: the routed layer, exactly the routed blocks, and the attention of whole rows. Each token's
-// bits are independent of every other token, or of every other row.
+// What is compiled for a CPU: the routed layer, exactly the routed blocks; the attention of whole rows, and of a chunk
+// behind a cache; and products of a chunk's tokens. Each token's bits are independent of every other token, or of every
+// other row.
 //
 // Tokens lie in the lanes of vectors and the blocks of the pool are read one number at a time, where they are: nothing
-// of them is copied, padded or packed. These are the calls that XLA makes; layer.py and attention.py describe their
-// arguments.
+// of them is copied, padded or packed. These are the calls that XLA makes; layer.py, attention.py and dense.py describe
+// their arguments.
 
 #include "attention.h"
 #include "backward.h"
+#include "cached.h"
+#include "dense.h"
 #include "forward.h"
 #include "memory.h"
 
@@ -157,6 +160,52 @@ ffi::Error attention_backward(ffi::ThreadPool threads, Floats<4> q, Floats<4> tu
   return ffi::Error::Success();
 }
 
+ffi::Error cached_attention(ffi::ThreadPool threads, Floats<4> q, Floats<4> k, Floats<4> v, Floats<4>, Floats<4>,
+                            Integers<2> segments, Integers<2> index, Integers<2> old_segments, Integers<1> length,
+                            Result<4> y, Result<4> keys, Result<4> values, Result<2> scratch, float scale, float softcap,
+                            int32_t window) {
+  CachedHeads heads;
+  heads.q = q.typed_data(), heads.k = k.typed_data(), heads.v = v.typed_data();
+  heads.keys = keys->typed_data(), heads.values = values->typed_data();  // which hold what went in as the cache
+  heads.segments = segments.typed_data(), heads.index = index.typed_data();
+  heads.old_segments = old_segments.typed_data(), heads.length = length.typed_data();
+  heads.B = q.dimensions()[0], heads.S = q.dimensions()[1], heads.H = q.dimensions()[2], heads.A = q.dimensions()[3];
+  heads.G = k.dimensions()[2], heads.C = keys->dimensions()[2], heads.M = old_segments.dimensions()[1];
+  heads.scale = scale, heads.softcap = softcap, heads.window = window;
+  Workers workers(threads, scratch->dimensions()[0]);
+  long panels = heads.panels();
+  Stage look{heads.B * heads.G * panels, 0, [&](long i, int worker) {
+               float* own = scratch->typed_data() + worker * scratch->dimensions()[1];
+               attend_cached(heads, i / panels / heads.G, i / panels % heads.G, i % panels * kPanel, own, y->typed_data());
+             }};
+  Stage keep{heads.B * heads.G, 1, [&](long i, int) { remember(heads, i / heads.G, i % heads.G); }};
+  workers.run({look, keep});
+  return ffi::Error::Success();
+}
+
+// Both ways to multiply: w [D, F], or with `turned` w [F, D].
+ffi::Error multiply(ffi::ThreadPool threads, Floats<2> x, Floats<2> w, Result<2> y, bool turned) {
+  Dense d{x.typed_data(), w.typed_data(), y->typed_data(), x.dimensions()[0], x.dimensions()[1], y->dimensions()[1]};
+  Workers workers(threads, d.F);
+  long parts = ceil_div(ceil_div(d.F, kStripColumns), workers.count()) * workers.count();
+  long own = ceil_div(ceil_div(d.F, parts), kLanes) * kLanes;
+  workers.run(ceil_div(d.F, own), [&](long part, int) {
+    long begin = part * own, end = std::min(d.F, begin + own);
+    turned ? rows_product(d, begin, end) : columns_product(d, begin, end);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error norm(ffi::ThreadPool threads, Floats<2> x, Floats<1> scale, Result<2> y, float eps) {
+  constexpr long kTokens = 64;
+  long T = x.dimensions()[0];
+  Workers(threads, T).run(ceil_div(T, kTokens), [&](long part, int) {
+    norm_rows(x.typed_data(), scale.typed_data(), eps, x.dimensions()[1], y->typed_data(), part * kTokens,
+              std::min(T, (part + 1) * kTokens));
+  });
+  return ffi::Error::Success();
+}
+
 auto bind_heads() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -236,6 +285,38 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_attention_backward, attention_backward,
                                   .Attr<float>("scale")
                                   .Attr<float>("softcap")
                                   .Attr<int32_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_cached_attention, cached_attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats<4>>()
+                                  .Arg<Floats<4>>()
+                                  .Arg<Floats<4>>()
+                                  .Arg<Floats<4>>()
+                                  .Arg<Floats<4>>()
+                                  .Arg<Integers<2>>()
+                                  .Arg<Integers<2>>()
+                                  .Arg<Integers<2>>()
+                                  .Arg<Integers<1>>()
+                                  .Ret<Floats<4>>()
+                                  .Ret<Floats<4>>()
+                                  .Ret<Floats<4>>()
+                                  .Ret<Floats<2>>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap")
+                                  .Attr<int32_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_multiply, multiply,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats<2>>()
+                                  .Arg<Floats<2>>()
+                                  .Ret<Floats<2>>()
+                                  .Attr<bool>("turned"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    moe_lab_norm, norm,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats<2>>().Arg<Floats<1>>().Ret<Floats<2>>().Attr<float>("eps"));
 
 // Tokens side by side in a panel, for whoever sizes the arrays.
 extern "C" int moe_lab_panel() { return kPanel; }

@@ -22,6 +22,8 @@ class Workers {
   Workers(xla::ffi::ThreadPool& pool, long slots)
       : pool_(pool), count_(std::max<long>(1, std::min<long>(pool.num_threads(), slots))) {}
 
+  long count() const { return count_; }
+
   // Runs task(i, worker) for every i below a stage's `tasks`, worker < slots, and returns when all have ended. Tasks are
   // taken in order, so what a task waits for has been taken before it. The caller works too, and a helper that starts
   // late finds nothing left to do: nobody waits for a thread that never comes.

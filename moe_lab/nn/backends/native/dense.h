@@ -1,0 +1,122 @@
+// Products of some tokens with a whole matrix that is read in place, each of its numbers once as long as the tokens are
+// few: what writing a text waits for. A result's bits depend on its own token and its own column of the matrix only.
+#pragma once
+
+#include <cmath>
+
+#include "vectors.h"
+
+namespace moe_lab {
+
+// Letters: T tokens, D summed width, F columns of the result. x [T, D], y [T, F].
+struct Dense {
+  const float *x, *w;
+  float* y;
+  long T, D, F;
+};
+
+// As many rows of the matrix are multiplied at a time as the registers can hold numbers of two tokens for.
+constexpr int kDepthAtOnce = kLanes == 16 ? 8 : 4;
+// Rows of a strip that stay in the second cache while all tokens pass them, and tokens whose sums stay in the first.
+constexpr long kStripRows = 128, kStripTokens = 16, kStripColumns = 256;
+
+// y[t] (+)= x[t] w for Depth rows of w, in their order.
+template <int Tokens, int Depth>
+inline void add_rows(const float* x, long x_row, const float* w, long w_row, float* y, long columns, bool add) {
+  Vec left[Tokens][Depth];
+  MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t)
+    MOE_LAB_UNROLL for (int k = 0; k < Depth; ++k) left[t][k] = broadcast(x[t * x_row + k]);
+  long column = 0;
+  for (; column + kLanes <= columns; column += kLanes) {
+    Vec sum[Tokens];
+    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) sum[t] = add ? load(y + t * w_row + column) : Vec{};
+    MOE_LAB_UNROLL for (int k = 0; k < Depth; ++k) {
+      Vec right = in_register(load(w + k * w_row + column));
+      MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) sum[t] += left[t][k] * right;
+    }
+    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) store(y + t * w_row + column, sum[t]);
+  }
+  for (; column < columns; ++column)
+    for (int t = 0; t < Tokens; ++t) {
+      float sum = add ? y[t * w_row + column] : 0.f;
+      for (int k = 0; k < Depth; ++k) sum += x[t * x_row + k] * w[k * w_row + column];
+      y[t * w_row + column] = sum;
+    }
+}
+
+// y = x w for columns [begin, end) of w [D, F].
+inline void columns_product(const Dense& d, long begin, long end) {
+  for (long block = 0; block < d.D; block += kStripRows) {
+    long last = std::min(block + kStripRows, d.D);
+    for (long first = 0; first < d.T; first += kStripTokens) {
+      long tokens = std::min(first + kStripTokens, d.T);
+      auto visit = [&](long k, auto depth) {
+        long t = first;
+        const float* w = d.w + k * d.F + begin;
+        for (; t + 2 <= tokens; t += 2)
+          add_rows<2, depth>(d.x + t * d.D + k, d.D, w, d.F, d.y + t * d.F + begin, end - begin, k > 0);
+        if (t < tokens) add_rows<1, depth>(d.x + t * d.D + k, d.D, w, d.F, d.y + t * d.F + begin, end - begin, k > 0);
+      };
+      long k = block;
+      for (; k + kDepthAtOnce <= last; k += kDepthAtOnce) visit(k, std::integral_constant<int, kDepthAtOnce>());
+      for (; k < last; ++k) visit(k, std::integral_constant<int, 1>());
+    }
+  }
+}
+
+inline float total(Vec lanes) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+}
+
+// y = x / sqrt(mean(x^2) + eps) * scale for rows [begin, end) of x [T, D].
+inline void norm_rows(const float* x, const float* scale, float eps, long D, float* y, long begin, long end) {
+  for (long t = begin; t < end; ++t) {
+    const float* from = x + t * D;
+    float* to = y + t * D;
+    Vec squares{};
+    float rest = 0.f;
+    long k = 0;
+    for (; k + kLanes <= D; k += kLanes) squares += load(from + k) * load(from + k);
+    for (long last = k; last < D; ++last) rest += from[last] * from[last];
+    float root = 1.f / std::sqrt((total(squares) + rest) / D + eps);
+    for (long i = 0; i < D; ++i) to[i] = from[i] * root * scale[i];
+  }
+}
+
+template <int Rows, int Tokens>
+inline void dot_products(const float* x, const float* w, long D, float* y, long y_row) {
+  Vec sum[Rows][Tokens]{};
+  long k = 0;
+  for (; k + kLanes <= D; k += kLanes) {
+    Vec left[Tokens];
+    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) left[t] = in_register(load(x + t * D + k));
+    MOE_LAB_UNROLL for (int r = 0; r < Rows; ++r) {
+      Vec right = in_register(load(w + r * D + k));
+      MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) sum[r][t] += left[t] * right;
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int t = 0; t < Tokens; ++t) {
+      float rest = 0.f;
+      for (long last = k; last < D; ++last) rest += x[t * D + last] * w[r * D + last];
+      y[t * y_row + r] = total(sum[r][t]) + rest;
+    }
+}
+
+// y = x w^T for rows [begin, end) of w [F, D].
+inline void rows_product(const Dense& d, long begin, long end) {
+  constexpr int kRows = 4, kTokens = kLanes == 16 ? 4 : 2;
+  auto visit = [&](long r, auto rows) {
+    long t = 0;
+    for (; t + kTokens <= d.T; t += kTokens)
+      dot_products<rows, kTokens>(d.x + t * d.D, d.w + r * d.D, d.D, d.y + t * d.F + r, d.F);
+    for (; t < d.T; ++t) dot_products<rows, 1>(d.x + t * d.D, d.w + r * d.D, d.D, d.y + t * d.F + r, d.F);
+  };
+  long r = begin;
+  for (; r + kRows <= end; r += kRows) visit(r, std::integral_constant<int, kRows>());
+  for (; r < end; ++r) visit(r, std::integral_constant<int, 1>());
+}
+
+}  // namespace moe_lab
