@@ -64,10 +64,15 @@ class Workspace:
     def registry(self) -> Registry:
         return Registry(self.lab.registry_path, trust=self.lab.trust_path, key=self.lab.key_name)
 
-    def domain(self, data: DataRef, base: Path) -> LocatedDomain:
+    def domain(self, data: DataRef, base: Path, *, asked: tuple[Path, ...] = ()) -> LocatedDomain:
         """What a config's data entry means.
 
         That is the domain itself, a file by path, its name in `configs/data`, or the name of a module of the lab.
+
+        Args:
+            data: the entry.
+            base: folder of the config.
+            asked: modules whose text this is, if it was named by one.
         """
         if isinstance(data, DataSpec):
             return LocatedDomain(data, base)
@@ -78,7 +83,12 @@ class Workspace:
             path = self.lab.find_config(data) if "/" in data else self.lab.find_domain(data)
         spec = load_config(path)
         if isinstance(spec, ModuleSpec):
-            return self.domain(spec.data, path.parent)
+            if path in asked:
+                raise LabError(
+                    f'{path}: its text is "{data}", which names this module again; write out what text that is, here or '
+                    f"in configs/data/{data}.yaml"
+                )
+            return self.domain(spec.data, path.parent, asked=(*asked, path))
         if not isinstance(spec, DataSpec):
             raise LabError(f"{path}: text is named by a file of kind data, or of a module")
         return LocatedDomain(spec, path.parent)

@@ -56,6 +56,12 @@ def test_a_missing_text_file(tiny_lab: Path, capsys: Capture) -> None:
     assert "nowhere/*.txt" in refused(tiny_lab, capsys, "train", "gone")
 
 
+def test_a_module_whose_text_is_its_own_name(tiny_lab: Path, capsys: Capture) -> None:
+    module_yaml(tiny_lab, "round", MODULE.format(owner="north", name="round", width=8, ladder="[8]", data="round"))
+    error = refused(tiny_lab, capsys, "train", "round")
+    assert 'its text is "round", which names this module again; write out what text that is' in error
+
+
 def test_empty_text(tiny_lab: Path, capsys: Capture) -> None:
     data = "{name: empty, sources: [{type: files, paths: ['empty.txt']}]}"
     text = MODULE.format(owner="north", name="empty", width=8, ladder="[8]", data=data)
