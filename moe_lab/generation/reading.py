@@ -8,6 +8,8 @@ Shape letters: B slots, R rows of a step, S tokens of a chunk, K choices of a to
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -73,12 +75,21 @@ class Read(NamedTuple):
     blocks_RSK: Any  # int32 blocks run, summed over layers
 
 
-Structure = tuple[nnx.GraphDef, nnx.GraphDef, RunLayer]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """What a step is compiled for. Equal ones are one object: comparing graphs at every step takes milliseconds."""
+
+    trunk: nnx.GraphDef
+    router: nnx.GraphDef
+    run_layer: RunLayer
+
+
+_one_structure = functools.lru_cache(maxsize=64)(Structure)
 
 
 def structure_of(model: ComposedModel) -> Structure:
-    """What a step is compiled for."""
-    return model.trunk_graph, nnx.graphdef(model.router), model.run_layer
+    """What a step of this model is compiled for."""
+    return _one_structure(model.trunk_graph, nnx.graphdef(model.router), model.run_layer)
 
 
 def empty_memory(model: ComposedModel, slots: int, capacity: int) -> Memory:
@@ -108,8 +119,7 @@ def read_chunk(
         draws: of all slots.
         follows_RS: int32, the token behind each of the chunk, if it is to be told what the model says of it.
     """
-    trunk_graph, router_graph, run_layer = structure
-    trunk, router = nnx.merge(trunk_graph, arrays.trunk), nnx.merge(router_graph, arrays.router)
+    trunk, router = nnx.merge(structure.trunk, arrays.trunk), nnx.merge(structure.router, arrays.router)
     # With a row for every slot, in order, nothing has to be taken out.
     all_rows = len(chunk.slot_R) == len(terms.price_B)
     slot_R = jnp.asarray(chunk.slot_R)
@@ -136,7 +146,9 @@ def read_chunk(
     routing, state = (_step_by_token if by_token else _step)(router, state, features)
     # Padding runs nothing.
     routing = routing._replace(width=jnp.where(segment_ids_RS[..., None] != 0, routing.width, 0))
-    made = run_routing(trunk, arrays, routing, features, positions_RS, entered.hidden_BSD, run_layer, entered.cache)
+    made = run_routing(
+        trunk, arrays, routing, features, positions_RS, entered.hidden_BSD, structure.run_layer, entered.cache
+    )
     last_R11 = jnp.maximum(chunk.count_R - 1, 0)[:, None, None]
     logits_RV = trunk.head(jnp.take_along_axis(made.hidden_BSD, last_R11, axis=1), by_token=True)[:, 0]
     never_V = jnp.arange(logits_RV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding

@@ -85,8 +85,8 @@ class Workspace:
         if isinstance(spec, ModuleSpec):
             if path in asked:
                 raise LabError(
-                    f'{path}: its text is "{data}", which names this module again; write out what text that is, here or '
-                    f"in configs/data/{data}.yaml"
+                    f'{path}: its text is "{data}", which names this module again; write out what text that is, here '
+                    f"or in configs/data/{data}.yaml"
                 )
             return self.domain(spec.data, path.parent, asked=(*asked, path))
         if not isinstance(spec, DataSpec):

@@ -8,11 +8,11 @@
 
 namespace moe_lab {
 
-// Letters: T tokens, D summed width, F columns of the result. x [T, D], y [T, F].
+// Letters: T tokens, D summed width, F columns of the result. Rows of x [T, D], w and y [T, F] lie so far apart.
 struct Dense {
   const float *x, *w;
   float* y;
-  long T, D, F;
+  long T, D, x_row, w_row, y_row;
 };
 
 // As many rows of the matrix are multiplied at a time as the registers can hold numbers of two tokens for.
@@ -20,42 +20,52 @@ constexpr int kDepthAtOnce = kLanes == 16 ? 8 : 4;
 // Rows of a strip that stay in the second cache while all tokens pass them, and tokens whose sums stay in the first.
 constexpr long kStripRows = 128, kStripTokens = 16, kStripColumns = 256;
 
+// Columns of a task: as few tasks as keep all threads busy.
+inline long strip_columns(long columns, long threads) {
+  long parts = ceil_div(ceil_div(columns, kStripColumns), threads) * threads;
+  return ceil_div(ceil_div(columns, parts), kLanes) * kLanes;
+}
+
 // y[t] (+)= x[t] w for Depth rows of w, in their order.
 template <int Tokens, int Depth>
-inline void add_rows(const float* x, long x_row, const float* w, long w_row, float* y, long columns, bool add) {
+inline void add_rows(const float* x, long x_row, const float* w, long w_row, float* y, long y_row, long columns,
+                     bool add) {
   Vec left[Tokens][Depth];
   MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t)
     MOE_LAB_UNROLL for (int k = 0; k < Depth; ++k) left[t][k] = broadcast(x[t * x_row + k]);
   long column = 0;
   for (; column + kLanes <= columns; column += kLanes) {
     Vec sum[Tokens];
-    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) sum[t] = add ? load(y + t * w_row + column) : Vec{};
+    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) sum[t] = add ? load(y + t * y_row + column) : Vec{};
     MOE_LAB_UNROLL for (int k = 0; k < Depth; ++k) {
+      __builtin_prefetch(w + (k + Depth) * w_row + column);
       Vec right = in_register(load(w + k * w_row + column));
       MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) sum[t] += left[t][k] * right;
     }
-    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) store(y + t * w_row + column, sum[t]);
+    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) store(y + t * y_row + column, sum[t]);
   }
   for (; column < columns; ++column)
     for (int t = 0; t < Tokens; ++t) {
-      float sum = add ? y[t * w_row + column] : 0.f;
+      float sum = add ? y[t * y_row + column] : 0.f;
       for (int k = 0; k < Depth; ++k) sum += x[t * x_row + k] * w[k * w_row + column];
-      y[t * w_row + column] = sum;
+      y[t * y_row + column] = sum;
     }
 }
 
-// y = x w for columns [begin, end) of w [D, F].
-inline void columns_product(const Dense& d, long begin, long end) {
+// y (+)= x w for columns [begin, end) of w [D, F].
+inline void columns_product(const Dense& d, long begin, long end, bool add = false) {
   for (long block = 0; block < d.D; block += kStripRows) {
     long last = std::min(block + kStripRows, d.D);
     for (long first = 0; first < d.T; first += kStripTokens) {
       long tokens = std::min(first + kStripTokens, d.T);
       auto visit = [&](long k, auto depth) {
+        auto add_to = [&](long t, auto tokens) {
+          add_rows<tokens, depth>(d.x + t * d.x_row + k, d.x_row, d.w + k * d.w_row + begin, d.w_row,
+                                  d.y + t * d.y_row + begin, d.y_row, end - begin, add || k > 0);
+        };
         long t = first;
-        const float* w = d.w + k * d.F + begin;
-        for (; t + 2 <= tokens; t += 2)
-          add_rows<2, depth>(d.x + t * d.D + k, d.D, w, d.F, d.y + t * d.F + begin, end - begin, k > 0);
-        if (t < tokens) add_rows<1, depth>(d.x + t * d.D + k, d.D, w, d.F, d.y + t * d.F + begin, end - begin, k > 0);
+        for (; t + 2 <= tokens; t += 2) add_to(t, std::integral_constant<int, 2>());
+        if (t < tokens) add_to(t, std::integral_constant<int, 1>());
       };
       long k = block;
       for (; k + kDepthAtOnce <= last; k += kDepthAtOnce) visit(k, std::integral_constant<int, kDepthAtOnce>());
@@ -86,21 +96,22 @@ inline void norm_rows(const float* x, const float* scale, float eps, long D, flo
 }
 
 template <int Rows, int Tokens>
-inline void dot_products(const float* x, const float* w, long D, float* y, long y_row) {
+inline void dot_products(const float* x, long x_row, const float* w, long w_row, long D, float* y, long y_row) {
   Vec sum[Rows][Tokens]{};
   long k = 0;
   for (; k + kLanes <= D; k += kLanes) {
     Vec left[Tokens];
-    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) left[t] = in_register(load(x + t * D + k));
+    MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) left[t] = in_register(load(x + t * x_row + k));
     MOE_LAB_UNROLL for (int r = 0; r < Rows; ++r) {
-      Vec right = in_register(load(w + r * D + k));
+      __builtin_prefetch(w + (r + Rows) * w_row + k);
+      Vec right = in_register(load(w + r * w_row + k));
       MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t) sum[r][t] += left[t] * right;
     }
   }
   for (int r = 0; r < Rows; ++r)
     for (int t = 0; t < Tokens; ++t) {
       float rest = 0.f;
-      for (long last = k; last < D; ++last) rest += x[t * D + last] * w[r * D + last];
+      for (long last = k; last < D; ++last) rest += x[t * x_row + last] * w[r * w_row + last];
       y[t * y_row + r] = total(sum[r][t]) + rest;
     }
 }
@@ -109,10 +120,12 @@ inline void dot_products(const float* x, const float* w, long D, float* y, long 
 inline void rows_product(const Dense& d, long begin, long end) {
   constexpr int kRows = 4, kTokens = kLanes == 16 ? 4 : 2;
   auto visit = [&](long r, auto rows) {
+    auto dot = [&](long t, auto tokens) {
+      dot_products<rows, tokens>(d.x + t * d.x_row, d.x_row, d.w + r * d.w_row, d.w_row, d.D, d.y + t * d.y_row + r, d.y_row);
+    };
     long t = 0;
-    for (; t + kTokens <= d.T; t += kTokens)
-      dot_products<rows, kTokens>(d.x + t * d.D, d.w + r * d.D, d.D, d.y + t * d.F + r, d.F);
-    for (; t < d.T; ++t) dot_products<rows, 1>(d.x + t * d.D, d.w + r * d.D, d.D, d.y + t * d.F + r, d.F);
+    for (; t + kTokens <= d.T; t += kTokens) dot(t, std::integral_constant<int, kTokens>());
+    for (; t < d.T; ++t) dot(t, std::integral_constant<int, 1>());
   };
   long r = begin;
   for (; r + kRows <= end; r += kRows) visit(r, std::integral_constant<int, kRows>());

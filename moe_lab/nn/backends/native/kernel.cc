@@ -10,6 +10,7 @@
 #include "backward.h"
 #include "cached.h"
 #include "dense.h"
+#include "few.h"
 #include "forward.h"
 #include "memory.h"
 
@@ -53,6 +54,11 @@ ffi::Error forward(ffi::ThreadPool threads, Floats<2> h, Floats<3> gate, Floats<
                    int32_t activation, int32_t tile_rows) {
   Layer l = make_layer(h, gate, up, down, weight, order, row, first, rows, start, count, activation);
   Workers workers(threads, scratch->dimensions()[0]);
+  if (l.active <= kFewRows && kept_data->dimensions()[1] == 0) {
+    forward_few(l, fresh(rows_out), workers);
+    combine(l, rows_out->typed_data(), l.weight, fresh(y), workers);
+    return ffi::Error::Success();
+  }
   std::vector<Tile> tiles = cut(l, tile_rows, l.N);
   std::vector<long> order_of_work = dearest_first(tiles);
   Kept kept(l, tiles, fresh(kept_data), kept_data->dimensions()[1]);
@@ -185,12 +191,12 @@ ffi::Error cached_attention(ffi::ThreadPool threads, Floats<4> q, Floats<4> k, F
 
 // Both ways to multiply: w [D, F], or with `turned` w [F, D].
 ffi::Error multiply(ffi::ThreadPool threads, Floats<2> x, Floats<2> w, Result<2> y, bool turned) {
-  Dense d{x.typed_data(), w.typed_data(), y->typed_data(), x.dimensions()[0], x.dimensions()[1], y->dimensions()[1]};
-  Workers workers(threads, d.F);
-  long parts = ceil_div(ceil_div(d.F, kStripColumns), workers.count()) * workers.count();
-  long own = ceil_div(ceil_div(d.F, parts), kLanes) * kLanes;
-  workers.run(ceil_div(d.F, own), [&](long part, int) {
-    long begin = part * own, end = std::min(d.F, begin + own);
+  long T = x.dimensions()[0], D = x.dimensions()[1], F = y->dimensions()[1];
+  Dense d{x.typed_data(), w.typed_data(), y->typed_data(), T, D, D, turned ? D : F, F};
+  Workers workers(threads, F);
+  long own = strip_columns(F, workers.count());
+  workers.run(ceil_div(F, own), [&](long part, int) {
+    long begin = part * own, end = std::min(F, begin + own);
     turned ? rows_product(d, begin, end) : columns_product(d, begin, end);
   });
   return ffi::Error::Success();
