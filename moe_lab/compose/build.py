@@ -49,7 +49,7 @@ def assemble(
 ) -> ComposedModel:
     """Reads the modules' blocks to where they will run, and puts the model together. See `build_model`."""
     run_layer = run_layer or shared_kind(modules).on_one_device()
-    layers, dtype = trunk.spec.routed_layers, trunk.precision.params
+    layers, dtype = trunk.spec.routed_layers, trunk.precision.compute
     if isinstance(run_layer, ShardedLayer):
         pools = place_modules(modules, layers, run_layer.mesh, spare_blocks=spare_blocks, dtype=dtype)
     else:

@@ -31,14 +31,18 @@ class Precision:
 
 FLOAT32 = Precision(params=jnp.float32, compute=jnp.float32)
 BFLOAT16 = Precision(params=jnp.bfloat16, compute=jnp.bfloat16)
-PRECISIONS: MappingProxyType[str, Precision] = MappingProxyType({"float32": FLOAT32, "bfloat16": BFLOAT16})
+NARROW_WEIGHTS = Precision(params=jnp.bfloat16, compute=jnp.float32)
+"""Half the bytes of a frozen trunk, and every sum in float32: for writing on a CPU, which waits for the bytes."""
+PRECISIONS: MappingProxyType[str, Precision] = MappingProxyType(
+    {"float32": FLOAT32, "bfloat16": BFLOAT16, "bfloat16_weights": NARROW_WEIGHTS}
+)
 
 
 def choose_precision(name: str = "auto", platform: str | None = None) -> Precision:
     """The policy of this name.
 
     Args:
-        name: `float32`, `bfloat16` or `auto`: what the platform does well, which is bfloat16 on accelerators and
+        name: `float32`, `bfloat16`, `bfloat16_weights` or `auto`: what the platform does well, which is bfloat16 on accelerators and
             float32 on CPUs, where XLA widens every matrix before it multiplies and so is slower in bfloat16.
         platform: `cpu`, `gpu` or `tpu`; the default device's if left out.
 

@@ -6,6 +6,7 @@ Shape letters: D summed width, F columns of the result.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from moe_lab.nn.backends import native
@@ -19,11 +20,12 @@ def product_by_token(
     A token's bits depend on no other token and not on how many there are, where the compiled kernel runs; elsewhere XLA
     promises no such thing.
     """
-    weight = weight.astype(x.dtype)
     flat = x.reshape(-1, x.shape[-1])
     if native.obstacle_here(x.dtype) is None:
-        y = native.multiply(flat, weight, turned=turned)
+        # Narrow weights stay narrow: what a step of a text waits for is their bytes.
+        y = native.multiply(flat, weight if weight.dtype == jnp.bfloat16 else weight.astype(x.dtype), turned=turned)
     else:
+        weight = weight.astype(x.dtype)
         sides = (((1,), (1 if turned else 0,)), ((), ()))
         y = jax.lax.dot_general(flat, weight, sides, preferred_element_type=dtype or x.dtype)
     return y.reshape(*x.shape[:-1], -1)

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from moe_lab.config.spec import Spec
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_erf"]
-PrecisionName = Literal["auto", "float32", "bfloat16"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "bfloat16_weights"]
 """See `moe_lab.nn.precision`."""
 
 ROUTED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh")

@@ -30,13 +30,14 @@ from moe_lab.generation.engine import Engine, Request
 from moe_lab.generation.sampling import Sampling
 from moe_lab.lab import find_lab
 from moe_lab.nn.pool import to_blocks
+from moe_lab.nn.spec import PrecisionName
 from moe_lab.registry import Registry
 
 MODULE, WIDTH, ROUNDS, TOKENS, PROMPT = "bench/random", 256, 3, 40, 512
 BATCHES = (1, 4, 16)
 
 
-def compose(root: str, ref: str) -> ComposedModel:
+def compose(root: str, ref: str, precision: PrecisionName = "float32") -> ComposedModel:
     """The trunk with one module of random numbers."""
     lab = find_lab(root)
     registry = Registry(lab.registry_path)
@@ -66,7 +67,9 @@ def compose(root: str, ref: str) -> ComposedModel:
         tensors = to_tensors(weights, KIND)
         registry.publish(*MODULE.split("/"), None, fields, tensors, set(tensors))
     router = {"type": "fixed", "candidate": f"{MODULE}:{WIDTH}"}
-    spec = CompositionSpec(kind="composition", name="bench", trunk=ref, modules=(MODULE,), router=router)
+    spec = CompositionSpec(
+        kind="composition", name="bench", trunk=ref, modules=(MODULE,), router=router, precision=precision
+    )
     return build_model(resolve(spec, registry), registry, lab)
 
 

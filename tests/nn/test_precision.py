@@ -28,6 +28,7 @@ def test_auto_is_narrow_where_the_platform_multiplies_narrow_numbers() -> None:
     assert choose_precision("auto", "cpu") == FLOAT32 == choose_precision()
     assert choose_precision("auto", "tpu") == choose_precision("auto", "gpu") == BFLOAT16
     assert choose_precision("bfloat16", "cpu") == BFLOAT16
+    assert choose_precision("bfloat16_weights") == Precision(params=jnp.bfloat16, compute=jnp.float32)
     with pytest.raises(LabError, match='precision "bfloat15" does not exist. Did you mean'):
         choose_precision("bfloat15")
 

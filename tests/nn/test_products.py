@@ -26,20 +26,22 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["columns", "rows"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("tokens", "width", "columns"), [(1, 1, 1), (1, 67, 300), (3, 130, 15), (17, 300, 530), (40, 16, 64)]
 )
-def test_a_product_is_that_of_float64(tokens: int, width: int, columns: int, turned: bool) -> None:
-    x, weight = numbers(tokens, width), numbers(columns, width)
+def test_a_product_is_that_of_float64(tokens: int, width: int, columns: int, dtype: Any, turned: bool) -> None:
+    x, weight = numbers(tokens, width), jnp.asarray(numbers(columns, width), dtype)
     got = product_by_token(x, weight if turned else weight.T, turned=turned)
-    expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+    expected = x.astype(np.float64) @ np.asarray(weight.T, np.float64)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.sqrt(width))
 
 
 @compiled
 @pytest.mark.parametrize("turned", [False, True], ids=["columns", "rows"])
-def test_a_token_has_its_bits_beside_any_others(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight = numbers(37, 203), numbers(203, 203)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_a_token_has_its_bits_beside_any_others(dtype: Any, turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = numbers(37, 203), jnp.asarray(numbers(203, 203), dtype)
     together = np.asarray(product_by_token(x, weight, turned=turned))
     for part in (slice(0, 1), slice(3, 5), slice(5, 9), slice(2, 23), slice(36, 37)):
         np.testing.assert_array_equal(product_by_token(x[part], weight, turned=turned), together[part])
@@ -60,7 +62,7 @@ def test_a_norm_by_token_is_the_norm_and_has_its_bits_beside_any_others() -> Non
 
 def test_what_the_kernel_does_not_know_goes_through_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = jnp.asarray(numbers(3, 20), jnp.bfloat16), numbers(20, 30)
-    got = product_by_token(x, weight, dtype=jnp.float32)
+    got: Any = product_by_token(x, jnp.asarray(weight), dtype=jnp.float32)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, x.astype(jnp.float32) @ weight, atol=0.1)
     monkeypatch.setattr(check, "obstacle", lambda: "there is no compiler")

@@ -33,6 +33,7 @@ TARGETS = (
     "moe_lab_attention_backward",
     "moe_lab_cached_attention",
     "moe_lab_multiply",
+    "moe_lab_multiply_narrow",
     "moe_lab_norm",
 )
 """The calls that kernel.cc defines."""

@@ -4,13 +4,18 @@
 
 #include <cmath>
 
+#include <type_traits>
+#include <vector>
+
 #include "vectors.h"
 
 namespace moe_lab {
 
 // Letters: T tokens, D summed width, F columns of the result. Rows of x [T, D], w and y [T, F] lie so far apart.
+template <typename Weight>
 struct Dense {
-  const float *x, *w;
+  const float* x;
+  const Weight* w;
   float* y;
   long T, D, x_row, w_row, y_row;
 };
@@ -27,8 +32,8 @@ inline long strip_columns(long columns, long threads) {
 }
 
 // y[t] (+)= x[t] w for Depth rows of w, in their order.
-template <int Tokens, int Depth>
-inline void add_rows(const float* x, long x_row, const float* w, long w_row, float* y, long y_row, long columns,
+template <int Tokens, int Depth, typename Weight>
+inline void add_rows(const float* x, long x_row, const Weight* w, long w_row, float* y, long y_row, long columns,
                      bool add) {
   Vec left[Tokens][Depth];
   MOE_LAB_UNROLL for (int t = 0; t < Tokens; ++t)
@@ -47,25 +52,34 @@ inline void add_rows(const float* x, long x_row, const float* w, long w_row, flo
   for (; column < columns; ++column)
     for (int t = 0; t < Tokens; ++t) {
       float sum = add ? y[t * y_row + column] : 0.f;
-      for (int k = 0; k < Depth; ++k) sum += x[t * x_row + k] * w[k * w_row + column];
+      for (int k = 0; k < Depth; ++k) sum += x[t * x_row + k] * widen(w[k * w_row + column]);
       y[t * y_row + column] = sum;
     }
 }
 
 // y (+)= x w for columns [begin, end) of w [D, F].
-inline void columns_product(const Dense& d, long begin, long end, bool add = false) {
+template <typename Weight>
+inline void columns_product(const Dense<Weight>& d, long begin, long end, bool add = false) {
   for (long block = 0; block < d.D; block += kStripRows) {
     long last = std::min(block + kStripRows, d.D);
     for (long first = 0; first < d.T; first += kStripTokens) {
       long tokens = std::min(first + kStripTokens, d.T);
       auto visit = [&](long k, auto depth) {
-        auto add_to = [&](long t, auto tokens) {
-          add_rows<tokens, depth>(d.x + t * d.x_row + k, d.x_row, d.w + k * d.w_row + begin, d.w_row,
-                                  d.y + t * d.y_row + begin, d.y_row, end - begin, add || k > 0);
+        auto add_all = [&](const auto* w, long w_row) {
+          auto add_to = [&](long t, auto tokens) {
+            add_rows<tokens, depth>(d.x + t * d.x_row + k, d.x_row, w, w_row, d.y + t * d.y_row + begin, d.y_row,
+                                    end - begin, add || k > 0);
+          };
+          long t = first;
+          for (; t + 2 <= tokens; t += 2) add_to(t, std::integral_constant<int, 2>());
+          if (t < tokens) add_to(t, std::integral_constant<int, 1>());
         };
-        long t = first;
-        for (; t + 2 <= tokens; t += 2) add_to(t, std::integral_constant<int, 2>());
-        if (t < tokens) add_to(t, std::integral_constant<int, 1>());
+        const Weight* w = d.w + k * d.w_row + begin;
+        if (std::is_same_v<Weight, float> || tokens - first <= 2 || end - begin > kStripColumns)
+          return add_all(w, d.w_row);
+        float wide[depth * kStripColumns];
+        for (int row = 0; row < depth; ++row) widen(w + row * d.w_row, end - begin, wide + row * kStripColumns);
+        add_all(wide, kStripColumns);
       };
       long k = block;
       for (; k + kDepthAtOnce <= last; k += kDepthAtOnce) visit(k, std::integral_constant<int, kDepthAtOnce>());
@@ -95,8 +109,8 @@ inline void norm_rows(const float* x, const float* scale, float eps, long D, flo
   }
 }
 
-template <int Rows, int Tokens>
-inline void dot_products(const float* x, long x_row, const float* w, long w_row, long D, float* y, long y_row) {
+template <int Rows, int Tokens, typename Weight>
+inline void dot_products(const float* x, long x_row, const Weight* w, long w_row, long D, float* y, long y_row) {
   Vec sum[Rows][Tokens]{};
   long k = 0;
   for (; k + kLanes <= D; k += kLanes) {
@@ -111,21 +125,29 @@ inline void dot_products(const float* x, long x_row, const float* w, long w_row,
   for (int r = 0; r < Rows; ++r)
     for (int t = 0; t < Tokens; ++t) {
       float rest = 0.f;
-      for (long last = k; last < D; ++last) rest += x[t * x_row + last] * w[r * w_row + last];
+      for (long last = k; last < D; ++last) rest += x[t * x_row + last] * widen(w[r * w_row + last]);
       y[t * y_row + r] = total(sum[r][t]) + rest;
     }
 }
 
 // y = x w^T for rows [begin, end) of w [F, D].
-inline void rows_product(const Dense& d, long begin, long end) {
+template <typename Weight>
+inline void rows_product(const Dense<Weight>& d, long begin, long end) {
   constexpr int kRows = 4, kTokens = kLanes == 16 ? 4 : 2;
+  std::vector<float> wide(std::is_same_v<Weight, float> || d.T <= kTokens ? 0 : kRows * d.D);
   auto visit = [&](long r, auto rows) {
-    auto dot = [&](long t, auto tokens) {
-      dot_products<rows, tokens>(d.x + t * d.x_row, d.x_row, d.w + r * d.w_row, d.w_row, d.D, d.y + t * d.y_row + r, d.y_row);
+    auto dot_all = [&](const auto* w, long w_row) {
+      auto dot = [&](long t, auto tokens) {
+        dot_products<rows, tokens>(d.x + t * d.x_row, d.x_row, w, w_row, d.D, d.y + t * d.y_row + r, d.y_row);
+      };
+      long t = 0;
+      for (; t + kTokens <= d.T; t += kTokens) dot(t, std::integral_constant<int, kTokens>());
+      for (; t < d.T; ++t) dot(t, std::integral_constant<int, 1>());
     };
-    long t = 0;
-    for (; t + kTokens <= d.T; t += kTokens) dot(t, std::integral_constant<int, kTokens>());
-    for (; t < d.T; ++t) dot(t, std::integral_constant<int, 1>());
+    const Weight* w = d.w + r * d.w_row;
+    if (wide.empty()) return dot_all(w, d.w_row);
+    for (int row = 0; row < rows; ++row) widen(w + row * d.w_row, d.D, wide.data() + row * d.D);
+    dot_all(wide.data(), d.D);
   };
   long r = begin;
   for (; r + kRows <= end; r += kRows) visit(r, std::integral_constant<int, kRows>());

@@ -15,9 +15,13 @@ import numpy as np
 
 
 def multiply(x_TD: jax.Array, weight: jax.Array, *, turned: bool = False) -> jax.Array:
-    """float32[T, F] of float32 tokens and a weight [D, F], or [F, D] with `turned`. It has no gradient."""
+    """float32[T, F] of float32 tokens and a weight [D, F], or [F, D] with `turned`. It has no gradient.
+
+    The weight is float32 or bfloat16, which is widened number by number where it is multiplied.
+    """
     result = jax.ShapeDtypeStruct((x_TD.shape[0], weight.shape[0 if turned else 1]), jnp.float32)
-    return jax.ffi.ffi_call("moe_lab_multiply", result)(x_TD, weight, turned=turned)
+    name = "moe_lab_multiply_narrow" if weight.dtype == jnp.bfloat16 else "moe_lab_multiply"
+    return jax.ffi.ffi_call(name, result)(x_TD, weight, turned=turned)
 
 
 def norm(x_TD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:

@@ -32,8 +32,8 @@ inline void forward_few(const Layer& l, float* rows_out, Workers& workers) {
                 long begin = i % unit_parts * units, end = std::min(l.B, begin + units);
                 long at = (l.start[block.module] + block.index) * l.D * l.B;
                 const float* from = x.data() + block.first * l.D;
-                columns_product({from, l.gate + at, hidden.data() + block.hidden, block.users, l.D, l.D, l.B, l.B}, begin, end);
-                columns_product({from, l.up + at, up.data() + block.hidden, block.users, l.D, l.D, l.B, l.B}, begin, end);
+                columns_product<float>({from, l.gate + at, hidden.data() + block.hidden, block.users, l.D, l.D, l.B, l.B}, begin, end);
+                columns_product<float>({from, l.up + at, up.data() + block.hidden, block.users, l.D, l.D, l.B, l.B}, begin, end);
                 for (long t = 0; t < block.users; ++t)
                   for (long unit = begin; unit < end; unit += kLanes) {
                     float *gate = hidden.data() + block.hidden + t * l.B + unit, *own_up = up.data() + block.hidden + t * l.B + unit;
@@ -48,7 +48,7 @@ inline void forward_few(const Layer& l, float* rows_out, Workers& workers) {
                 long begin = part * own, end = std::min(l.D, begin + own);
                 for (const Block& block : blocks) {
                   const float* down = l.down + (l.start[block.module] + block.index) * l.D * l.B;
-                  columns_product({hidden.data() + block.hidden, down, rows_out + block.first * l.D, block.users, l.B, l.B, l.D, l.D},
+                  columns_product<float>({hidden.data() + block.hidden, down, rows_out + block.first * l.D, block.users, l.B, l.B, l.D, l.D},
                                   begin, end, block.index > 0);
                 }
               }};

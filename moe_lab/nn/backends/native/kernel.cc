@@ -189,10 +189,12 @@ ffi::Error cached_attention(ffi::ThreadPool threads, Floats<4> q, Floats<4> k, F
   return ffi::Error::Success();
 }
 
-// Both ways to multiply: w [D, F], or with `turned` w [F, D].
-ffi::Error multiply(ffi::ThreadPool threads, Floats<2> x, Floats<2> w, Result<2> y, bool turned) {
+// Both ways to multiply: w [D, F], or with `turned` w [F, D]; float32 or bfloat16.
+template <typename Weight>
+ffi::Error multiply(ffi::ThreadPool threads, Floats<2> x, ffi::AnyBuffer w, Result<2> y, bool turned) {
   long T = x.dimensions()[0], D = x.dimensions()[1], F = y->dimensions()[1];
-  Dense d{x.typed_data(), w.typed_data(), y->typed_data(), T, D, D, turned ? D : F, F};
+  auto* weight = static_cast<const Weight*>(w.untyped_data());
+  Dense<Weight> d{x.typed_data(), weight, y->typed_data(), T, D, D, turned ? D : F, F};
   Workers workers(threads, F);
   long own = strip_columns(F, workers.count());
   workers.run(ceil_div(F, own), [&](long part, int) {
@@ -221,6 +223,15 @@ auto bind_heads() {
       .Arg<Integers<2>>()
       .Arg<Floats<3>>()
       .Arg<Floats<3>>();
+}
+
+auto bind_multiply() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Floats<2>>()
+      .Arg<ffi::AnyBuffer>()
+      .Ret<Floats<2>>()
+      .Attr<bool>("turned");
 }
 
 auto bind_layer() {
@@ -312,13 +323,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_cached_attention, cached_attention,
                                   .Attr<float>("softcap")
                                   .Attr<int32_t>("window"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_multiply, multiply,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats<2>>()
-                                  .Arg<Floats<2>>()
-                                  .Ret<Floats<2>>()
-                                  .Attr<bool>("turned"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_multiply, multiply<float>, bind_multiply());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_multiply_narrow, multiply<Narrow>, bind_multiply());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     moe_lab_norm, norm,

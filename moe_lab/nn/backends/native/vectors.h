@@ -33,6 +33,29 @@ inline Vec load(const float* at) { return *reinterpret_cast<const StoredVec*>(at
 inline void store(float* at, Vec value) { *reinterpret_cast<StoredVec*>(at) = value; }
 inline Vec broadcast(float value) { return value - Vec{}; }  // and not a sum, which would make a 0 of -0
 
+// bfloat16 is the upper half of a float32.
+struct Narrow {
+  uint16_t bits;
+};
+typedef uint16_t NarrowVec __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+
+inline float widen(float value) { return value; }
+inline float widen(Narrow value) {
+  uint32_t bits = uint32_t(value.bits) << 16;
+  float wide;
+  __builtin_memcpy(&wide, &bits, 4);
+  return wide;
+}
+inline Vec load(const Narrow* at) {
+  typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
+  return (Vec)(__builtin_convertvector(*reinterpret_cast<const NarrowVec*>(at), Bits) << 16);
+}
+
+template <typename Weight>
+inline void widen(const Weight* from, long count, float* to) {
+  for (long i = 0; i < count; ++i) to[i] = widen(from[i]);
+}
+
 // Keeps a vector that is used several times in a register. An x86 multiply-add can take an operand from memory, so
 // compilers load such a vector anew with each use: then a step of a product has more loads than multiply-adds, and the
 // loads set its pace. Without such an instruction (older x86, other processors) there is nothing to prevent.
