@@ -42,8 +42,9 @@ def choose_precision(name: str = "auto", platform: str | None = None) -> Precisi
     """The policy of this name.
 
     Args:
-        name: `float32`, `bfloat16`, `bfloat16_weights` or `auto`: what the platform does well, which is bfloat16 on accelerators and
-            float32 on CPUs, where XLA widens every matrix before it multiplies and so is slower in bfloat16.
+        name: `float32`, `bfloat16`, `bfloat16_weights` or `auto`: what the platform does well, which is bfloat16 on
+            accelerators and float32 on CPUs, where XLA widens every matrix before it multiplies and so is slower in
+            bfloat16.
         platform: `cpu`, `gpu` or `tpu`; the default device's if left out.
 
     Raises:

@@ -52,7 +52,7 @@ inline void add_rows(const float* x, long x_row, const Weight* w, long w_row, fl
   for (; column < columns; ++column)
     for (int t = 0; t < Tokens; ++t) {
       float sum = add ? y[t * y_row + column] : 0.f;
-      for (int k = 0; k < Depth; ++k) sum += x[t * x_row + k] * widen(w[k * w_row + column]);
+      for (int k = 0; k < Depth; ++k) sum = multiply_add(x[t * x_row + k], widen(w[k * w_row + column]), sum);
       y[t * y_row + column] = sum;
     }
 }
@@ -103,7 +103,7 @@ inline void norm_rows(const float* x, const float* scale, float eps, long D, flo
     float rest = 0.f;
     long k = 0;
     for (; k + kLanes <= D; k += kLanes) squares += load(from + k) * load(from + k);
-    for (long last = k; last < D; ++last) rest += from[last] * from[last];
+    for (long last = k; last < D; ++last) rest = multiply_add(from[last], from[last], rest);
     float root = 1.f / std::sqrt((total(squares) + rest) / D + eps);
     for (long i = 0; i < D; ++i) to[i] = from[i] * root * scale[i];
   }
@@ -125,7 +125,7 @@ inline void dot_products(const float* x, long x_row, const Weight* w, long w_row
   for (int r = 0; r < Rows; ++r)
     for (int t = 0; t < Tokens; ++t) {
       float rest = 0.f;
-      for (long last = k; last < D; ++last) rest += x[t * x_row + last] * widen(w[r * w_row + last]);
+      for (long last = k; last < D; ++last) rest = multiply_add(x[t * x_row + last], widen(w[r * w_row + last]), rest);
       y[t * y_row + r] = total(sum[r][t]) + rest;
     }
 }

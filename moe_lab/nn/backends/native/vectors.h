@@ -33,6 +33,15 @@ inline Vec load(const float* at) { return *reinterpret_cast<const StoredVec*>(at
 inline void store(float* at, Vec value) { *reinterpret_cast<StoredVec*>(at) = value; }
 inline Vec broadcast(float value) { return value - Vec{}; }  // and not a sum, which would make a 0 of -0
 
+// sum + a * b of one number as a lane of vectors has it. Written as a sum, a compiler may round the product first.
+inline float multiply_add(float a, float b, float sum) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, sum);
+#else
+  return sum + a * b;
+#endif
+}
+
 // bfloat16 is the upper half of a float32.
 struct Narrow {
   uint16_t bits;
