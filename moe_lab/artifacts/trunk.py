@@ -39,6 +39,7 @@ class TrunkArtifact(Artifact):
         domains: what `Corpus.describe` says of each text that it learned from.
         origin: of an imported one: the format and family that it was read from, and digests of its files.
         ends: ids after which it stops writing, beside the tokenizer's end of a document.
+        chat_template: in jinja2's language, how a conversation is written down for it.
     """
 
     tokenizer_digest: str
@@ -47,15 +48,18 @@ class TrunkArtifact(Artifact):
     domains: tuple[Mapping[str, Any], ...] = ()
     origin: Mapping[str, str] | None = None
     ends: tuple[int, ...] = ()
+    chat_template: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """The sections of its manifest."""
         origin = {} if self.origin is None else {"origin": dict(self.origin)}
-        ends = {"ends": list(self.ends)} if self.ends else {}
+        written: dict[str, Any] = {"ends": list(self.ends)} if self.ends else {}
+        if self.chat_template is not None:
+            written["chat_template"] = self.chat_template
         return {
             **self._sections(KIND, **origin),
             "interface": {"tokenizer": self.tokenizer_digest},
-            "config": {"trunk": to_text(self.spec), "tokenizer": to_text(self.tokenizer), **ends},
+            "config": {"trunk": to_text(self.spec), "tokenizer": to_text(self.tokenizer), **written},
             "data": {"domains": list(self.domains)},
         }
 
@@ -72,4 +76,5 @@ class TrunkArtifact(Artifact):
             domains=read_domains(manifest),
             origin=read_object(manifest, "lineage").get("origin"),
             ends=tuple(config.get("ends", ())),
+            chat_template=config.get("chat_template"),
         )

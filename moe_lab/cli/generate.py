@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -36,8 +37,14 @@ def generate(
     jsonl: Annotated[
         str | None,
         typer.Option(
-            "--jsonl", metavar="FILE", help="Prompts by line: {prompt: ..., and keys, price, without, domain}."
+            "--jsonl", metavar="FILE", help="By line: {prompt or messages: ..., and keys, price, without, domain}."
         ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Prompts are what a person says; the model answers as its template says.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="With --chat, what stands in front of it all.")
     ] = None,
     price: Annotated[
         float | None, typer.Option("--price", help="Nats per token that the dearest candidate must save.")
@@ -66,6 +73,7 @@ def generate(
       moe-lab generate quickstart/composition --prompt "def first(" max_tokens=60
       moe-lab generate quickstart/composition --file question.txt --price 0.1 temperature=0.8 seed=7 --stream
       moe-lab generate quickstart/composition --jsonl prompts.jsonl --json
+      moe-lab generate smollm2/composition --chat --prompt "What is a mixture of experts?"
     """
     current_lab(ctx)
     if not (prompt or file or jsonl):
@@ -76,11 +84,22 @@ def generate(
     keys = _keys(overrides or [])
     given = [{"prompt": text} for text in [*(prompt or ()), *(_read_text(name) for name in file or ())]]
     lines = [] if jsonl is None else _read_lines(jsonl)
-    requests = [_request(line, label, shared, keys) for label, line in [*(("--prompt", one) for one in given), *lines]]
-    if stream and len(requests) > 1:
-        raise LabError(f"--stream prints one text as it is written, and there are {len(requests)}; leave it out")
+    if system is not None and not chat:
+        raise LabError("--system belongs to a conversation; add --chat")
+    labelled = [*(("--prompt", one) for one in given), *lines]
+    if chat:
+        labelled = [(label, _as_conversation(line, system)) for label, line in labelled]
+    asked = [_request(line, label, shared, keys) for label, line in labelled]
+    if stream and len(asked) > 1:
+        raise LabError(f"--stream prints one text as it is written, and there are {len(asked)}; leave it out")
     workspace = open_workspace(ctx)
     model = workspace.load_model(workspace.find_lock(composition, Path.cwd()))
+    requests = [
+        dataclasses.replace(request, prompt=_conversation(model, messages), document_start=False)
+        if messages
+        else request
+        for request, messages in asked
+    ]
     _print(model, requests, slots, stream, color, as_json)
 
 
@@ -170,13 +189,47 @@ def _keys(overrides: list[str]) -> dict[str, Any]:
     return keys
 
 
-def _request(line: dict[str, Any], label: str, shared: dict[str, Any], keys: dict[str, Any]) -> Request:
+def _as_conversation(line: dict[str, Any], system: str | None) -> dict[str, Any]:
+    """A line whose prompt is what a person says, in front of it what is said to all."""
+    said = line.pop("messages", None) or [{"role": "user", "content": line.pop("prompt", None)}]
+    front = [] if system is None else [{"role": "system", "content": system}]
+    return {**line, "messages": [*front, *said]}
+
+
+def _conversation(model: ComposedModel, messages: list[dict[str, str]]) -> tuple[int, ...]:
+    from moe_lab.generation.chat import Message, chat_prompt
+
+    return chat_prompt(model.trunk, [Message(**message) for message in messages])
+
+
+def _messages(given: Any, label: str) -> list[dict[str, str]]:
+    """The turns of a line, each with a role and a content that are texts."""
+    if given is None:
+        return []
+    good = isinstance(given, list) and all(
+        isinstance(turn, dict) and turn.keys() == {"role", "content"} and all(isinstance(v, str) for v in turn.values())
+        for turn in given
+    )
+    if not given or not good:
+        raise LabError(f'{label}: messages must be a list of {{"role": ..., "content": ...}}, both texts')
+    return list(given)
+
+
+def _request(
+    line: dict[str, Any], label: str, shared: dict[str, Any], keys: dict[str, Any]
+) -> tuple[Request, list[dict[str, str]]]:
+    """What a line asks for, and the conversation that takes its prompt's place, if it is one."""
     from moe_lab.config import decode
     from moe_lab.generation.engine import Request
     from moe_lab.generation.sampling import Sampling
 
     own = {**{name: value for name, value in shared.items() if value}, **line}
     terms = {name: own.pop(name) for name in ("prompt", "price", "without", "domain") if name in own}
+    messages = _messages(own.pop("messages", None), label)
+    if messages and "prompt" in terms:
+        raise LabError(f"{label}: has a prompt and messages; one of them is what the model is to read")
+    if messages:
+        terms["prompt"] = ""
     if not isinstance(terms.get("prompt"), str):
         raise LabError(f"{label}: prompt is {json.dumps(terms.get('prompt'))}; it must be a text")
     if not isinstance(terms.get("price", 0.0), (int, float)) or isinstance(terms.get("price"), bool):
@@ -185,7 +238,7 @@ def _request(line: dict[str, Any], label: str, shared: dict[str, Any], keys: dic
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise LabError(f"{label}: without is {json.dumps(names)}; it must be a list of owner/name")
     terms["without"] = tuple(names)
-    return Request(**terms, sampling=decode(Sampling, {**keys, **own}, label))
+    return Request(**terms, sampling=decode(Sampling, {**keys, **own}, label)), messages
 
 
 def _read_text(name: str) -> str:

@@ -46,6 +46,7 @@ class LoadedTrunk:
 
     Attributes:
         ends: ids after which it stops writing, beside the tokenizer's end of a document.
+        chat_template: how a conversation is written down for it, if it was taught that.
         graph: for a computation of all of it on one device, or on each; see `graph_on`.
         sharded: on a mesh each device holds a part of it instead of the whole.
         states: where what lies under the first routed layer is kept, if it is.
@@ -57,6 +58,7 @@ class LoadedTrunk:
     graph: nnx.GraphDef
     state: nnx.State
     ends: tuple[int, ...] = ()
+    chat_template: str | None = None
     sharded: bool = False
     precision: Precision = FLOAT32
     states: KeptStates | None = None
@@ -218,6 +220,7 @@ def load_trunk(
         graph=graph,
         state=state,
         ends=trunk.ends,
+        chat_template=trunk.chat_template,
         sharded=sharded,
         precision=precision,
         states=states,

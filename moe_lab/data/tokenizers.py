@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -156,6 +157,26 @@ class HFTokenizer:
 
     def stream(self) -> PieceStream:
         return _DecodedStream(self)
+
+    @functools.cached_property
+    def _marking(self) -> Any:
+        """The same, but for special tokens, which stand for themselves."""
+        tokenizer = _parse(self.definition)
+        tokenizer.encode_special_tokens = False
+        return tokenizer
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts of its special tokens."""
+        return tuple(str(token.content) for token in self._marking.get_added_tokens_decoder().values() if token.special)
+
+    def encode_marked(self, text: str) -> tuple[int, ...]:
+        """Ids of a text in which special tokens are marks, as in a conversation, and not letters."""
+        return tuple(self._marking.encode(text, add_special_tokens=False).ids)
+
+    def text_of(self, token: int) -> str:
+        """What a token is called in the vocabulary."""
+        return str(self._marking.id_to_token(token))
 
     def _encoding(self, text: str) -> Any:
         return self._tokenizer.encode(text, add_special_tokens=False)

@@ -39,6 +39,8 @@ class Request:
         price: nats per token that the dearest candidate must save; the composition's own if left out.
         without: modules that this text does without, `owner/name`.
         domain: told to routers that take it, as if somebody knew whose text it is.
+        document_start: whether what stands in front of a document stands in front of the prompt, too; a conversation
+            has marks of its own.
         score_prompt: also tell what the model says of the prompt's own tokens, with the first step.
     """
 
@@ -47,6 +49,7 @@ class Request:
     price: float | None = None
     without: tuple[str, ...] = ()
     domain: str | None = None
+    document_start: bool = True
     score_prompt: bool = False
 
 
@@ -143,7 +146,7 @@ class Engine:
             LabError: it would not fit, or names a module that is not composed.
         """
         model, sampling = self.model, request.sampling
-        prompt = read_prompt(model, request.prompt)
+        prompt = read_prompt(model, request)
         if (needed := len(prompt) + sampling.max_tokens) > self.capacity:
             raise LabError(
                 f"a prompt of {len(prompt)} tokens with max_tokens {sampling.max_tokens} needs room for {needed}, and "
@@ -280,7 +283,7 @@ def generate(model: ComposedModel, requests: Sequence[Request], *, slots: int = 
         LabError: a request names a module that is not composed, or a price that is none.
     """
     require_stepping(model)
-    longest = max((len(read_prompt(model, some.prompt)) + some.sampling.max_tokens for some in requests), default=1)
+    longest = max((len(read_prompt(model, some)) + some.sampling.max_tokens for some in requests), default=1)
     # Few programs: room is a power of two.
     capacity = max(64, 1 << (longest - 1).bit_length())
     engine = Engine(model, slots=min(slots, max(1, len(requests))), capacity=capacity)
@@ -290,19 +293,23 @@ def generate(model: ComposedModel, requests: Sequence[Request], *, slots: int = 
         yield from engine.step()
 
 
-def read_prompt(model: ComposedModel, prompt: str | Sequence[int]) -> np.ndarray:
+def read_prompt(model: ComposedModel, request: Request) -> np.ndarray:
     """int32 ids: what stands in front of a document, then the prompt. Ids may begin with it already.
 
     Raises:
-        LabError: an id stands for no token.
+        LabError: an id stands for no token, or there is nothing at all to read.
     """
-    tokenizer = model.trunk.tokenizer
+    tokenizer, prompt = model.trunk.tokenizer, request.prompt
     if isinstance(prompt, str):
         return np.array([tokenizer.start_id, *tokenizer.encode(prompt)[0]], np.int32)
     known = model.trunk.spec.vocab_size - model.trunk.spec.vocab_padding
     for token in prompt:
         if not 0 <= token < known:
             raise LabError(f"the prompt has token {token}; tokens of this trunk are 0 to {known - 1}")
+    if not request.document_start:
+        if not prompt:
+            raise LabError("the prompt is empty, and nothing stands in front of it; give at least one token")
+        return np.array(prompt, np.int32)
     front = [] if prompt[:1] == (tokenizer.start_id,) else [tokenizer.start_id]
     return np.array([*front, *prompt], np.int32)
 

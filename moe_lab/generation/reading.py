@@ -84,12 +84,15 @@ class Structure:
     run_layer: RunLayer
 
 
-_one_structure = functools.lru_cache(maxsize=64)(Structure)
+@functools.lru_cache(maxsize=64)
+def _one_structure(trunk: nnx.GraphDef, router: nnx.GraphDef, run_layer: Any) -> Structure:
+    return Structure(trunk, router, run_layer)
 
 
 def structure_of(model: ComposedModel) -> Structure:
     """What a step of this model is compiled for."""
-    return _one_structure(model.trunk_graph, nnx.graphdef(model.router), model.run_layer)
+    run_layer: Any = model.run_layer
+    return _one_structure(model.trunk_graph, nnx.graphdef(model.router), run_layer)
 
 
 def empty_memory(model: ComposedModel, slots: int, capacity: int) -> Memory:

@@ -54,6 +54,7 @@ def import_trunk(workspace: Workspace, spec: TrunkImport, base: Path) -> Importe
         tokenizer=HFTokenizerSpec(path=TOKENIZER, eos=spec.eos, start=checkpoint.start),
         origin=checkpoint.origin,
         ends=checkpoint.ends,
+        chat_template=checkpoint.chat_template,
     )
     definition = np.frombuffer(checkpoint.tokenizer.definition, np.uint8)
     shown = _Shown(checkpoint.tensors, spec.name, workspace.progress)

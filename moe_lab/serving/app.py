@@ -1,4 +1,4 @@
-"""The HTTP server: OpenAI's completions, the model, health, metrics and one page.
+"""The HTTP server: OpenAI's completions and conversations, the model, health, metrics and one page.
 
 A mistake is a status and one sentence: `LabError` and its classes map to statuses (`STATUS`), and nothing a client
 sends stops the server. A client that goes away gives its slot back.
@@ -13,7 +13,7 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -24,9 +24,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from moe_lab.errors import Damaged, LabError, NotFound, Refused, Unavailable
+from moe_lab.generation.chat import chat_prompt
 from moe_lab.generation.engine import Request, Step
 from moe_lab.serving import answers
-from moe_lab.serving.bodies import CompletionBody, read_body
+from moe_lab.serving.bodies import Body, ChatBody, CompletionBody, read_body
 from moe_lab.serving.metrics import ServerMetrics
 from moe_lab.serving.writer import TooBusyError, Writer
 
@@ -82,6 +83,7 @@ def make_app(
         Route("/v1/models", server.models, methods=["GET"]),
         Route("/v1/state", server.state, methods=["GET"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
+        Route("/v1/chat/completions", server.chat, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {
         LabError: server.refuse,
@@ -90,6 +92,25 @@ def make_app(
         405: _no_such_path,
     }
     return Starlette(routes=routes, exception_handlers=handlers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a client wants written, and how answers of its kind are made.
+
+    Attributes:
+        prefix: of the answer's id.
+        objects: what OpenAI calls a whole answer, and a part of a streamed one.
+        choice: a whole text, by its number.
+        part: what one step adds to it, and whether that is its first.
+    """
+
+    body: Body
+    requests: Sequence[Request]
+    prefix: str
+    objects: tuple[str, str]
+    choice: Callable[[int, Sequence[Step]], dict[str, Any]]
+    part: Callable[[int, Step, bool], dict[str, Any]]
 
 
 class _Server:
@@ -132,49 +153,86 @@ class _Server:
 
     async def completions(self, request: HttpRequest) -> Response:
         self.require_key(request)
-        body = read_body(await self.read(request))
-        if body.model not in (None, self.name):
-            raise NotFound(f'there is no model "{body.model}"; this server has {self.name}')
+        body = read_body(await self.read(request), CompletionBody)
         scored = bool(body.echo) and body.logprobs is not None
         requests = [
             one
             for prompt in body.prompts
             for one in body.requests_for(prompt, max_tokens=USUAL_MAX_TOKENS, score_prompt=scored)
         ]
-        head = answers.Head(id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=self.name)
-        if body.stream:
+        tokenizer = self.writer.engine.model.trunk.tokenizer
+
+        def choice(index: int, steps: Sequence[Step], first: bool = True) -> dict[str, Any]:
+            echo = self.echo(body, requests[index]) if first else None
+            return answers.choice(index, steps, tokenizer, body.logprobs, echo)
+
+        return await self.answer(
+            request,
+            _Asked(
+                body=body,
+                requests=requests,
+                prefix="cmpl",
+                objects=("text_completion", "text_completion"),
+                choice=choice,
+                part=lambda index, step, first: choice(index, [step], first),
+            ),
+        )
+
+    async def chat(self, request: HttpRequest) -> Response:
+        self.require_key(request)
+        body = read_body(await self.read(request), ChatBody)
+        trunk = self.writer.engine.model.trunk
+        prompt = chat_prompt(trunk, [message.message for message in body.messages])
+        room = max(1, self.writer.engine.capacity - len(prompt))
+        most = body.max_completion_tokens or room
+        requests = body.requests_for(prompt, max_tokens=most, document_start=False)
+
+        def part(index: int, step: Step, first: bool) -> dict[str, Any]:
+            made = answers.turn(index, [step], trunk.tokenizer, body.alternatives, "delta")
+            if first:
+                made["delta"]["role"] = "assistant"
+            return made
+
+        return await self.answer(
+            request,
+            _Asked(
+                body=body,
+                requests=requests,
+                prefix="chatcmpl",
+                objects=("chat.completion", "chat.completion.chunk"),
+                choice=lambda index, steps: answers.turn(index, steps, trunk.tokenizer, body.alternatives),
+                part=part,
+            ),
+        )
+
+    async def answer(self, request: HttpRequest, asked: _Asked) -> Response:
+        """Everything at once, or as it is written."""
+        if asked.body.model not in (None, self.name):
+            raise NotFound(f'there is no model "{asked.body.model}"; this server has {self.name}')
+        whole, part = asked.objects
+        head = answers.Head(
+            id=f"{asked.prefix}-{uuid.uuid4().hex}",
+            object=part if asked.body.stream else whole,
+            created=int(time.time()),
+            model=self.name,
+        )
+        if asked.body.stream:
             # The first step decides between a status and a stream.
-            steps = self.write_all(requests)
+            steps = self.write_all(asked.requests)
             try:
                 first = await self.until_gone(request, anext(steps))
             except BaseException:
                 await steps.aclose()
                 raise
-            events = self.events(head, body, requests, first, steps)
-            return StreamingResponse(events, media_type="text/event-stream")
-        texts = await self.until_gone(request, self.collect(requests))
-        return JSONResponse(self.whole_answer(head, body, requests, texts))
-
-    def whole_answer(
-        self, head: answers.Head, body: CompletionBody, requests: Sequence[Request], texts: Sequence[Sequence[Step]]
-    ) -> dict[str, Any]:
-        tokenizer = self.writer.engine.model.trunk.tokenizer
-        choices = [
-            answers.choice(index, steps, tokenizer, body.logprobs, self.echo(body, one))
-            for index, (one, steps) in enumerate(zip(requests, texts, strict=True))
-        ]
-        return head.answer(choices, answers.usage(self.prompt_tokens(requests), texts))
+            return StreamingResponse(self.events(head, asked, first, steps), media_type="text/event-stream")
+        texts = await self.until_gone(request, self.collect(asked.requests))
+        choices = [asked.choice(index, steps) for index, steps in enumerate(texts)]
+        return JSONResponse(head.answer(choices, answers.usage(self.prompt_tokens(asked.requests), texts)))
 
     async def events(
-        self,
-        head: answers.Head,
-        body: CompletionBody,
-        requests: Sequence[Request],
-        first: tuple[int, Step],
-        rest: AsyncGenerator[tuple[int, Step]],
+        self, head: answers.Head, asked: _Asked, first: tuple[int, Step], rest: AsyncGenerator[tuple[int, Step]]
     ) -> AsyncIterator[str]:
-        tokenizer = self.writer.engine.model.trunk.tokenizer
-        texts: list[list[Step]] = [[] for _ in requests]
+        texts: list[list[Step]] = [[] for _ in asked.requests]
 
         async def all_steps() -> AsyncIterator[tuple[int, Step]]:
             yield first
@@ -183,11 +241,11 @@ class _Server:
 
         try:
             async for index, step in all_steps():
-                echo = None if texts[index] else self.echo(body, requests[index])
                 texts[index].append(step)
-                yield _event(head.answer([answers.choice(index, [step], tokenizer, body.logprobs, echo)]))
-            if body.stream_options is not None and body.stream_options.include_usage:
-                yield _event(head.answer([], answers.usage(self.prompt_tokens(requests), texts)))
+                yield _event(head.answer([asked.part(index, step, len(texts[index]) == 1)]))
+            options = asked.body.stream_options
+            if options is not None and options.include_usage:
+                yield _event(head.answer([], answers.usage(self.prompt_tokens(asked.requests), texts)))
         except LabError as error:
             yield _event(_fault(error))
         finally:
@@ -331,7 +389,7 @@ async def _nobody_there(request: HttpRequest, error: Exception) -> Response:
 
 
 async def _no_such_path(request: HttpRequest, error: Exception) -> Response:
-    known = "POST /v1/completions, GET /v1/models, /v1/state, /health, /metrics, /"
+    known = "POST /v1/completions, /v1/chat/completions, GET /v1/models, /v1/state, /health, /metrics, /"
     message = f"there is no {request.method} {request.url.path}; there are {known}"
     status = getattr(error, "status_code", 404)
     return JSONResponse({"error": {"message": message, "type": "NotFound", "code": status}}, status_code=status)

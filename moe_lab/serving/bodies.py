@@ -6,18 +6,21 @@ What this server does not do is refused by name, never silently left out.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StrictStr, ValidationError
 
 from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError
+from moe_lab.generation.chat import Message
 from moe_lab.generation.engine import Request
 from moe_lab.generation.sampling import ALTERNATIVES, Sampling
 
 Ids = Annotated[list[NonNegativeInt], Field(min_length=1)]
 MOST_STOPS = 16
 MOST_PROMPTS = 64
+MOST_MESSAGES = 1024
 
 
 class StreamOptions(Spec):
@@ -26,18 +29,16 @@ class StreamOptions(Spec):
     include_usage: bool = False
 
 
-class CompletionBody(Spec):
-    """`/v1/completions`.
+class Body(Spec):
+    """What all requests may say.
 
     Attributes:
-        prompt: one or more, as texts or as ids.
         model: the one that is served, or left out.
         stream: server-sent events instead of one answer.
         price, without, domain: terms of this request, as in `generation.engine.Request`.
         user: anything; it is not looked at.
     """
 
-    prompt: StrictStr | Ids | list[StrictStr] | list[Ids] = ""
     model: StrictStr | None = None
     max_tokens: PositiveInt | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -50,10 +51,6 @@ class CompletionBody(Spec):
     stop_ids: list[NonNegativeInt] = []
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: Annotated[int, Field(ge=0, le=ALTERNATIVES)] | None = None
-    echo: bool | None = None
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     logit_bias: dict[str, float] | None = None
@@ -62,8 +59,8 @@ class CompletionBody(Spec):
     without: list[StrictStr] = []
     domain: StrictStr | None = None
 
-    def requests_for(self, prompt: str | list[int], *, max_tokens: int, score_prompt: bool = False) -> list[Request]:
-        """One request for each choice; each has a seed of its own."""
+    def requests_for(self, prompt: str | Sequence[int], *, max_tokens: int, **fields: bool) -> list[Request]:
+        """One request for each choice; each has a seed of its own. `fields` are further ones of `Request`."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MOST_STOPS:
             raise LabError(f"stop has {len(stops)} strings; {MOST_STOPS} at most")
@@ -85,10 +82,24 @@ class CompletionBody(Spec):
                 price=self.price,
                 without=tuple(self.without),
                 domain=self.domain,
-                score_prompt=score_prompt,
+                **fields,
             )
             for choice in range(self.n or 1)
         ]
+
+
+class CompletionBody(Body):
+    """`/v1/completions`.
+
+    Attributes:
+        prompt: one or more, as texts or as ids.
+    """
+
+    prompt: StrictStr | Ids | list[StrictStr] | list[Ids] = ""
+    logprobs: Annotated[int, Field(ge=0, le=ALTERNATIVES)] | None = None
+    echo: bool | None = None
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -100,8 +111,66 @@ class CompletionBody(Spec):
         return many
 
 
-def read_body(data: bytes) -> CompletionBody:
-    """Decodes a body.
+class TextPart(Spec):
+    """A part of a message; others, such as images, are not read here."""
+
+    type: Literal["text"]
+    text: StrictStr
+
+
+class ChatMessage(Spec):
+    """One turn.
+
+    Attributes:
+        name: who of several said it; it is not looked at.
+    """
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: StrictStr | list[TextPart]
+    name: StrictStr | None = None
+
+    @property
+    def message(self) -> Message:
+        """As the template takes it; `developer` is what OpenAI calls `system` now."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role="system" if self.role == "developer" else self.role, content=text)
+
+
+class TextFormat(Spec):
+    """The one form of an answer."""
+
+    type: Literal["text"]
+
+
+class ChatBody(Body):
+    """`/v1/chat/completions`.
+
+    Attributes:
+        messages: the turns so far.
+        max_completion_tokens: what `max_tokens` is called now.
+        top_logprobs: with `logprobs`, how many of the likeliest tokens to tell at each place.
+    """
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_completion_tokens: PositiveInt | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=ALTERNATIVES)] | None = None
+    response_format: TextFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    store: Literal[False] | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many of the likeliest tokens to tell; none if nothing is to be told."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def read_body(data: bytes, kind: type[AnyBody]) -> AnyBody:
+    """Decodes a body of this kind.
 
     Raises:
         LabError: it is not JSON, or a field has the wrong type or value or is not known; one line that names it.
@@ -115,9 +184,9 @@ def read_body(data: bytes) -> CompletionBody:
     except RecursionError:
         raise LabError("the body is nested too deeply") from None
     if not isinstance(values, dict):
-        raise LabError('the body must be a JSON object, such as {"prompt": "..."}')
+        raise LabError('the body must be a JSON object, such as {"max_tokens": 8}')
     try:
-        return CompletionBody.model_validate_json(data)
+        return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = str(first["loc"][0]) if first["loc"] else "the body"

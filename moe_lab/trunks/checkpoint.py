@@ -24,6 +24,7 @@ from moe_lab.trunks.huggingface import (
     MAX_JSON_BYTES,
     TOKENIZER,
     ShardedTensors,
+    read_chat_template,
     read_ends,
     read_file,
     read_json,
@@ -52,6 +53,7 @@ class Checkpoint:
         tokenizer: its own, or the one that was given.
         ends: ids after which it stops writing.
         start: text of the token that it wants in front of a document, None where that is the end of another.
+        chat_template: how a conversation is written down for it, None where it does not say.
         licence: as the file says, None where it does not.
         origin: its format, its family, and digests of what describes it.
         notes: what a person should know of it.
@@ -63,6 +65,7 @@ class Checkpoint:
     tokenizer: HFTokenizer
     ends: tuple[int, ...]
     start: str | None
+    chat_template: str | None
     licence: str | None
     origin: Mapping[str, str]
     notes: tuple[str, ...]
@@ -79,7 +82,7 @@ class _Looked:
         interleaved: whether queries and keys keep rotary pairs side by side.
         ignored: tensors that say nothing new.
         definition: its `tokenizer.json`.
-        ends: see `Checkpoint`; so are `start`, `licence` and `origin`.
+        ends: see `Checkpoint`; so are `start`, `chat_template`, `licence` and `origin`.
     """
 
     family: Family
@@ -91,6 +94,7 @@ class _Looked:
     definition: bytes
     ends: tuple[int, ...]
     start: str | None
+    chat_template: str | None
     licence: str | None
     origin: Mapping[str, str]
 
@@ -148,6 +152,7 @@ def _look_at_folder(folder: Path, tokenizer: Path | None) -> _Looked:
         definition=definition,
         ends=read_ends(folder, config),
         start=find_start(definition),
+        chat_template=read_chat_template(folder),
         licence=None,
         origin={"format": "safetensors", "config": digest_of(json.dumps(config, sort_keys=True).encode())},
     )
@@ -166,6 +171,7 @@ def _look_at_gguf(path: Path, tokenizer: Path | None) -> _Looked:
         definition = read_file(tokenizer, MAX_JSON_BYTES)
         start = find_start(definition)
     end, licence = file.metadata.get("tokenizer.ggml.eos_token_id"), file.metadata.get("general.license")
+    template = file.metadata.get("tokenizer.chat_template")
     return _Looked(
         family=family,
         fields=fields,
@@ -175,6 +181,7 @@ def _look_at_gguf(path: Path, tokenizer: Path | None) -> _Looked:
         definition=definition,
         ends=(end,) if type(end) is int else (),
         start=start,
+        chat_template=template if isinstance(template, str) else None,
         licence=licence if isinstance(licence, str) else None,
         origin={"format": "gguf", "file": file.digest()},
     )
@@ -217,6 +224,7 @@ def _hold_together(looked: _Looked, routed_layers: tuple[int, ...], block: int, 
         tokenizer=tokenizer,
         ends=tuple(end for end in looked.ends if end < rows),
         start=None if tokenizer.start_id == tokenizer.eos_id else looked.start,
+        chat_template=looked.chat_template,
         licence=looked.licence,
         origin={**looked.origin, "family": looked.family.name},
         notes=tuple(notes),

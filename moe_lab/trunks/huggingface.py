@@ -14,6 +14,7 @@ from moe_lab.registry.safetensors_file import TensorPlace, open_plain, read_one,
 from moe_lab.trunks.tensor_table import Stored
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
+CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
 MAX_SHARDS = 4096
@@ -136,3 +137,20 @@ def read_ends(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     if not all(type(end) is int and end >= 0 for end in ends):
         raise Refused(f"{folder}: eos_token_id is {ascii(value)[:60]}; it is an id, or a list of them.")
     return tuple(ends)
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """How a conversation is written down for the model: a file of its own, or what `tokenizer_config.json` says.
+
+    Of several, the one called `default`.
+    """
+    own, config = folder / CHAT_TEMPLATE, folder / TOKENIZER_CONFIG
+    if own.exists():
+        return read_file(own, MAX_JSON_BYTES).decode(errors="replace")
+    says = read_json(config).get("chat_template") if config.exists() else None
+    if isinstance(says, list):
+        named = {entry.get("name"): entry.get("template") for entry in says if isinstance(entry, dict)}
+        says = named.get("default")
+    if not isinstance(says, str | None):
+        raise Refused(f"{config}: chat_template is {ascii(says)[:60]}; it is a text.")
+    return says

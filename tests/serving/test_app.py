@@ -15,6 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from moe_lab.compose.model import ComposedModel
+from moe_lab.generation.chat import Message, chat_prompt, chat_request
 from moe_lab.generation.engine import Engine, Request
 from moe_lab.generation.reading import read_chunk
 from moe_lab.generation.sampling import Sampling
@@ -24,6 +25,7 @@ from moe_lab.serving.run import warm
 from moe_lab.serving.usage import note_use, sum_use
 from moe_lab.serving.writer import Writer
 from tests.compose.published import MODULES, Published
+from tests.generation.test_chat import conversing
 
 pytestmark = pytest.mark.slow
 
@@ -313,3 +315,77 @@ def test_who_stops_listening_gives_the_slot_back(served: Served) -> None:
     wait_until(lambda: not served.engine.busy)
     assert served.writer.texts == 0
     wait_until(lambda: sum_use(served.ledger, "day")[0][0].texts == before + 1)
+
+
+@pytest.fixture(scope="module")
+def conversation(model: ComposedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(conversing(model), tmp_path_factory.mktemp("chat") / "ledger.jsonl", Limits())
+    yield served
+    served.writer.stop()
+
+
+TURNS = [{"role": "developer", "content": "be"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+
+
+def converse(served: Served, **body: Any) -> httpx.Response:
+    asked = {"messages": TURNS, "temperature": 0, "max_completion_tokens": 6, **body}
+    answer: httpx.Response = served.client.post("/v1/chat/completions", json=asked)
+    return answer
+
+
+def test_a_turn_is_what_the_engine_writes_whole_and_in_parts(conversation: Served) -> None:
+    model = conversation.engine.model
+    turns = [Message(role="system", content="be"), Message(role="user", content="hi")]
+    engine = Engine(model, slots=1, capacity=128, chunk=8)
+    engine.submit(chat_request(model, turns, sampling=Sampling(max_tokens=6)))
+    steps = []
+    while engine.busy:
+        steps += engine.step()
+    whole = converse(conversation, logprobs=True, top_logprobs=2).json()
+    (choice,) = whole["choices"]
+    assert whole["object"] == "chat.completion"
+    assert choice["message"]["content"] == "".join(step.text for step in steps)
+    assert choice["message"]["role"] == "assistant"
+    told = choice["logprobs"]["content"]
+    assert [one["logprob"] for one in told] == [step.said.logprob for step in steps]
+    assert {len(one["top_logprobs"]) for one in told} == {2}
+    assert whole["usage"]["prompt_tokens"] == len(chat_prompt(model.trunk, turns))
+    parts = events(converse(conversation, stream=True, stream_options={"include_usage": True}))
+    assert {part["object"] for part in parts} == {"chat.completion.chunk"}
+    deltas = [choice["delta"] for part in parts for choice in part["choices"]]
+    assert "".join(delta["content"] for delta in deltas) == choice["message"]["content"]
+    assert [delta.get("role") for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
+    assert parts[-1]["usage"]["completion_tokens"] == len(steps)
+
+
+def test_a_turn_ends_where_the_room_does(conversation: Served) -> None:
+    answer = conversation.client.post("/v1/chat/completions", json={"messages": TURNS, "temperature": 1.5, "seed": 3})
+    usage = answer.json()["usage"]
+    assert usage["total_tokens"] <= 128
+    assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "a<|endoftext|>b"}]}, 'message 1 holds "<|endoftext|>"'),
+        ({"messages": [{"role": "user", "content": "a" * 300}]}, "room for"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"prompt": "a"}, "prompt is no field"),
+        ({"top_logprobs": 50}, "top_logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_in_one_sentence(conversation: Served, body: Any, said: str) -> None:
+    answer = converse(conversation, **body)
+    assert answer.status_code == 400, answer.text
+    assert said in answer.json()["error"]["message"]
+
+
+def test_a_model_without_a_template_does_not_converse(served: Served) -> None:
+    answer = converse(served)
+    assert answer.status_code == 409
+    assert "came without a chat template" in answer.json()["error"]["message"]

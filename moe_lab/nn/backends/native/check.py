@@ -111,8 +111,8 @@ def chunk_disagreement() -> str | None:
     lengths: Any = np.array([30, 11, 0], np.int32)
 
     def through_xla(scoring: Scoring, q: Any, k: Any, v: Any, cache: Cache, segments: Any) -> tuple:
-        chunk, heads_first = open_chunk(cache, segments), (t.swapaxes(1, 2) for t in (q, k, v))
-        out = cached_attention(*heads_first, cache.layers[0], chunk, scoring).swapaxes(1, 2)
+        chunk, (q_first, k_first, v_first) = open_chunk(cache, segments), (t.swapaxes(1, 2) for t in (q, k, v))
+        out = cached_attention(q_first, k_first, v_first, cache.layers[0], chunk, scoring).swapaxes(1, 2)
         return out, remember(cache.layers[0], chunk, k, v)
 
     def compiled(scoring: Scoring, q: Any, k: Any, v: Any, cache: Cache, segments: Any) -> tuple:
@@ -129,14 +129,15 @@ def chunk_disagreement() -> str | None:
     narrow = w.astype(jnp.bfloat16)
     wide, root = narrow.astype(np.float32), np.sqrt(np.square(x).mean(-1, keepdims=True) + 0.1)
     turned = partial(dense.multiply, turned=True)
-    for name, expected, run, arguments in (
+    cases: list[tuple[str, np.ndarray, Callable, tuple[Any, ...]]] = [
         ("a product", x @ w, dense.multiply, (x, w)),
         ("a product with rows", x @ w, turned, (x, np.ascontiguousarray(w.T))),
         ("a product with bfloat16", x @ wide, dense.multiply, (x, narrow)),
         ("a product with rows in bfloat16", x @ wide, turned, (x, np.ascontiguousarray(narrow.T))),
         ("a norm", x / root * scale, partial(dense.norm, eps=0.1), (x, scale)),
-    ):
-        error = float(np.abs(expected - np.asarray(_compiled(run, *arguments))).max() / np.abs(expected).max())
+    ]
+    for name, expected, call, inputs in cases:
+        error = float(np.abs(expected - np.asarray(_compiled(call, *inputs))).max() / np.abs(expected).max())
         if not error < 1e-4:
             return f"{name} by token is off by {error:.2g} of its largest number"
     return None
