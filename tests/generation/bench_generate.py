@@ -1,5 +1,7 @@
 """How fast a composed model writes beside transformers, in turns: tokens per second at several batch sizes.
 
+Also with weights in bfloat16, and through XLA, where a text's bits depend on what is written beside it.
+
     OMP_WAIT_POLICY=passive python -m tests.generation.bench_generate LAB OWNER/TRUNK FILE.gguf
 
 The lab needs the trunk only, imported from that file. A module of random numbers, 256 wide in every routed layer, is
@@ -8,12 +10,15 @@ published as `bench/random` and composed, and every token runs it. Needs transfo
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,8 +32,10 @@ from moe_lab.errors import NotFound
 from moe_lab.experts.interface import declared_cost
 from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.generation.engine import Engine, Request
+from moe_lab.generation.reading import Structure
 from moe_lab.generation.sampling import Sampling
 from moe_lab.lab import find_lab
+from moe_lab.nn.backends.native import check
 from moe_lab.nn.pool import to_blocks
 from moe_lab.nn.spec import PrecisionName
 from moe_lab.registry import Registry
@@ -73,38 +80,70 @@ def compose(root: str, ref: str, precision: PrecisionName = "float32") -> Compos
     return build_model(resolve(spec, registry), registry, lab)
 
 
-def ours(model: ComposedModel, batch: int) -> Callable[[], float]:
-    """Seconds for a step of so many texts behind a short prompt."""
-    engine = Engine(model, slots=batch, capacity=256)
+def ours(model: ComposedModel, batch: int, promised: bool = True) -> Callable[[], float]:
+    """Seconds for a step of so many texts behind a short prompt; not `promised`: through XLA, bits as they come."""
+    engine = _engine(model, promised, slots=batch, capacity=256)
 
     def run() -> float:
-        for _ in range(batch):
-            text = Sampling(max_tokens=TOKENS + batch + 4, ignore_end=True)
-            engine.submit(Request(prompt="The history of the town begins", sampling=text))
-        for _ in range(batch + 3):
-            engine.step()
-        started, steps = time.perf_counter(), 0
-        while engine.busy and steps < TOKENS - batch:
-            engine.step()
-            steps += 1
-        took = (time.perf_counter() - started) / steps
-        while engine.busy:
-            engine.step()
-        return took
+        with _perhaps_compiled(promised):
+            for _ in range(batch):
+                text = Sampling(max_tokens=TOKENS + batch + 4, ignore_end=True)
+                engine.submit(Request(prompt="The history of the town begins", sampling=text))
+            for _ in range(batch + 3):
+                engine.step()
+            started, steps = time.perf_counter(), 0
+            while engine.busy and steps < TOKENS - batch:
+                engine.step()
+                steps += 1
+            took = (time.perf_counter() - started) / steps
+            while engine.busy:
+                engine.step()
+            return took
 
     return run
 
 
-def ours_reading(model: ComposedModel) -> Callable[[], float]:
+def ours_reading(model: ComposedModel, promised: bool = True) -> Callable[[], float]:
     """Seconds to read a long prompt and draw a token."""
-    engine, rng = Engine(model, slots=1, capacity=PROMPT + 8, chunk=PROMPT), np.random.default_rng(0)
+    engine = _engine(model, promised, slots=1, capacity=PROMPT + 8, chunk=PROMPT)
+    rng = np.random.default_rng(0)
 
     def run() -> float:
-        ids = tuple(rng.integers(0, 40_000, PROMPT - 1).tolist())
-        engine.submit(Request(prompt=ids, sampling=Sampling(max_tokens=1)))
+        with _perhaps_compiled(promised):
+            ids = tuple(rng.integers(0, 40_000, PROMPT - 1).tolist())
+            engine.submit(Request(prompt=ids, sampling=Sampling(max_tokens=1)))
+            started = time.perf_counter()
+            while engine.busy:
+                engine.step()
+            return time.perf_counter() - started
+
+    return run
+
+
+def _engine(model: ComposedModel, promised: bool, **sizes: int) -> Engine:
+    engine = Engine(model, **sizes)
+    if not promised:
+        # Another object is another program, whatever it says: this one is traced without the kernel.
+        structure = engine._structure
+        engine._structure = Structure(structure.trunk, structure.router, structure.run_layer)
+    return engine
+
+
+@contextlib.contextmanager
+def _perhaps_compiled(promised: bool) -> Iterator[None]:
+    with contextlib.nullcontext() if promised else mock.patch.object(check, "obstacle", return_value="-"):
+        yield
+
+
+def bound(model: ComposedModel) -> Callable[[], float]:
+    """Seconds to read as many bytes as a step reads: all weights, but for an embedding that no head shares."""
+    arrays = model.arrays()
+    count = sum(leaf.nbytes for leaf in jax.tree.leaves((arrays.trunk, arrays.pools))) // 4
+    numbers, total = jnp.ones(count, jnp.float32), jax.jit(jnp.sum)
+
+    def run() -> float:
         started = time.perf_counter()
-        while engine.busy:
-            engine.step()
+        total(numbers).block_until_ready()
         return time.perf_counter() - started
 
     return run
@@ -141,14 +180,27 @@ def theirs(file: Path) -> tuple[Callable[[int], Callable[[], float]], Callable[[
 
 def main() -> None:
     root, ref, file = sys.argv[1:]
-    model, (their_writing, their_reading) = compose(root, ref), theirs(Path(file))
-    cases = [(f"writing {n} texts", n, ours(model, n), their_writing(n)) for n in BATCHES]
-    cases += [(f"reading {PROMPT} tokens", PROMPT, ours_reading(model), their_reading)]
-    for name, tokens, own, other in cases:
-        own(), other()
-        times = [(own(), other()) for _ in range(ROUNDS)]
-        mine, their = (tokens / min(column) for column in zip(*times, strict=True))
-        print(f"{name}: {mine:.1f} tokens/s, transformers {their:.1f}, ratio {mine / their:.2f}", flush=True)
+    model, narrow = compose(root, ref), compose(root, ref, "bfloat16_weights")
+    their_writing, their_reading = theirs(Path(file))
+    cases = [
+        (f"writing {n} texts", n, [ours(model, n), ours(narrow, n), ours(model, n, promised=False), their_writing(n)])
+        for n in BATCHES
+    ]
+    reading = [ours_reading(model), ours_reading(narrow), ours_reading(model, promised=False), their_reading]
+    cases.append((f"reading {PROMPT} tokens", PROMPT, reading))
+    limits = [bound(model), bound(narrow)]
+    for name, tokens, runs in cases:
+        for run in runs:
+            run()
+        times = [[run() for run in (*runs, *limits)] for _ in range(ROUNDS)]
+        best = [min(column) for column in zip(*times, strict=True)]
+        own, small, free, other = (tokens / seconds for seconds in best[:4])
+        print(
+            f"{name}: {own:.1f} tokens/s, bfloat16 weights {small:.1f}, without own bits {free:.1f}, transformers "
+            f"{other:.1f}; beside transformers {own / other:.2f} and {small / other:.2f}; of the rate at which bytes "
+            f"can be read {best[4] / best[0]:.2f} and {best[5] / best[1]:.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
