@@ -2,7 +2,7 @@
 
 Each text has a slot while it is written. A step reads a chunk of one prompt that is not read yet, and then one token of
 every text that is being written; so a long prompt never keeps the others waiting for more than a chunk. All shapes are
-fixed: two programs are compiled, for a chunk of one row and for a token of every slot.
+fixed: two programs are compiled, for a chunk of one row and for a token of every slot; and one that checks guesses.
 
 Shape letters: R rows of a step, S tokens of a chunk, K choices of a token.
 """
@@ -10,6 +10,7 @@ Shape letters: R rows of a step, S tokens of a chunk, K choices of a token.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -20,10 +21,21 @@ import numpy as np
 from moe_lab.compose.model import ComposedModel
 from moe_lab.data.tokenizers import PieceStream
 from moe_lab.errors import LabError, Refused
-from moe_lab.generation.reading import Chunk, Read, Terms, empty_memory, read_chunk, structure_of
+from moe_lab.generation.drafting import Luck, NgramDrafter, Pace
+from moe_lab.generation.reading import (
+    Checked,
+    Chunk,
+    Read,
+    Terms,
+    check_guesses,
+    empty_memory,
+    read_chunk,
+    structure_of,
+)
 from moe_lab.generation.receipts import Receipt, Tally
-from moe_lab.generation.sampling import Draws, Sampling
+from moe_lab.generation.sampling import Drawn, Draws, Sampling
 from moe_lab.generation.text import StopStrings
+from moe_lab.nn.backends import native
 
 End = Literal["stop", "length"]
 """Why a text ended: by a stop or the trunk's own end, or because it has `max_tokens` tokens."""
@@ -101,6 +113,9 @@ class _Writing:
     tally: Tally
     ends: frozenset[int]
     price: float
+    drafter: NgramDrafter | None = None
+    luck: Luck = dataclasses.field(default_factory=Luck)
+    guessed: list[int] = dataclasses.field(default_factory=list)  # what may come behind the last token
     fresh: bool = True
     written: int = 0
     prompt: list[Said] = dataclasses.field(default_factory=list)
@@ -119,16 +134,27 @@ class Engine:
         slots: texts at once.
         capacity: tokens that a text may have, its prompt included; memory for them is taken now.
         chunk: tokens of a prompt that are read at once.
+        guesses: tokens of a text that are guessed from the text itself and checked in one step, where that is faster;
+            what is written stays the same.
 
     Raises:
-        Refused: the router cannot route a text while it is written.
+        Refused: the router cannot route a text while it is written, or guesses cannot be checked here.
     """
 
-    def __init__(self, model: ComposedModel, *, slots: int = 4, capacity: int = 1024, chunk: int = 64):
+    def __init__(
+        self, model: ComposedModel, *, slots: int = 4, capacity: int = 1024, chunk: int = 64, guesses: int = 0
+    ):
         require_stepping(model)
-        self.model, self.slots, self.capacity, self.chunk = model, slots, capacity, chunk
+        obstacle = native.obstacle_here(model.trunk.precision.compute)
+        if guesses and obstacle is not None:
+            raise Refused(
+                f"guesses are checked by the compiled kernel, which cannot run here ({obstacle}); leave them out"
+            )
+        self.model, self.slots, self.capacity, self.chunk, self.guesses = model, slots, capacity, chunk, guesses
+        self.checked, self.right = 0, 0
+        """Guesses that were checked so far, and those that were right."""
         self._structure, self._arrays = structure_of(model), model.arrays()
-        self._memory = empty_memory(model, slots, capacity)
+        self._memory, self._pace = empty_memory(model, slots, capacity, guesses), Pace()
         self._terms, self._draws = Terms.usual(model, slots), Draws.greedy(slots)
         self._waiting: deque[_Writing] = deque()
         self._writing: dict[int, _Writing] = {}  # by slot
@@ -162,7 +188,11 @@ class Engine:
             ends |= {model.trunk.tokenizer.eos_id, *model.trunk.ends}
         number, self._count = self._count, self._count + 1
         pieces, stops = model.trunk.tokenizer.stream(), StopStrings(sampling.stop)
-        self._waiting.append(_Writing(number, request, -1, prompt, pieces, stops, Tally(model), ends, float(price)))
+        drafter = NgramDrafter() if self.guesses else None
+        writing = _Writing(number, request, -1, prompt, pieces, stops, Tally(model), ends, float(price), drafter)
+        if drafter is not None:
+            drafter.read(prompt.tolist())
+        self._waiting.append(writing)
         return number
 
     def cancel(self, number: int) -> Receipt | None:
@@ -180,7 +210,21 @@ class Engine:
         prompts = [writing for writing in self._writing.values() if writing.in_prompt]
         steps = self._read(min(prompts, key=lambda writing: writing.number)) if prompts else []
         others = [writing for writing in self._writing.values() if not writing.in_prompt]
-        return steps + (self._read_all(others) if others else [])
+        if not others:
+            return steps
+        started, check = time.perf_counter(), self.guesses > 0 and self._guess(others)
+        steps += self._check(others) if check else self._read_all(others)
+        self._pace.note(check, time.perf_counter() - started)
+        return steps
+
+    def _guess(self, others: Sequence[_Writing]) -> bool:
+        """Guesses how the texts go on, and whether it pays to check that."""
+        for writing in others:
+            assert writing.drafter is not None
+            left = writing.request.sampling.max_tokens - writing.written - 1
+            writing.guessed = writing.drafter.guess(min(self.guesses, left))
+        expected = [writing.luck.expect(len(writing.guessed)) for writing in others]
+        return self._pace.worth_it(expected)
 
     def _admit(self) -> None:
         free = deque(slot for slot in range(self.slots) if slot not in self._writing)
@@ -217,9 +261,39 @@ class Engine:
         rows = [self._writing.get(slot) if count_R[slot] else None for slot in range(self.slots)]
         return self._run(Chunk(slot_R, np.zeros(self.slots, bool), tokens_RS, count_R), rows)
 
+    def _check(self, others: Sequence[_Writing]) -> list[Step]:
+        """The last token of each text, and guesses; all that comes of them."""
+        tokens_RS, count_R = np.zeros((self.slots, 1 + self.guesses), np.int32), np.zeros(self.slots, np.int32)
+        for writing in others:
+            own = [*writing.unread, *writing.guessed]
+            tokens_RS[writing.slot, : len(own)], count_R[writing.slot] = own, len(own)
+        chunk = Chunk(np.arange(self.slots, dtype=np.int32), np.zeros(self.slots, bool), tokens_RS, count_R)
+        self._memory, checked = check_guesses(self._structure, self._arrays, self._memory, chunk, *self._copies())
+        checked = jax.device_get(checked)
+        steps = []
+        for writing in others:
+            row, guessed = writing.slot, writing.guessed
+            kept = int(checked.kept_R[row])
+            self.checked, self.right = self.checked + len(guessed), self.right + kept - 1
+            writing.luck.note(kept - 1, min(kept, len(guessed)))
+            writing.guessed = []
+            for place in range(kept):
+                writing.tally.add(
+                    checked.expert_RSK[row, place : place + 1], checked.blocks_RSK[row, place : place + 1]
+                )
+                drawn = Drawn(*(values[row, place] for values in checked.drawn))
+                steps.append(self._write(writing, drawn, checked, row, place))
+                if steps[-1].end is not None:
+                    break
+        return steps
+
+    def _copies(self) -> tuple[Terms, Draws]:
+        """Terms and draws as they are: what is handed to a compiled program must not change while it runs."""
+        terms, draws = self._terms, self._draws
+        return Terms(*(values.copy() for values in terms)), Draws(*(values.copy() for values in draws))
+
     def _run(self, chunk: Chunk, rows: Sequence[_Writing | None], follows_RS: np.ndarray | None = None) -> list[Step]:
-        # Copies: what is handed to a compiled program must not change while it runs.
-        terms, draws = (type(some)(*(values.copy() for values in some)) for some in (self._terms, self._draws))
+        terms, draws = self._copies()
         self._memory, read = read_chunk(self._structure, self._arrays, self._memory, chunk, terms, draws, follows_RS)
         read = jax.device_get(read)
         steps = []
@@ -235,13 +309,19 @@ class Engine:
             writing.tally.add(read.expert_RSK[row, :count], read.blocks_RSK[row, :count])
             writing.unread, writing.fresh = writing.unread[count:], False
             if not len(writing.unread):
-                steps.append(self._write(writing, read, row, count - 1))
+                drawn = Drawn(*(values[row] for values in read.drawn))
+                steps.append(self._write(writing, drawn, read, row, count - 1))
         return steps
 
-    def _write(self, writing: _Writing, read: Read, row: int, place: int) -> Step:
-        """Takes the token that was drawn."""
+    def _write(self, writing: _Writing, drawn: Drawn, read: Read | Checked, row: int, place: int) -> Step:
+        """Takes a token that was drawn for a text."""
         model, sampling = self.model, writing.request.sampling
-        token = int(read.drawn.token_B[row])
+        token = int(drawn.token_B)
+        if writing.drafter is not None:
+            if writing.guessed:  # and not checked, but whether it was right is known now
+                writing.luck.note(int(writing.guessed[0] == token), 1)
+                writing.guessed = []
+            writing.drafter.read([token])
         writing.written += 1
         ends_here = token in writing.ends
         text = "" if ends_here else writing.stops.add(writing.pieces.add(token))
@@ -260,7 +340,7 @@ class Engine:
         widths = read.width_RSK[row, place] * model.trunk.spec.block
         return Step(
             request=writing.number,
-            said=_said(*(values[row] for values in read.drawn)),
+            said=_said(*drawn),
             text=text,
             modules=tuple((name, int(width)) for name, width in zip(names, widths, strict=True) if width),
             multiply_adds=int(blocks_K.sum()) * model.multiply_adds_per_block + model.router.multiply_adds,
@@ -270,23 +350,24 @@ class Engine:
         )
 
 
-def generate(model: ComposedModel, requests: Sequence[Request], *, slots: int = 4) -> Iterator[Step]:
+def generate(model: ComposedModel, requests: Sequence[Request], *, slots: int = 4, guesses: int = 0) -> Iterator[Step]:
     """Writes some texts on, a few at a time, and gives each token as it is written.
 
     Args:
         model: from `load_composition`, on one device.
         requests: texts; the steps of all come mixed, `Step.request` counts them from 0.
         slots: texts at once.
+        guesses: see `Engine`.
 
     Raises:
-        Refused: the router cannot route a text while it is written.
+        Refused: the router cannot route a text while it is written, or guesses cannot be checked here.
         LabError: a request names a module that is not composed, or a price that is none.
     """
     require_stepping(model)
     longest = max((len(read_prompt(model, some)) + some.sampling.max_tokens for some in requests), default=1)
     # Few programs: room is a power of two.
     capacity = max(64, 1 << (longest - 1).bit_length())
-    engine = Engine(model, slots=min(slots, max(1, len(requests))), capacity=capacity)
+    engine = Engine(model, slots=min(slots, max(1, len(requests))), capacity=capacity, guesses=guesses)
     for request in requests:
         engine.submit(request)
     while engine.busy:

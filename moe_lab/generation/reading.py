@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from moe_lab.compose.model import ComposedModel, ModelArrays, run_routing
-from moe_lab.generation.sampling import Drawn, Draws, draw_tokens, find_likeliest
+from moe_lab.generation.sampling import Drawn, Draws, draw_places, draw_tokens, find_likeliest
 from moe_lab.nn.backends import native
 from moe_lab.nn.cache import Cache
 from moe_lab.nn.decoder import RunLayer
@@ -65,6 +65,16 @@ class Told(NamedTuple):
     likeliest_logprob_RSN: Any  # float32 nats
 
 
+class Checked(NamedTuple):
+    """What came of guesses: rows of a step, and the places of what they read."""
+
+    drawn: Drawn  # [R, S], the token behind each place that counts
+    kept_R: Any  # int32, tokens that stay read: the one that was certain, and guesses up to the first wrong one
+    expert_RSK: Any  # as of `Read`
+    width_RSK: Any
+    blocks_RSK: Any
+
+
 class Read(NamedTuple):
     """What a step did."""
 
@@ -95,10 +105,10 @@ def structure_of(model: ComposedModel) -> Structure:
     return _one_structure(model.trunk_graph, nnx.graphdef(model.router), run_layer)
 
 
-def empty_memory(model: ComposedModel, slots: int, capacity: int) -> Memory:
-    """So many slots of so many tokens each."""
+def empty_memory(model: ComposedModel, slots: int, capacity: int, guesses: int = 0) -> Memory:
+    """So many slots of so many tokens each, of which so many guesses may be taken back."""
     trunk = nnx.merge(model.trunk_graph, model.arrays().trunk)
-    return Memory(trunk.make_cache(slots, capacity), model.router.init_state(slots))
+    return Memory(trunk.make_cache(slots, capacity, takes_back=guesses), model.router.init_state(slots))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -122,12 +132,57 @@ def read_chunk(
         draws: of all slots.
         follows_RS: int32, the token behind each of the chunk, if it is to be told what the model says of it.
     """
-    trunk, router = nnx.merge(structure.trunk, arrays.trunk), nnx.merge(structure.router, arrays.router)
     # With a row for every slot, in order, nothing has to be taken out.
     all_rows = len(chunk.slot_R) == len(terms.price_B)
     slot_R = jnp.asarray(chunk.slot_R)
     own = memory if all_rows else jax.tree.map(lambda x: x[slot_R], memory)
     terms, draws = (jax.tree.map(lambda x: jnp.asarray(x)[slot_R], some) for some in (terms, draws))
+    trunk, made, states_RS = _pass(structure, arrays, own, chunk, terms)
+    state = jax.tree.map(lambda x: x[:, -1], states_RS)
+    last_R11 = jnp.maximum(chunk.count_R - 1, 0)[:, None, None]
+    logits_RV = trunk.head(jnp.take_along_axis(made.hidden_BSD, last_R11, axis=1), by_token=True)[:, 0]
+    never_V = jnp.arange(logits_RV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding
+    told = (
+        None
+        if follows_RS is None
+        else _tell(trunk.head(made.hidden_BSD, by_token=True), jnp.asarray(follows_RS), never_V)
+    )
+    assert made.cache is not None
+    drawn = draw_tokens(logits_RV, made.cache.length_B, draws, never_V)
+    after = Memory(made.cache, state)
+    if not all_rows:
+        after = jax.tree.map(lambda whole, part: whole.at[slot_R].set(part), memory, after)
+    return after, Read(drawn, told, made.routing.expert, made.routing.width, made.blocks_BSK)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def check_guesses(
+    structure: Structure, arrays: ModelArrays, memory: Memory, chunk: Chunk, terms: Terms, draws: Draws
+) -> tuple[Memory, Checked]:
+    """Reads in every slot the newest token and guesses at those behind it, and keeps as many as are drawn there anyway.
+
+    What a slot remembers is then what it would remember had it read what stays and no more. Arguments are those of
+    `read_chunk`; the chunk has a row for every slot, in order.
+    """
+    trunk, made, states_RS = _pass(structure, arrays, memory, chunk, terms)
+    assert made.cache is not None
+    tokens_RS, place_S = jnp.asarray(chunk.tokens_RS), jnp.arange(chunk.tokens_RS.shape[1])
+    logits_RSV = trunk.head(made.hidden_BSD, by_token=True)
+    never_V = jnp.arange(logits_RSV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding
+    counts_RS = place_S < jnp.asarray(chunk.count_R)[:, None]
+    drawn = draw_places(logits_RSV, memory.cache.length_B[:, None] + place_S + 1, counts_RS, draws, never_V)
+    right_RS = (drawn.token_B[:, :-1] == tokens_RS[:, 1:]) & counts_RS[:, 1:]
+    right_R = jnp.cumprod(right_RS, axis=1, dtype=jnp.int32).sum(axis=1)
+    kept_R = jnp.where(counts_RS[:, 0], 1 + right_R, 0)
+    cache = made.cache._replace(length_B=memory.cache.length_B + kept_R)
+    state = jax.tree.map(lambda x: x[jnp.arange(len(kept_R)), jnp.maximum(kept_R - 1, 0)], states_RS)
+    checked = Checked(drawn, kept_R, made.routing.expert, made.routing.width, made.blocks_BSK)
+    return Memory(cache, state), checked
+
+
+def _pass(structure: Structure, arrays: ModelArrays, own: Memory, chunk: Chunk, terms: Terms) -> tuple[Any, Any, Any]:
+    """The trunk, what came of a chunk in it, and the router's state behind each of its places, [R, S, ...]."""
+    trunk, router = nnx.merge(structure.trunk, arrays.trunk), nnx.merge(structure.router, arrays.router)
     rows, length = chunk.tokens_RS.shape
     cache = own.cache._replace(length_B=jnp.where(chunk.first_R, 0, own.cache.length_B))
     state = jax.tree.map(partial(_where_first, jnp.asarray(chunk.first_R)), router.init_state(rows), own.router)
@@ -146,26 +201,17 @@ def read_chunk(
         hint_BE=terms.hint_BE,
     )
     by_token = native.obstacle_here(entered.hidden_BSD.dtype) is None
-    routing, state = (_step_by_token if by_token else _step)(router, state, features)
+    if by_token:
+        routing, states_RS = _step_by_token(router, state, features)
+    else:
+        routing, state = _step(router, state, features)
+        states_RS = jax.tree.map(lambda x: x[:, None], state)
     # Padding runs nothing.
     routing = routing._replace(width=jnp.where(segment_ids_RS[..., None] != 0, routing.width, 0))
     made = run_routing(
         trunk, arrays, routing, features, positions_RS, entered.hidden_BSD, structure.run_layer, entered.cache
     )
-    last_R11 = jnp.maximum(chunk.count_R - 1, 0)[:, None, None]
-    logits_RV = trunk.head(jnp.take_along_axis(made.hidden_BSD, last_R11, axis=1), by_token=True)[:, 0]
-    never_V = jnp.arange(logits_RV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding
-    told = (
-        None
-        if follows_RS is None
-        else _tell(trunk.head(made.hidden_BSD, by_token=True), jnp.asarray(follows_RS), never_V)
-    )
-    assert made.cache is not None
-    drawn = draw_tokens(logits_RV, made.cache.length_B, draws, never_V)
-    after = Memory(made.cache, state)
-    if not all_rows:
-        after = jax.tree.map(lambda whole, part: whole.at[slot_R].set(part), memory, after)
-    return after, Read(drawn, told, made.routing.expert, made.routing.width, made.blocks_BSK)
+    return trunk, made, states_RS
 
 
 def _step(router: Router, state: Any, features: Features) -> tuple[Routing, Any]:
@@ -175,24 +221,29 @@ def _step(router: Router, state: Any, features: Features) -> tuple[Routing, Any]
 def _step_by_token(router: Router, state: Any, features: Features) -> tuple[Routing, Any]:
     """`_step` of one token of one row after another, so that no other token can change the bits of a decision.
 
+    The states are those behind each token.
+
     Routers are anybody's code, made of XLA's sums, whose order depends on how many rows they have.
     """
 
     def read_row(row: tuple[Any, Features]) -> tuple[Routing, Any]:
         state, own = jax.tree.map(lambda x: x[None], row)
 
-        def read_token(state: Any, token: tuple) -> tuple[Any, Routing]:
+        def read_token(state: Any, token: tuple) -> tuple[Any, tuple[Routing, Any]]:
             hidden_D, token_id, segment_id = token
             one = own._replace(
                 hidden_BSD=hidden_D[None, None], tokens_BS=token_id[None, None], segment_ids_BS=segment_id[None, None]
             )
             routing, state = _step(router, state, one)
-            return state, jax.tree.map(lambda x: x[0, 0], routing)
+            return state, (jax.tree.map(lambda x: x[0, 0], routing), jax.tree.map(lambda x: x[0], state))
 
-        state, routing = jax.lax.scan(read_token, state, (own.hidden_BSD[0], own.tokens_BS[0], own.segment_ids_BS[0]))
-        return routing, jax.tree.map(lambda x: x[0], state)
+        behind: tuple[Routing, Any] = jax.lax.scan(
+            read_token, state, (own.hidden_BSD[0], own.tokens_BS[0], own.segment_ids_BS[0])
+        )[1]
+        return behind
 
-    return jax.lax.map(read_row, (state, features))
+    behind: tuple[Routing, Any] = jax.lax.map(read_row, (state, features))
+    return behind
 
 
 def _tell(logits_RSV: jax.Array, follows_RS: jax.Array, never_V: jax.Array) -> Told:

@@ -107,16 +107,38 @@ def draw_tokens(logits_BV: jax.Array, place_B: jax.Array, draws: Draws, never_V:
     """
 
     def draw_row(row: tuple[jax.Array, jax.Array, Draws]) -> Drawn:
-        logits_V, place, draw = row
-        logits_V = jnp.where(never_V, -jnp.inf, logits_V)
-        logprobs_V = jax.nn.log_softmax(logits_V)
-        likeliest = find_likeliest(logprobs_V)
-        token = jax.lax.cond(
-            draw.temperature_B > 0, _draw_warm, lambda logits_V, *_: jnp.argmax(logits_V), logits_V, place, draw
-        )
-        return Drawn(token.astype(jnp.int32), logprobs_V[token], *likeliest)
+        return _draw_row(*row, never_V)
 
     return jax.lax.map(draw_row, (logits_BV, place_B, jax.tree.map(jnp.asarray, draws)))
+
+
+def draw_places(
+    logits_BSV: jax.Array, place_BS: jax.Array, counts_BS: jax.Array, draws: Draws, never_V: jax.Array
+) -> Drawn:
+    """As `draw_tokens` at several places of every row, [B, S], of those that count; zeros elsewhere."""
+
+    def draw_place(place: tuple[jax.Array, jax.Array, jax.Array, Draws]) -> Drawn:
+        logits_V, index, counts, draw = place
+
+        def draw_it(logits_V: jax.Array, index: jax.Array, draw: Draws) -> Drawn:
+            return _draw_row(logits_V, index, draw, never_V)
+
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw_it, logits_V, index, draw))
+        return jax.lax.cond(counts, draw_it, lambda *_: nothing, logits_V, index, draw)
+
+    rows, places, _ = logits_BSV.shape
+    each = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), places, axis=0), draws)
+    flat = (logits_BSV.reshape(rows * places, -1), place_BS.reshape(-1), counts_BS.reshape(-1), each)
+    return jax.tree.map(lambda x: x.reshape(rows, places, *x.shape[1:]), jax.lax.map(draw_place, flat))
+
+
+def _draw_row(logits_V: jax.Array, place: jax.Array, draw: Draws, never_V: jax.Array) -> Drawn:
+    logits_V = jnp.where(never_V, -jnp.inf, logits_V)
+    logprobs_V = jax.nn.log_softmax(logits_V)
+    token = jax.lax.cond(
+        draw.temperature_B > 0, _draw_warm, lambda logits_V, *_: jnp.argmax(logits_V), logits_V, place, draw
+    )
+    return Drawn(token.astype(jnp.int32), logprobs_V[token], *find_likeliest(logprobs_V))
 
 
 def _draw_warm(logits_V: jax.Array, place: jax.Array, draw: Draws) -> jax.Array:

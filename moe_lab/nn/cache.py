@@ -54,7 +54,9 @@ class Chunk(NamedTuple):
         return self.length_B + (self.segment_ids_BS != 0).sum(-1, dtype=jnp.int32)
 
 
-def make_cache(spec: TrunkSpec, rows: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Cache:
+def make_cache(
+    spec: TrunkSpec, rows: int, capacity: int, dtype: DTypeLike = jnp.float32, *, takes_back: int = 0
+) -> Cache:
     """An empty cache.
 
     Args:
@@ -62,10 +64,12 @@ def make_cache(spec: TrunkSpec, rows: int, capacity: int, dtype: DTypeLike = jnp
         rows: texts read side by side.
         capacity: tokens of the longest.
         dtype: of keys and values: the trunk's compute dtype.
+        takes_back: newest tokens of a row that may be taken back by making its length less; a ring has so much more
+            room.
     """
 
     def layer(index: int) -> LayerCache:
-        slots = min(spec.window_of(index) or capacity, capacity)
+        slots = min((spec.window_of(index) or capacity) + takes_back, capacity)
         shape = (rows, spec.kv_heads, slots, spec.attention_dim)
         return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 

@@ -202,9 +202,9 @@ class Trunk(nnx.Module):
         self.unembedding = None if spec.tie_embeddings else Linear(spec.d_model, spec.vocab_size, bias=False, rngs=rngs)
         self.spec, self.precision, self.layout = spec, precision, layout
 
-    def make_cache(self, rows: int, capacity: int) -> Cache:
-        """An empty cache for so many rows of at most so many tokens."""
-        cache = make_cache(self.spec, rows, capacity, self.precision.compute)
+    def make_cache(self, rows: int, capacity: int, *, takes_back: int = 0) -> Cache:
+        """An empty cache for so many rows of at most so many tokens. See `moe_lab.nn.cache.make_cache`."""
+        cache = make_cache(self.spec, rows, capacity, self.precision.compute, takes_back=takes_back)
         places = (
             [cache.layers[index] for index in stack.layers(j)] for stack in self.stacks for j in range(stack.unit)
         )
