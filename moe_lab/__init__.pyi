@@ -15,6 +15,8 @@ from .evaluation.results import load_results as load_results
 from .experts.shrink import LayerStatistics as LayerStatistics
 from .experts.shrink import ShrinkStrategy as ShrinkStrategy
 from .experts.weights import ExpertWeights as ExpertWeights
+from .generation.chat import Message as Message
+from .generation.chat import chat_request as chat_request
 from .generation.engine import Request as Request
 from .generation.engine import Said as Said
 from .generation.engine import Step as Step

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,9 @@ def generate(
         str | None, typer.Option("--domain", metavar="DATA", help="Tell the router whose text it is.")
     ] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Texts that are written side by side.")] = 4,
+    guesses: Annotated[
+        int, typer.Option("--guesses", min=0, max=16, help="Tokens to guess from the text and check at once; 0: none.")
+    ] = 0,
     stream: Annotated[bool, typer.Option("--stream", help="Print as it is written; for one prompt.")] = False,
     color: Annotated[
         bool, typer.Option("--color", help="Colour the text by width: grey is the bare trunk, red the widest.")
@@ -92,6 +96,8 @@ def generate(
     asked = [_request(line, label, shared, keys) for label, line in labelled]
     if stream and len(asked) > 1:
         raise LabError(f"--stream prints one text as it is written, and there are {len(asked)}; leave it out")
+    from moe_lab.generation.engine import generate as write
+
     workspace = open_workspace(ctx)
     model = workspace.load_model(workspace.find_lock(composition, Path.cwd()))
     requests = [
@@ -100,18 +106,17 @@ def generate(
         else request
         for request, messages in asked
     ]
-    _print(model, requests, slots, stream, color, as_json)
+    _print(model, requests, write(model, requests, slots=slots, guesses=guesses), stream, color, as_json)
 
 
-def _print(model: ComposedModel, requests: list[Request], slots: int, stream: bool, color: bool, as_json: bool) -> None:
-    from moe_lab.generation.engine import generate as write
-
+def _print(
+    model: ComposedModel, requests: list[Request], steps: Iterator[Step], stream: bool, color: bool, as_json: bool
+) -> None:
     widest = max(max(module.ladder) for module in model.modules)
     written: dict[int, list[Step]] = {number: [] for number in range(len(requests))}
     started, told = time.perf_counter(), 0
-    for step in write(model, requests, slots=slots):
-        steps = written[step.request]
-        steps.append(step)
+    for step in steps:
+        written[step.request].append(step)
         if stream and not as_json:
             print(_shown(step, widest, color), end="", flush=True)
         # In the order of the prompts, whichever ends first.

@@ -25,11 +25,15 @@ def serve(
     slots: Annotated[int, typer.Option("--slots", min=1, help="Texts that are written side by side.")] = 8,
     room: Annotated[int, typer.Option("--room", min=16, help="Tokens of a text, prompt included.")] = 2048,
     waiting: Annotated[int, typer.Option("--waiting", min=0, help="Texts that may wait for a slot.")] = 64,
+    guesses: Annotated[
+        int, typer.Option("--guesses", min=0, max=16, help="Tokens to guess from the text and check at once; 0: none.")
+    ] = 0,
 ) -> None:
     """Serve a composed model as OpenAI's clients expect it.
 
-    POST /v1/completions with price, without and domain beside OpenAI's fields; GET /v1/models, /health, /metrics, and a
-    page at /. On other addresses than this machine's own it wants MOE_LAB_API_KEY set, and asks clients for it.
+    POST /v1/completions and /v1/chat/completions with price, without and domain beside OpenAI's fields; GET /v1/models,
+    /health, /metrics, and a page at /. On other addresses than this machine's own it wants MOE_LAB_API_KEY set, and
+    asks clients for it.
     Ctrl-C or SIGTERM finishes what is being written.
 
     Example:
@@ -58,6 +62,7 @@ def serve(
         slots=slots,
         capacity=room,
         most_waiting=waiting,
+        guesses=guesses,
         api_key=api_key,
         limits=Limits(),
         tell=lambda text: print(text, file=sys.stderr, flush=True),

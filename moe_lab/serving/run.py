@@ -43,6 +43,7 @@ def warm(engine: Engine) -> None:
         engine.submit(Request(prompt=(), sampling=text, score_prompt=scored))
     while engine.busy:
         engine.step()
+    engine.try_checking()
 
 
 def serve(
@@ -55,6 +56,7 @@ def serve(
     slots: int,
     capacity: int,
     most_waiting: int,
+    guesses: int,
     api_key: str | None,
     limits: Limits,
     tell: Callable[[str], None],
@@ -66,7 +68,7 @@ def serve(
         Unavailable: the port is taken.
     """
     with _bind(host, port) as listening:
-        engine, metrics = Engine(model, slots=slots, capacity=capacity), ServerMetrics()
+        engine, metrics = Engine(model, slots=slots, capacity=capacity, guesses=guesses), ServerMetrics()
         tell("compiling")
         warm(engine)
         composition = digest_of(canonical_json(lock.model_dump(mode="json")).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import defaultdict
 from typing import Any
 
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.slow
 
 STEPPING = ("gain", "domain", "topk", "cascade")
 PROMPTS = ("", "de", "for i in range(3): print(i)", "naïve 中文 " * 5)
+ROUNDS = int(os.environ.get("MOE_LAB_ROUNDS", "40"))
+"""Random requests in a row; 10,000 for as many as docs/generating.md speaks of."""
 LONG = Sampling(max_tokens=12, ignore_end=True)
 
 
@@ -137,7 +140,7 @@ def test_nothing_compiles_after_the_first_two_programs(models: dict[str, Compose
             without=MODULES[: n % 3],
             domain="code" if n % 2 else None,
         )
-        for n in range(40)
+        for n in range(ROUNDS)
     ]
     assert all(steps[-1].end for steps in run(engine, requests))
     assert read_chunk._cache_size() == programs
