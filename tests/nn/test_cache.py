@@ -142,3 +142,20 @@ def test_a_step_writes_into_the_cache_that_it_was_given(rows: int) -> None:
     for layer in cache.layers:
         made = rf"f32\[{','.join(map(str, layer.key_BGCA.shape))}\]\S* (\w+)\("
         assert "copy" not in re.findall(made, program), "XLA copies the cache in every step"
+
+
+@pytest.mark.slow
+def test_the_newest_tokens_may_be_taken_back_where_there_is_room_for_it(whole: Whole) -> None:
+    """Six tokens of another text are read and taken back, again and again, by rows that slide over five."""
+    cache = make_cache(SPEC, ROWS, LENGTH, takes_back=CHUNK)
+    assert [layer.slots for layer in cache.layers] == [5 + CHUNK, 5 + CHUNK, LENGTH]
+    logits, other = [], np.full((ROWS, CHUNK), 3, np.int32)
+    for at in range(0, LENGTH - CHUNK, 2):
+        ones, places = np.ones_like(other), np.broadcast_to(np.arange(CHUNK, dtype=np.int32), other.shape)
+        _, wrong = whole.read(whole.state, other, ones, places, cache)
+        cache = wrong._replace(length_B=wrong.length_B - CHUNK)
+        part = (slice(None), slice(at, at + 2))
+        found, cache = whole.read(whole.state, whole.tokens[part], whole.segments[part], whole.positions[part], cache)
+        logits.append(found)
+    got = np.concatenate(logits, axis=1)
+    np.testing.assert_allclose(got, whole.logits[:, : got.shape[1]], rtol=1e-4, atol=1e-5)
