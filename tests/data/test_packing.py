@@ -96,6 +96,7 @@ def check_shapes(batch: Batch, rows: int, seq_len: int) -> None:
         assert array.dtype == (np.float32 if name in ("loss_mask", "answer_mask") else np.int32), name
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=8), st.integers(1, 30))
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
 def test_every_byte_is_counted_once_and_no_end(

@@ -105,6 +105,7 @@ class LearnsNothing(Honest):
         return super().loss(jax.lax.stop_gradient(student_BSV), teacher_BSV, targets_BS, mask_BS)
 
 
+@pytest.mark.slow
 def test_an_honest_strategy_passes() -> None:
     check_strategy(Honest)
 

@@ -102,6 +102,7 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda heads: both(heads))(heads), expected)
 
 
+@pytest.mark.slow
 def test_what_the_kernel_does_not_know_goes_through_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "float32, not bfloat16" in str(native.obstacle_here(jnp.dtype("bfloat16")))
     spec = TrunkSpec(d_model=8, num_layers=1, num_heads=2, ffn_width=8, vocab_size=5, routed_layers=(0,))

@@ -93,6 +93,7 @@ def test_all_logits_are_never_in_memory_at_once() -> None:
     assert compiled.memory_analysis().temp_size_in_bytes < everything / 3
 
 
+@pytest.mark.slow
 def test_a_narrow_dtype_s_logits_and_losses_are_float32() -> None:
     x, weight, targets, _ = drawn(2)
     losses = Unembedding(weight).losses(x.astype(jnp.bfloat16), targets, 8)

@@ -86,6 +86,7 @@ def test_the_trunks_bytes_are_those_of_all_its_parameters(config: Path) -> None:
     assert tiny(config, "trunk.num_kv_heads=1").trunk_bytes == 2 * (parameters - 2 * shared)
 
 
+@pytest.mark.slow
 def test_the_mesh_takes_the_usual_expert_axis_if_that_is_enough(config: Path, repository: Path) -> None:
     assert tiny(config).choose_mesh(parse_topology("v6e:16x16")) == MeshSpec(data=16, expert=16)
     assert tiny(config).choose_mesh(parse_topology("v5e:2x2")) == MeshSpec(data=1, expert=4)

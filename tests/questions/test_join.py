@@ -168,6 +168,7 @@ def test_who_cannot_join_is_told_why(trained) -> None:
         join(router, cards, losses)
 
 
+@pytest.mark.slow
 def test_the_items_of_a_draw_are_of_its_seed_and_none_is_drawn_twice() -> None:
     two_folds = QUICK.model_copy(update={"folds": 2})
     few = cold_start(ladder(60), two_folds, "m2", items=8, draws=2)
@@ -178,6 +179,7 @@ def test_the_items_of_a_draw_are_of_its_seed_and_none_is_drawn_twice() -> None:
     assert one == pytest.approx(other)
 
 
+@pytest.mark.slow
 def test_a_candidate_left_out_and_joined_again_lies_between_its_card_and_a_full_training() -> None:
     found = cold_start(ladder(300), QUICK, "m2", draws=2)
     assert len(found.joined) == 2

@@ -48,6 +48,7 @@ def test_a_resample_in_which_another_candidate_is_the_cheapest_counts_too() -> N
     assert np.isfinite(results_of(third).figure("AIQ") or np.nan)
 
 
+@pytest.mark.slow
 def test_the_router_is_compared_with_the_group_table_at_the_tables_own_costs() -> None:
     table = word_table(300)
     # Groups that tell a little: one has more questions that only the large candidate gets right.
