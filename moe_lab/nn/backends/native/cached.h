@@ -1,6 +1,6 @@
 // Attention of a chunk of tokens behind what a cache holds. All queries that share a key-value head lie in the lanes of
-// vectors, keys are met in the order in which they were read, and one that a query may not see adds nothing: so a token's
-// bits depend neither on how its row was cut into chunks, nor on the other rows, nor on the room of the cache.
+// vectors, keys are met in the order in which they were read, and one that a query may not see adds nothing: so a
+// token's bits depend neither on how its row was cut into chunks, nor on the other rows, nor on the room of the cache.
 #pragma once
 
 #include <array>
@@ -46,10 +46,12 @@ inline void attend_cached(const CachedHeads& heads, long row, long group, long f
   long length = heads.length[row], oldest = std::max(0L, length - heads.C);
   if (heads.window > 0) oldest = std::max<long>(oldest, std::min<long>(length, index[begin] - heads.window + 1));
   auto old_segment = [&](long token) { return heads.old_segments[row * heads.M + token % heads.M]; };
-  while (oldest < length && std::find(segments + begin, segments + end, old_segment(oldest)) == segments + end) ++oldest;
+  auto none_of = [&](int32_t old) { return std::find(segments + begin, segments + end, old) == segments + end; };
+  while (oldest < length && none_of(old_segment(oldest))) ++oldest;
 
   // A ring may end on the way, so what it holds is two runs.
-  long old = length - oldest, whole = std::min(old, heads.C - oldest % heads.C), shared = (row * heads.S * heads.G + group) * A;
+  long old = length - oldest, whole = std::min(old, heads.C - oldest % heads.C);
+  long shared = (row * heads.S * heads.G + group) * A;
   std::array<Keys, 3> runs{
       Keys{heads.slot(heads.keys, row, group, oldest), heads.slot(heads.values, row, group, oldest), A, whole},
       Keys{heads.slot(heads.keys, row, group, 0), heads.slot(heads.values, row, group, 0), A, old - whole},

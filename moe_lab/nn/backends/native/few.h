@@ -1,6 +1,6 @@
-// The forward pass of a few rows: what a step of texts that are written has. Panels of tokens would be all but empty, so
-// weights lie in the lanes instead and every one is read once, by all threads. The sums are those of tiles, in their
-// order, to the last bit.
+// The forward pass of a few rows: what a step of texts that are written has. Panels of tokens would be all but empty,
+// so weights lie in the lanes instead, and every one is read once, by all threads. The sums are those of tiles, in
+// their order, to the last bit.
 #pragma once
 
 #include "dense.h"
@@ -10,49 +10,68 @@ namespace moe_lab {
 
 constexpr long kFewRows = 2 * kPanel;
 
-// Writes the unweighted output of all active rows, [M, D].
-inline void forward_few(const Layer& l, float* rows_out, Workers& workers) {
+class FewRows {
+ public:
+  explicit FewRows(const Layer& l) : l_(l), x_(l.active * l.D) {
+    long units = 0;
+    for (long e = 0; e < l.E; ++e)
+      for (long j = 0; j < l.count[e] && l.rows[l.start[e] + j] > 0; ++j) {
+        long users = l.rows[l.start[e] + j];
+        blocks_.push_back({l.start[e] + j, j, l.first_row(e), users, units});
+        units += users * l.B;
+      }
+    hidden_.resize(units), up_.resize(units);
+    for (long r = 0; r < l.active; ++r) std::copy_n(l.h + l.token(r) * l.D, l.D, x_.data() + r * l.D);
+  }
+
+  // Writes the unweighted output of all active rows, [M, D].
+  void run(float* rows_out, Workers& workers) {
+    long units = strip_columns(l_.B, 1), strips = ceil_div(l_.B, units);
+    long columns = strip_columns(l_.D, workers.count()), parts = ceil_div(l_.D, columns);
+    Stage enter{long(blocks_.size()) * strips, 0, [&](long i, int) {
+                  long begin = i % strips * units;
+                  make_hidden(blocks_[i / strips], begin, std::min(l_.B, begin + units));
+                }};
+    Stage leave{parts, 1, [&](long part, int) {
+                  long begin = part * columns;
+                  for (const Block& block : blocks_)
+                    add_output(block, rows_out, begin, std::min(l_.D, begin + columns));
+                }};
+    workers.run({enter, leave});
+  }
+
+ private:
+  // Number in the pool and in its module, and its users: rows from `first` on. Their hidden units begin at `units`.
   struct Block {
-    long module, first, users, index, hidden;  // `hidden`: where its hidden units begin, [users, B]
+    long number, index, first, users, units;
   };
-  std::vector<Block> blocks;
-  long all = 0;
-  for (long e = 0; e < l.E; ++e)
-    for (long j = 0; j < l.count[e] && l.rows[l.start[e] + j] > 0; ++j) {
-      long users = l.rows[l.start[e] + j];
-      blocks.push_back({e, l.first_row(e), users, j, all});
-      all += users * l.B;
-    }
-  std::vector<float> x(l.active * l.D), hidden(all), up(all);
-  for (long r = 0; r < l.active; ++r) std::copy_n(l.h + l.token(r) * l.D, l.D, x.data() + r * l.D);
-  long units = strip_columns(l.B, 1), unit_parts = ceil_div(l.B, units);
-  long own = strip_columns(l.D, workers.count()), parts = ceil_div(l.D, own);
-  Stage enter{long(blocks.size()) * unit_parts, 0, [&](long i, int) {
-                const Block& block = blocks[i / unit_parts];
-                long begin = i % unit_parts * units, end = std::min(l.B, begin + units);
-                long at = (l.start[block.module] + block.index) * l.D * l.B;
-                const float* from = x.data() + block.first * l.D;
-                columns_product<float>({from, l.gate + at, hidden.data() + block.hidden, block.users, l.D, l.D, l.B, l.B}, begin, end);
-                columns_product<float>({from, l.up + at, up.data() + block.hidden, block.users, l.D, l.D, l.B, l.B}, begin, end);
-                for (long t = 0; t < block.users; ++t)
-                  for (long unit = begin; unit < end; unit += kLanes) {
-                    float *gate = hidden.data() + block.hidden + t * l.B + unit, *own_up = up.data() + block.hidden + t * l.B + unit;
-                    Vec g{}, u{};
-                    long lanes = std::min<long>(kLanes, end - unit);
-                    for (long lane = 0; lane < lanes; ++lane) g[lane] = gate[lane], u[lane] = own_up[lane];
-                    Vec value = activate(l.activation, g).value * u;
-                    for (long lane = 0; lane < lanes; ++lane) gate[lane] = value[lane];
-                  }
-              }};
-  Stage leave{parts, 1, [&](long part, int) {
-                long begin = part * own, end = std::min(l.D, begin + own);
-                for (const Block& block : blocks) {
-                  const float* down = l.down + (l.start[block.module] + block.index) * l.D * l.B;
-                  columns_product<float>({hidden.data() + block.hidden, down, rows_out + block.first * l.D, block.users, l.B, l.B, l.D, l.D},
-                                  begin, end, block.index > 0);
-                }
-              }};
-  workers.run({enter, leave});
-}
+
+  void make_hidden(const Block& block, long begin, long end) {
+    const float* x = x_.data() + block.first * l_.D;
+    float *gate = hidden_.data() + block.units, *up = up_.data() + block.units;
+    long at = block.number * l_.D * l_.B;
+    columns_product<float>({x, l_.gate + at, gate, block.users, l_.D, l_.D, l_.B, l_.B}, begin, end);
+    columns_product<float>({x, l_.up + at, up, block.users, l_.D, l_.D, l_.B, l_.B}, begin, end);
+    for (long t = 0; t < block.users; ++t)
+      for (long unit = t * l_.B + begin; unit < t * l_.B + end; unit += kLanes) {
+        long lanes = std::min<long>(kLanes, t * l_.B + end - unit);
+        float both[2][kLanes] = {};
+        std::copy_n(gate + unit, lanes, both[0]);
+        std::copy_n(up + unit, lanes, both[1]);
+        store(both[0], activate(l_.activation, load(both[0])).value * load(both[1]));
+        std::copy_n(both[0], lanes, gate + unit);
+      }
+  }
+
+  void add_output(const Block& block, float* rows_out, long begin, long end) const {
+    const float *hidden = hidden_.data() + block.units, *down = l_.down + block.number * l_.D * l_.B;
+    float* rows = rows_out + block.first * l_.D;
+    columns_product<float>({hidden, down, rows, block.users, l_.B, l_.B, l_.D, l_.D}, begin, end, block.index > 0);
+  }
+
+  const Layer& l_;
+  std::vector<Block> blocks_;
+  std::vector<float> x_, hidden_, up_;
+};
 
 }  // namespace moe_lab

@@ -55,7 +55,7 @@ ffi::Error forward(ffi::ThreadPool threads, Floats<2> h, Floats<3> gate, Floats<
   Layer l = make_layer(h, gate, up, down, weight, order, row, first, rows, start, count, activation);
   Workers workers(threads, scratch->dimensions()[0]);
   if (l.active <= kFewRows && kept_data->dimensions()[1] == 0) {
-    forward_few(l, fresh(rows_out), workers);
+    FewRows(l).run(fresh(rows_out), workers);
     combine(l, rows_out->typed_data(), l.weight, fresh(y), workers);
     return ffi::Error::Success();
   }
@@ -168,8 +168,8 @@ ffi::Error attention_backward(ffi::ThreadPool threads, Floats<4> q, Floats<4> tu
 
 ffi::Error cached_attention(ffi::ThreadPool threads, Floats<4> q, Floats<4> k, Floats<4> v, Floats<4>, Floats<4>,
                             Integers<2> segments, Integers<2> index, Integers<2> old_segments, Integers<1> length,
-                            Result<4> y, Result<4> keys, Result<4> values, Result<2> scratch, float scale, float softcap,
-                            int32_t window) {
+                            Result<4> y, Result<4> keys, Result<4> values, Result<2> scratch, float scale,
+                            float softcap, int32_t window) {
   CachedHeads heads;
   heads.q = q.typed_data(), heads.k = k.typed_data(), heads.v = v.typed_data();
   heads.keys = keys->typed_data(), heads.values = values->typed_data();  // which hold what went in as the cache
@@ -182,7 +182,8 @@ ffi::Error cached_attention(ffi::ThreadPool threads, Floats<4> q, Floats<4> k, F
   long panels = heads.panels();
   Stage look{heads.B * heads.G * panels, 0, [&](long i, int worker) {
                float* own = scratch->typed_data() + worker * scratch->dimensions()[1];
-               attend_cached(heads, i / panels / heads.G, i / panels % heads.G, i % panels * kPanel, own, y->typed_data());
+               long row = i / panels / heads.G, group = i / panels % heads.G;
+               attend_cached(heads, row, group, i % panels * kPanel, own, y->typed_data());
              }};
   Stage keep{heads.B * heads.G, 1, [&](long i, int) { remember(heads, i / heads.G, i % heads.G); }};
   workers.run({look, keep});
