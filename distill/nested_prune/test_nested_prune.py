@@ -80,6 +80,7 @@ def test_the_loss_is_hinton_s(temperature: float, share: float) -> None:
     np.testing.assert_allclose(loss, (1 - share) * np.mean(text) + share * np.mean(divergence), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_pull_of_the_teacher_keeps_its_size_at_high_temperature() -> None:
     # T^2 undoes the 1/T^2 by which softened gradients shrink: the limit is (student - teacher) / V, logits centred.
     student, teacher = 0.1 * draw(0), 0.1 * draw(1)

@@ -59,6 +59,7 @@ def check(lab: Path, group: str, *settings: str) -> int:
     return main(["--lab", str(lab), group, "check", "mine", *settings])
 
 
+@pytest.mark.slow
 def test_a_strategy_hears_of_every_rule_that_it_breaks(lab_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     contribute(lab_folder, "distill", "strategy.yaml", STRATEGY)
     assert check(lab_folder, "distill", "share=0.5") == 2
@@ -88,6 +89,7 @@ def test_a_router_that_ignores_opt_outs_is_told_so(lab_folder: Path, capsys: pyt
     assert "mine breaks 1 of " in err
 
 
+@pytest.mark.slow
 def test_built_in_strategies_pass(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "check", "nested_prune"]) == 0
     assert "nested_prune keeps all " in capsys.readouterr().out

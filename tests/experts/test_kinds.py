@@ -131,6 +131,7 @@ def test_a_kind_more_is_one_file(ungated: Any) -> None:
     assert rung_cost(interface, {0: 2, 1: 1}, 8) == 3 * 2 * 6 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["init", "cut", "permute", "output_norms"])
 def test_a_kind_that_breaks_a_rule_is_found(ungated: Any, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = getattr(type(ungated), broken)

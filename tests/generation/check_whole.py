@@ -44,14 +44,16 @@ def main() -> None:
     together, alone = write(model, prompts, slots=16), write(model, prompts, slots=1, chunk=17)
     same = sum([s.said for s in one] == [s.said for s in other] for one, other in zip(together, alone, strict=True))
     print(f"{same} of {PROMPTS} texts have the same bits written sixteen at a time and alone in other chunks")
-    equal, worst, arrays = 0, 0.0, model.arrays()
+    equal, worst, arrays, everything = 0, 0.0, model.arrays(), model.available(())
     for prompt, steps in zip(prompts, together, strict=True):
         written = [step.token for step in steps]
         tokens = np.array([[model.trunk.tokenizer.start_id, *prompt, *written[:-1]]], np.int32)
         batch = Tokens(
             tokens, np.zeros_like(tokens), np.ones_like(tokens), np.arange(tokens.size, dtype=np.int32)[None]
         )
-        logits = np.asarray(model.run_with_logits(arrays, batch, model.enter(arrays, batch))[0])[0, -LENGTH:]
+        logits = np.asarray(
+            model.run_with_logits(arrays, batch, model.enter(arrays, batch), available_E=everything)[0]
+        )[0, -LENGTH:]
         equal += int((logits.argmax(-1) == written).sum())
         whole = np.asarray(jax.nn.log_softmax(logits))[np.arange(LENGTH), written]
         worst = max(worst, float(np.abs(whole - [step.said.logprob for step in steps]).max()))

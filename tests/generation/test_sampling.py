@@ -87,6 +87,7 @@ def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     assert stats.chisquare(seen[possible], count * expected[possible]).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_its_seed_and_place_alone() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(6, VOCABULARY)).astype(np.float32)

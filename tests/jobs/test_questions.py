@@ -174,6 +174,7 @@ candidates:
 ALL = OUTCOMES.replace("name: words", "name: all") + "  - {name: middle, cost: 4}\n"
 
 
+@pytest.mark.slow
 def test_a_candidate_joins_on_twenty_questions(trained_lab: Path, capsys: Capture) -> None:
     folder = trained_lab / "configs" / "outcomes"
     (folder / "middle.csv").write_text("\n".join((folder / "words.csv").read_text().split("\n")[:21]))

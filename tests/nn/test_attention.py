@@ -60,6 +60,7 @@ def test_heads_of_a_group_meet_the_turned_keys_of_their_documents(layout: Layout
         np.testing.assert_allclose(got[row, :, head], expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("scoring", [SCORINGS[0], pytest.param(SCORINGS[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("turned", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -45,6 +45,7 @@ def test_value_and_gradient_are_those_of_all_logits_at_once(how: dict, of: tuple
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [(0,), pytest.param((0, 1), marks=pytest.mark.slow)])
 def test_an_embedding_as_the_matrix_gives_the_same(of: tuple[int, ...]) -> None:
     x, weight, *rest = drawn(3)

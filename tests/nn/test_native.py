@@ -28,6 +28,7 @@ def draw(counts: list[int], tokens: int, d_model: int, block: int, top_k: int = 
     return h, pool, random_routing(rng, tokens, top_k, counts)
 
 
+@pytest.mark.slow
 @compiled
 def test_a_token_s_bits_depend_on_no_other_token() -> None:
     h, pool, routing = draw([3, 1, 5], tokens=150, d_model=20, block=12)

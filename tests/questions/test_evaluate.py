@@ -80,6 +80,7 @@ def test_difficulty_knows_the_cheapest_and_the_means_of_the_others() -> None:
     np.testing.assert_array_equal(scored.predicted("difficulty")[:, 1], scored.mean_NC[:, 1])
 
 
+@pytest.mark.slow
 def test_a_fold_is_answered_as_its_verdict_says() -> None:
     """Abstaining to dice, it throws those of the zero router; to the group table, it says what the table says."""
     rng = np.random.default_rng(1)

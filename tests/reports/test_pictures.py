@@ -82,6 +82,7 @@ def test_many_systems_are_drawn_as_those_that_tell_most(synthetic_results):
     assert [lines for lines, _ in many] == [lines for lines, _ in few]
 
 
+@pytest.mark.slow
 def test_a_candidate_far_above_the_curves_does_not_flatten_them(synthetic_results):
     far = Curve(label="prose/english:512", role="fixed", points=[point(1e6, 50.0)])
     curves = [curve for curve in synthetic_results.curves if curve.label != far.label]

@@ -301,6 +301,7 @@ def test_a_broken_rule_is_named(router: type[Router], message: str) -> None:
         check_router(router, **settings)
 
 
+@pytest.mark.slow
 def test_a_router_that_says_it_is_not_causal_may_look_ahead() -> None:
     class SaysSo(SeesTheNextToken):
         causal = False
