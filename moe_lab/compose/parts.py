@@ -182,7 +182,7 @@ class _Tensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
-            return self._registry.tensor(self._manifest, name)
+            return self._registry.mapped_tensor(self._manifest, name)
         except LabError as error:
             raise type(error)(f"{self._part.ref}: {error}") from error
 
@@ -208,7 +208,8 @@ def load_trunk(
     graph, abstract = abstract_trunk(trunk.spec, precision, layout)
 
     def place(array: np.ndarray) -> jax.Array:
-        kept = cast_params(array if spread is not None else jax.numpy.asarray(array), precision)
+        # Where a CPU computes, the array stays where it is, in the registry's files: processes share it.
+        kept = cast_params(array if spread is not None else jax.device_put(array, may_alias=True), precision)
         placed: jax.Array = trunk_to_mesh(kept, spread, sharded)
         return placed
 

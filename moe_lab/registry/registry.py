@@ -20,6 +20,7 @@ from moe_lab.registry.fetch import Fetched, fetch
 from moe_lab.registry.keys import OwnerKey, find_key, load_key
 from moe_lab.registry.lineage import LineageNode, lineage
 from moe_lab.registry.manifest import Manifest, parse
+from moe_lab.registry.mapped import map_tensor
 from moe_lab.registry.mirror import Mirrored, mirror
 from moe_lab.registry.mirror import OnProgress as MirrorProgress
 from moe_lab.registry.publish import Published, publish
@@ -150,6 +151,16 @@ class Registry:
     def tensor(self, source: Source, name: str, rows: slice | None = None) -> Array:
         """Reads one tensor, or a run of indices of its axis 0, touching only the chunks that hold them."""
         return read_tensor(self.store, self._manifest(source), name, rows)
+
+    def mapped_tensor(self, source: Source, name: str) -> Array:
+        """A tensor in the registry's own files where it can be mapped, which other processes share; else it is read.
+
+        Its pages come from the files whenever they are touched, so those must stay as they are: nothing in this program
+        ever changes one, and a deleted one lasts as long as the array on a local disk. `MOE_LAB_MAP=off` always reads.
+        """
+        manifest = self._manifest(source)
+        mapped = None if os.environ.get("MOE_LAB_MAP") == "off" else map_tensor(self.store, manifest, name)
+        return read_tensor(self.store, manifest, name, None) if mapped is None else mapped
 
     def tensors(self, source: Source, blocks: int | None = None) -> dict[str, Array]:
         """Reads all tensors, those in blocks cut to their first `blocks`.

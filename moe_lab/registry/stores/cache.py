@@ -87,6 +87,10 @@ class CachedStore:
             self._keep(key, data, replace=digest is None)
         return data
 
+    def descriptor(self, key: str) -> int | None:
+        """Of content that the folder has; the rest is for `get` to bring."""
+        return self._kept.descriptor(key) if content_digest(key) is not None and self.keeps(key) else None
+
     def exists(self, key: str) -> bool:
         return self.keeps(key) if self.offline else self.remote.exists(key)
 

@@ -80,6 +80,17 @@ class LocalStore:
         return created
 
     def get(self, key: str, limit: int) -> bytes:
+        descriptor = self.descriptor(key)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size > limit:
+                raise Damaged(f"{self.where(key)} is damaged: it has {size:,} bytes, more than {limit:,}.")
+            with self._naming(key), os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(limit)
+        finally:
+            os.close(descriptor)
+
+    def descriptor(self, key: str) -> int:
         *folders, name = key_parts(key)
         with self._folder(folders) as folder, self._naming(key):
             try:
@@ -88,16 +99,10 @@ class LocalStore:
                 if error.errno in (errno.ELOOP, errno.ENXIO):
                     raise self._not_plain(key) from None
                 raise
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise self._not_plain(key)
-            if status.st_size > limit:
-                raise Damaged(f"{self.where(key)} is damaged: it has {status.st_size:,} bytes, more than {limit:,}.")
-            with self._naming(key), os.fdopen(descriptor, "rb", closefd=False) as file:
-                return file.read(limit)
-        finally:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
+            raise self._not_plain(key)
+        return descriptor
 
     def exists(self, key: str) -> bool:
         *folders, name = key_parts(key)

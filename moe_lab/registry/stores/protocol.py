@@ -34,6 +34,9 @@ class Store(Protocol):
     def get(self, key: str, limit: int) -> bytes:
         """All bytes. `FileNotFoundError` without the key, `Damaged` beyond `limit` or if no plain file."""
 
+    def descriptor(self, key: str) -> int | None:
+        """A plain file with these bytes, open for reading, or None where there is none to open; errors as of `get`."""
+
     def exists(self, key: str) -> bool:
         """Whether something, a plain file or not, has this key."""
 
