@@ -1,7 +1,7 @@
 """The compiled step: some rows read some tokens each, prompt or their own, and the next token of each is drawn.
 
-What a row remembers lies in a slot. A step takes the slots it works on out of the memory and puts them back; all arrays
-of the memory are donated, so nothing is copied but them.
+What a row remembers lies in a slot. A step works on the slots that it is told, where they lie: all arrays of the memory
+are donated, so nothing is copied.
 
 Shape letters: B slots, R rows of a step, S tokens of a chunk, K choices of a token, E modules.
 """
@@ -21,7 +21,7 @@ from flax import nnx
 from moe_lab.compose.model import ComposedModel, ModelArrays, run_routing
 from moe_lab.generation.sampling import Drawn, Draws, draw_places, draw_tokens, find_likeliest
 from moe_lab.nn.backends import native
-from moe_lab.nn.cache import Cache
+from moe_lab.nn.cache import Cache, put_rows, take_rows
 from moe_lab.nn.decoder import RunLayer
 from moe_lab.nn.pool import Routing
 from moe_lab.routing.router import Features, Router, normalised
@@ -32,6 +32,15 @@ class Memory(NamedTuple):
 
     cache: Cache  # keys and values
     router: Any  # its state
+
+    def take(self, slot_R: jax.Array) -> Memory:
+        """Some slots, each once."""
+        return Memory(take_rows(self.cache, slot_R), jax.tree.map(lambda x: x[slot_R], self.router))
+
+    def put(self, own: Memory, slot_R: jax.Array) -> Memory:
+        """With what came of slots that were taken."""
+        router = jax.tree.map(lambda whole, part: whole.at[slot_R].set(part), self.router, own.router)
+        return Memory(put_rows(self.cache, own.cache), router)
 
 
 class Terms(NamedTuple):
@@ -132,12 +141,9 @@ def read_chunk(
         draws: of all slots.
         follows_RS: int32, the token behind each of the chunk, if it is to be told what the model says of it.
     """
-    # With a row for every slot, in order, nothing has to be taken out.
-    all_rows = len(chunk.slot_R) == len(terms.price_B)
     slot_R = jnp.asarray(chunk.slot_R)
-    own = memory if all_rows else jax.tree.map(lambda x: x[slot_R], memory)
-    terms, draws = (jax.tree.map(lambda x: jnp.asarray(x)[slot_R], some) for some in (terms, draws))
-    trunk, made, states_RS = _pass(structure, arrays, own, chunk, terms)
+    terms, draws = _of_slots(slot_R, terms, draws)
+    trunk, made, states_RS = _pass(structure, arrays, memory.take(slot_R), chunk, terms)
     state = jax.tree.map(lambda x: x[:, -1], states_RS)
     last_R11 = jnp.maximum(chunk.count_R - 1, 0)[:, None, None]
     logits_RV = trunk.head(jnp.take_along_axis(made.hidden_BSD, last_R11, axis=1), by_token=True)[:, 0]
@@ -149,9 +155,7 @@ def read_chunk(
     )
     assert made.cache is not None
     drawn = draw_tokens(logits_RV, made.cache.length_B, draws, never_V)
-    after = Memory(made.cache, state)
-    if not all_rows:
-        after = jax.tree.map(lambda whole, part: whole.at[slot_R].set(part), memory, after)
+    after = memory.put(Memory(made.cache, state), slot_R)
     return after, Read(drawn, told, made.routing.expert, made.routing.width, made.blocks_BSK)
 
 
@@ -159,25 +163,33 @@ def read_chunk(
 def check_guesses(
     structure: Structure, arrays: ModelArrays, memory: Memory, chunk: Chunk, terms: Terms, draws: Draws
 ) -> tuple[Memory, Checked]:
-    """Reads in every slot the newest token and guesses at those behind it, and keeps as many as are drawn there anyway.
+    """Reads in each row the newest token and guesses at those behind it, and keeps as many as are drawn there anyway.
 
     What a slot remembers is then what it would remember had it read what stays and no more. Arguments are those of
-    `read_chunk`; the chunk has a row for every slot, in order.
+    `read_chunk`.
     """
-    trunk, made, states_RS = _pass(structure, arrays, memory, chunk, terms)
+    slot_R = jnp.asarray(chunk.slot_R)
+    terms, draws = _of_slots(slot_R, terms, draws)
+    own = memory.take(slot_R)
+    trunk, made, states_RS = _pass(structure, arrays, own, chunk, terms)
     assert made.cache is not None
     tokens_RS, place_S = jnp.asarray(chunk.tokens_RS), jnp.arange(chunk.tokens_RS.shape[1])
     logits_RSV = trunk.head(made.hidden_BSD, by_token=True)
     never_V = jnp.arange(logits_RSV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding
     counts_RS = place_S < jnp.asarray(chunk.count_R)[:, None]
-    drawn = draw_places(logits_RSV, memory.cache.length_B[:, None] + place_S + 1, counts_RS, draws, never_V)
+    drawn = draw_places(logits_RSV, own.cache.length_B[:, None] + place_S + 1, counts_RS, draws, never_V)
     right_RS = (drawn.token_B[:, :-1] == tokens_RS[:, 1:]) & counts_RS[:, 1:]
     right_R = jnp.cumprod(right_RS, axis=1, dtype=jnp.int32).sum(axis=1)
     kept_R = jnp.where(counts_RS[:, 0], 1 + right_R, 0)
-    cache = made.cache._replace(length_B=memory.cache.length_B + kept_R)
+    cache = made.cache._replace(length_B=own.cache.length_B + kept_R)
     state = jax.tree.map(lambda x: x[jnp.arange(len(kept_R)), jnp.maximum(kept_R - 1, 0)], states_RS)
     checked = Checked(drawn, kept_R, made.routing.expert, made.routing.width, made.blocks_BSK)
-    return Memory(cache, state), checked
+    return memory.put(Memory(cache, state), slot_R), checked
+
+
+def _of_slots(slot_R: jax.Array, terms: Terms, draws: Draws) -> tuple[Terms, Draws]:
+    of_terms, of_draws = (jax.tree.map(lambda x: jnp.asarray(x)[slot_R], some) for some in (terms, draws))
+    return of_terms, of_draws
 
 
 def _pass(structure: Structure, arrays: ModelArrays, own: Memory, chunk: Chunk, terms: Terms) -> tuple[Any, Any, Any]:

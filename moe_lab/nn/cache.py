@@ -34,6 +34,7 @@ class Cache(NamedTuple):
     layers: tuple[LayerCache, ...]
     segment_ids_BC: jax.Array  # int32, of every token read
     length_B: jax.Array  # int32, tokens read
+    place_B: jax.Array | None = None  # int32, where these rows lie in the layers, which then have others, too
 
     @property
     def capacity(self) -> int:
@@ -48,6 +49,7 @@ class Chunk(NamedTuple):
     index_BS: jax.Array  # int32, of each token in its row; padding has that of the token before it
     key_segments_BC: jax.Array  # of what the cache held before the chunk
     length_B: jax.Array  # likewise
+    place_B: jax.Array | None  # int32, where its rows lie in the cache, if not all do in order
 
     @property
     def new_length_B(self) -> jax.Array:
@@ -80,14 +82,34 @@ def make_cache(
 def open_chunk(cache: Cache, segment_ids_BS: jax.Array) -> Chunk:
     """Puts a chunk behind what the cache holds. Padding, segment 0, is not remembered; rows may differ in theirs."""
     index_BS = cache.length_B[:, None] + jnp.cumsum(segment_ids_BS != 0, axis=1, dtype=jnp.int32) - 1
-    return Chunk(segment_ids_BS, index_BS, cache.segment_ids_BC, cache.length_B)
+    return Chunk(segment_ids_BS, index_BS, cache.segment_ids_BC, cache.length_B, cache.place_B)
 
 
 def close_chunk(cache: Cache, chunk: Chunk) -> Cache:
     """The cache behind a chunk that all layers have read: rows grow by it."""
     slot_BS = _slots_to_write(chunk, cache.capacity)
-    segments_BC = cache.segment_ids_BC.at[_rows(slot_BS), slot_BS].set(chunk.segment_ids_BS, mode="drop")
-    return Cache(cache.layers, segments_BC, chunk.new_length_B)
+    row_B1 = jnp.arange(len(slot_BS))[:, None]
+    segments_BC = cache.segment_ids_BC.at[row_B1, slot_BS].set(chunk.segment_ids_BS, mode="drop")
+    return cache._replace(segment_ids_BC=segments_BC, length_B=chunk.new_length_B)
+
+
+def take_rows(cache: Cache, place_B: jax.Array) -> Cache:
+    """Some rows of a cache, each once. Keys and values are not moved: a pass works on them where they lie."""
+    return Cache(cache.layers, cache.segment_ids_BC[place_B], cache.length_B[place_B], place_B)
+
+
+def put_rows(cache: Cache, rows: Cache) -> Cache:
+    """The whole cache behind a pass over rows that were taken from it."""
+    return Cache(
+        rows.layers,
+        cache.segment_ids_BC.at[rows.place_B].set(rows.segment_ids_BC),
+        cache.length_B.at[rows.place_B].set(rows.length_B),
+    )
+
+
+def rows_of_layer(layer: LayerCache, chunk: Chunk) -> LayerCache:
+    """Keys and values of the chunk's rows alone, in its order."""
+    return layer if chunk.place_B is None else LayerCache(*(held[chunk.place_B] for held in layer))
 
 
 def remembered(chunk: Chunk, slots: int) -> tuple[jax.Array, jax.Array]:
@@ -111,15 +133,16 @@ def once_read(chunk: Chunk, read: jax.Array) -> Chunk:
 def remember(layer: LayerCache, chunk: Chunk, key_BSGA: jax.Array, value_BSGA: jax.Array) -> LayerCache:
     """Writes the chunk's keys and values over the oldest."""
     slot_BS = _slots_to_write(chunk, layer.slots)
-    place = (_rows(slot_BS), slice(None), slot_BS)
+    place = (places_of(chunk)[:, None], slice(None), slot_BS)
     return LayerCache(
         layer.key_BGCA.at[place].set(key_BSGA.astype(layer.key_BGCA.dtype), mode="drop"),
         layer.value_BGCA.at[place].set(value_BSGA.astype(layer.value_BGCA.dtype), mode="drop"),
     )
 
 
-def _rows(slot_BS: jax.Array) -> jax.Array:
-    return jnp.arange(slot_BS.shape[0])[:, None]
+def places_of(chunk: Chunk) -> jax.Array:
+    """int32, where the rows of a chunk lie in the layers of its cache."""
+    return jnp.arange(len(chunk.length_B), dtype=jnp.int32) if chunk.place_B is None else chunk.place_B
 
 
 def _slots_to_write(chunk: Chunk, slots: int) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from moe_lab.nn.cache import Chunk, LayerCache, remembered
+from moe_lab.nn.cache import Chunk, LayerCache, remembered, rows_of_layer
 
 QUERY_CHUNK = 64
 _UNSEEN = -1e30
@@ -61,7 +61,8 @@ def causal_attention(
 def cached_attention(
     q_BHSA: jax.Array, k_BGSA: jax.Array, v_BGSA: jax.Array, cache: LayerCache, chunk: Chunk, scoring: Scoring
 ) -> jax.Array:
-    """The same over a chunk's own keys and those that the cache held before it, which are not copied."""
+    """The same over a chunk's own keys and those that the cache held before it."""
+    cache = rows_of_layer(cache, chunk)
     q_BGNSA = _in_groups(q_BHSA, k_BGSA.shape[1])
     index_BC, segments_BC = remembered(chunk, cache.slots)
     own_BS = jnp.broadcast_to(jnp.arange(q_BHSA.shape[2]), chunk.segment_ids_BS.shape)

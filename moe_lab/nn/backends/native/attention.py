@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_lab.nn.backends.native.build import panel_tokens
-from moe_lab.nn.cache import Chunk, LayerCache
+from moe_lab.nn.cache import Chunk, LayerCache, places_of
 
 How = tuple[float, float | None, int | None]
 """Scale of the scores, their softcap, and how many tokens a token sees, itself included."""
@@ -111,7 +111,7 @@ def attend_cached(
         (slots, panel * (3 * width + cache.slots + length)),
     )
     call = jax.ffi.ffi_call("moe_lab_cached_attention", results, input_output_aliases={3: 1, 4: 2})
-    places = (chunk.segment_ids_BS, chunk.index_BS, chunk.key_segments_BC, chunk.length_B)
+    places = (chunk.segment_ids_BS, chunk.index_BS, chunk.key_segments_BC, chunk.length_B, places_of(chunk))
     y_BSHA, key_BGCA, value_BGCA, _ = call(q_BSHA, k_BSGA, v_BSGA, *cache, *places, **_attributes(how))
     return y_BSHA, LayerCache(key_BGCA, value_BGCA)
 

@@ -9,21 +9,22 @@
 
 namespace moe_lab {
 
-// Letters: B rows, S tokens of the chunk, H query heads, G key-value heads, A width of a head, C slots of the layer,
-// M slots of the segments.
+// Letters: B rows, R rows of the cache, S tokens of the chunk, H query heads, G key-value heads, A width of a head,
+// C slots of the layer, M slots of the segments.
 struct CachedHeads {
   const float *q, *k, *v;       // [B, S, H, A], [B, S, G, A] twice; queries and keys are turned
-  float *keys, *values;         // [B, G, C, A], token i in slot i % C
+  float *keys, *values;         // [R, G, C, A], token i in slot i % C
   const int32_t *segments;      // [B, S], 0 is padding
   const int32_t *index;         // [B, S], of each token in its row
   const int32_t *old_segments;  // [B, M], token i in slot i % M
   const int32_t *length;        // [B], tokens that were read before
+  const int32_t *place;         // [B], of each row in the cache; no two are equal
   long B, S, H, G, A, C, M;
   float scale, softcap;  // 0: none
   long window;           // 0: none
 
   float* slot(float* cache, long row, long group, long token) const {
-    return cache + ((row * G + group) * C + token % C) * A;
+    return cache + ((place[row] * G + group) * C + token % C) * A;
   }
   long panels() const { return ceil_div(S * (H / G), kPanel); }
 };

@@ -105,7 +105,7 @@ def chunk_disagreement() -> str | None:
     rng = np.random.default_rng(0)
     rows, length, heads, groups, width, slots = 3, 7, 6, 2, 10, 13
     q, k, v = (_normal(rng, rows, length, count, width) for count in (heads, groups, groups))
-    layer = LayerCache(*(_normal(rng, rows, groups, slots, width) for _ in range(2)))
+    layer = LayerCache(*(_normal(rng, rows + 2, groups, slots, width) for _ in range(2)))
     segments: Any = np.array([[1] * 7, [2, 2, 3, 3, 3, 0, 0], [1] + [0] * 6], np.int32)
     key_segments: Any = np.array([[1] * 40, [1] * 9 + [2] * 31, [1] * 40], np.int32)
     lengths: Any = np.array([30, 11, 0], np.int32)
@@ -119,7 +119,7 @@ def chunk_disagreement() -> str | None:
         return attend_cached(scoring, q, k, v, cache.layers[0], open_chunk(cache, segments))
 
     for scoring in (Scoring(0.3), Scoring(0.3, 2.0, slots)):
-        arguments = q, k, v, Cache((layer,), key_segments, lengths), segments
+        arguments = q, k, v, Cache((layer,), key_segments, lengths, np.array([3, 0, 4], np.int32)), segments
         both = [_compiled(partial(run, scoring), *arguments) for run in (through_xla, compiled)]
         (expected, kept), (got, own) = ((np.asarray(out)[segments != 0], after) for out, after in both)
         error = float(np.abs(expected - got).max() / np.abs(expected).max())

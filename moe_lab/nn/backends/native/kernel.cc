@@ -168,13 +168,14 @@ ffi::Error attention_backward(ffi::ThreadPool threads, Floats<4> q, Floats<4> tu
 
 ffi::Error cached_attention(ffi::ThreadPool threads, Floats<4> q, Floats<4> k, Floats<4> v, Floats<4>, Floats<4>,
                             Integers<2> segments, Integers<2> index, Integers<2> old_segments, Integers<1> length,
-                            Result<4> y, Result<4> keys, Result<4> values, Result<2> scratch, float scale,
-                            float softcap, int32_t window) {
+                            Integers<1> place, Result<4> y, Result<4> keys, Result<4> values, Result<2> scratch,
+                            float scale, float softcap, int32_t window) {
   CachedHeads heads;
   heads.q = q.typed_data(), heads.k = k.typed_data(), heads.v = v.typed_data();
   heads.keys = keys->typed_data(), heads.values = values->typed_data();  // which hold what went in as the cache
   heads.segments = segments.typed_data(), heads.index = index.typed_data();
   heads.old_segments = old_segments.typed_data(), heads.length = length.typed_data();
+  heads.place = place.typed_data();
   heads.B = q.dimensions()[0], heads.S = q.dimensions()[1], heads.H = q.dimensions()[2], heads.A = q.dimensions()[3];
   heads.G = k.dimensions()[2], heads.C = keys->dimensions()[2], heads.M = old_segments.dimensions()[1];
   heads.scale = scale, heads.softcap = softcap, heads.window = window;
@@ -315,6 +316,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_lab_cached_attention, cached_attention,
                                   .Arg<Integers<2>>()
                                   .Arg<Integers<2>>()
                                   .Arg<Integers<2>>()
+                                  .Arg<Integers<1>>()
                                   .Arg<Integers<1>>()
                                   .Ret<Floats<4>>()
                                   .Ret<Floats<4>>()
