@@ -17,10 +17,10 @@ from .experts.shrink import ShrinkStrategy as ShrinkStrategy
 from .experts.weights import ExpertWeights as ExpertWeights
 from .generation.chat import Message as Message
 from .generation.chat import chat_request as chat_request
-from .generation.engine import Request as Request
-from .generation.engine import Said as Said
-from .generation.engine import Step as Step
 from .generation.engine import generate as generate
+from .generation.requests import Request as Request
+from .generation.requests import Said as Said
+from .generation.requests import Step as Step
 from .generation.sampling import Sampling as Sampling
 from .jobs.compose import load_composition as load_composition
 from .jobs.questions import load_question_router as load_question_router

@@ -18,7 +18,7 @@ from moe_lab.errors import LabError, NotFound
 
 if TYPE_CHECKING:
     from moe_lab.compose.model import ComposedModel
-    from moe_lab.generation.engine import Request, Step
+    from moe_lab.generation.requests import Request, Step
 
 _SHADES = (250, 117, 80, 221, 209, 197)
 """Colours of a terminal, from the bare trunk to the widest rung."""
@@ -225,7 +225,7 @@ def _request(
 ) -> tuple[Request, list[dict[str, str]]]:
     """What a line asks for, and the conversation that takes its prompt's place, if it is one."""
     from moe_lab.config import decode
-    from moe_lab.generation.engine import Request
+    from moe_lab.generation.requests import Request
     from moe_lab.generation.sampling import Sampling
 
     own = {**{name: value for name, value in shared.items() if value}, **line}

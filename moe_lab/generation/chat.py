@@ -17,7 +17,7 @@ from moe_lab.compose.model import ComposedModel
 from moe_lab.compose.parts import LoadedTrunk
 from moe_lab.data.tokenizers import HFTokenizer
 from moe_lab.errors import LabError, Refused, counted, printable
-from moe_lab.generation.engine import Request
+from moe_lab.generation.requests import Request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_lab.data import Tokenizer
-from moe_lab.generation.engine import Said, Step
+from moe_lab.generation.requests import Said, Step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from moe_lab.errors import Damaged, LabError, NotFound, Refused, Unavailable
 from moe_lab.generation.chat import chat_prompt
-from moe_lab.generation.engine import Request, Step
+from moe_lab.generation.requests import Request, Step
 from moe_lab.serving import answers
 from moe_lab.serving.bodies import Body, ChatBody, CompletionBody, read_body
 from moe_lab.serving.metrics import ServerMetrics

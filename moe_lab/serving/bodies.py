@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, StrictStr, ValidationEr
 from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError
 from moe_lab.generation.chat import Message
-from moe_lab.generation.engine import Request
+from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import ALTERNATIVES, Sampling
 
 Ids = Annotated[list[NonNegativeInt], Field(min_length=1)]

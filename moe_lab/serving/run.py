@@ -17,8 +17,9 @@ from moe_lab.compose.model import ComposedModel
 from moe_lab.config import canonical_json
 from moe_lab.errors import Unavailable
 from moe_lab.files import digest_of
-from moe_lab.generation.engine import Engine, Request
+from moe_lab.generation.engine import Engine
 from moe_lab.generation.receipts import Receipt
+from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import Sampling
 from moe_lab.serving.app import Limits, make_app
 from moe_lab.serving.metrics import ServerMetrics

@@ -10,8 +10,9 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from moe_lab.errors import LabError, Unavailable
-from moe_lab.generation.engine import Engine, Request, Step
+from moe_lab.generation.engine import Engine
 from moe_lab.generation.receipts import Receipt
+from moe_lab.generation.requests import Request, Step
 
 
 class TooBusyError(Unavailable):

@@ -31,8 +31,9 @@ from moe_lab.compose.spec import CompositionSpec
 from moe_lab.errors import NotFound
 from moe_lab.experts.interface import declared_cost
 from moe_lab.experts.kinds.gated_ffn import KIND
-from moe_lab.generation.engine import Engine, Request
+from moe_lab.generation.engine import Engine
 from moe_lab.generation.reading import Structure
+from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import Sampling
 from moe_lab.lab import find_lab
 from moe_lab.nn.backends.native import check

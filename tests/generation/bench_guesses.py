@@ -16,7 +16,8 @@ from typing import Any
 from moe_lab.compose.model import ComposedModel
 from moe_lab.generation import drafting
 from moe_lab.generation.chat import Message, chat_request
-from moe_lab.generation.engine import Engine, Request
+from moe_lab.generation.engine import Engine
+from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import Sampling
 from tests.generation.bench_generate import compose
 

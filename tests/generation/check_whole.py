@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
-from moe_lab.generation.engine import Engine, Request, Step
+from moe_lab.generation.engine import Engine
+from moe_lab.generation.requests import Request, Step
 from moe_lab.generation.sampling import Sampling
 from tests.compose.published import Tokens
 from tests.generation.bench_generate import compose

@@ -8,7 +8,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from moe_lab.generation.engine import Engine, Request, Step
+from moe_lab.generation.engine import Engine
+from moe_lab.generation.requests import Request, Step
 from moe_lab.generation.sampling import Sampling
 from moe_lab.nn.backends import native
 from tests.compose.published import MODULES, Published

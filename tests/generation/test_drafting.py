@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moe_lab.errors import Refused
 from moe_lab.generation.drafting import LONGEST, SHORTEST, Luck, NgramDrafter, Pace
-from moe_lab.generation.engine import Engine, Request
+from moe_lab.generation.engine import Engine
+from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import Sampling
 from moe_lab.nn.backends import native
 from moe_lab.nn.backends.native import check

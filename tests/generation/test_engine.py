@@ -12,8 +12,9 @@ import pytest
 
 from moe_lab.compose.model import ComposedModel
 from moe_lab.errors import LabError
-from moe_lab.generation.engine import Engine, Request, Step
+from moe_lab.generation.engine import Engine
 from moe_lab.generation.reading import read_chunk
+from moe_lab.generation.requests import Request, Step
 from moe_lab.generation.sampling import Sampling
 from tests.compose.published import FIXED, MODULES, Published, Tokens
 

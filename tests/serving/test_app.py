@@ -16,8 +16,9 @@ from starlette.testclient import TestClient
 
 from moe_lab.compose.model import ComposedModel
 from moe_lab.generation.chat import Message, chat_prompt, chat_request
-from moe_lab.generation.engine import Engine, Request
+from moe_lab.generation.engine import Engine
 from moe_lab.generation.reading import read_chunk
+from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import Sampling
 from moe_lab.serving.app import Limits, make_app
 from moe_lab.serving.metrics import ServerMetrics

@@ -109,6 +109,7 @@ def chunk_disagreement() -> str | None:
     segments: Any = np.array([[1] * 7, [2, 2, 3, 3, 3, 0, 0], [1] + [0] * 6], np.int32)
     key_segments: Any = np.array([[1] * 40, [1] * 9 + [2] * 31, [1] * 40], np.int32)
     lengths: Any = np.array([30, 11, 0], np.int32)
+    place: Any = np.array([3, 0, 4], np.int32)
 
     def through_xla(scoring: Scoring, q: Any, k: Any, v: Any, cache: Cache, segments: Any) -> tuple:
         chunk, (q_first, k_first, v_first) = open_chunk(cache, segments), (t.swapaxes(1, 2) for t in (q, k, v))
@@ -119,7 +120,7 @@ def chunk_disagreement() -> str | None:
         return attend_cached(scoring, q, k, v, cache.layers[0], open_chunk(cache, segments))
 
     for scoring in (Scoring(0.3), Scoring(0.3, 2.0, slots)):
-        arguments = q, k, v, Cache((layer,), key_segments, lengths, np.array([3, 0, 4], np.int32)), segments
+        arguments = q, k, v, Cache((layer,), key_segments, lengths, place), segments
         both = [_compiled(partial(run, scoring), *arguments) for run in (through_xla, compiled)]
         (expected, kept), (got, own) = ((np.asarray(out)[segments != 0], after) for out, after in both)
         error = float(np.abs(expected - got).max() / np.abs(expected).max())
