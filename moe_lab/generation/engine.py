@@ -2,25 +2,26 @@
 
 Each text has a slot while it is written. A step reads a chunk of one prompt that is not read yet, and then one token of
 every text that is being written; so a long prompt never keeps the others waiting for more than a chunk. All shapes are
-fixed: two programs are compiled, for a chunk of one row and for a token of every slot; and one that checks guesses.
+fixed: programs are compiled for a chunk of one row, for a token of one, four, sixteen, ... rows, and for what checks
+guesses. What a text has read page by page is kept for others that begin alike, and put aside while it is interrupted.
 
-Shape letters: R rows of a step, S tokens of a chunk, K choices of a token.
+Shape letters: R rows of a step, S tokens of a chunk, P tokens of a page, K choices of a token.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 from moe_lab.compose.model import ComposedModel
-from moe_lab.data.tokenizers import PieceStream
 from moe_lab.errors import LabError, Refused
-from moe_lab.generation.drafting import Luck, NgramDrafter, Pace
+from moe_lab.generation.drafting import NgramDrafter, Pace
+from moe_lab.generation.lanes import Queues, Share
+from moe_lab.generation.pages import Kept, Page, Shelf, Trail, first_key, page_keys, put_page, take_page
 from moe_lab.generation.reading import (
     Checked,
     Chunk,
@@ -32,36 +33,14 @@ from moe_lab.generation.reading import (
     structure_of,
 )
 from moe_lab.generation.receipts import Receipt, Tally
-from moe_lab.generation.requests import End, Request, Said, Step, read_prompt, said
+from moe_lab.generation.requests import Request, Step, read_prompt, said
 from moe_lab.generation.sampling import Drawn, Draws
 from moe_lab.generation.text import StopStrings
+from moe_lab.generation.writing import Writing
 from moe_lab.nn.backends import native
 
-
-@dataclasses.dataclass
-class _Writing:
-    """A text in a slot."""
-
-    number: int
-    request: Request
-    slot: int
-    unread: np.ndarray  # int32, of prompt or the last token written
-    pieces: PieceStream
-    stops: StopStrings
-    tally: Tally
-    ends: frozenset[int]
-    price: float
-    drafter: NgramDrafter | None = None
-    luck: Luck = dataclasses.field(default_factory=Luck)
-    guessed: list[int] = dataclasses.field(default_factory=list)  # what may come behind the last token
-    fresh: bool = True
-    written: int = 0
-    prompt: list[Said] = dataclasses.field(default_factory=list)
-
-    @property
-    def in_prompt(self) -> bool:
-        """Whether more than the last token is still to be read."""
-        return self.fresh or len(self.unread) > 1
+KEEP_BYTES = 256 << 20
+"""Of what texts have read, for those that begin alike."""
 
 
 class Engine:
@@ -74,13 +53,26 @@ class Engine:
         chunk: tokens of a prompt that are read at once.
         guesses: tokens of a text that are guessed from the text itself and checked in one step, where that is faster;
             what is written stays the same.
+        keep_bytes: of what texts have read, for later ones that begin alike.
+
+    Attributes:
+        checked: guesses that were checked so far.
+        right: those of them that were right.
+        shelf: what is kept for texts that begin alike.
 
     Raises:
         Refused: the router cannot route a text while it is written, or guesses cannot be checked here.
     """
 
     def __init__(
-        self, model: ComposedModel, *, slots: int = 4, capacity: int = 1024, chunk: int = 64, guesses: int = 0
+        self,
+        model: ComposedModel,
+        *,
+        slots: int = 4,
+        capacity: int = 1024,
+        chunk: int = 64,
+        guesses: int = 0,
+        keep_bytes: int = KEEP_BYTES,
     ):
         require_stepping(model)
         obstacle = native.obstacle_here(model.trunk.precision.compute)
@@ -90,25 +82,32 @@ class Engine:
             )
         self.model, self.slots, self.capacity, self.chunk, self.guesses = model, slots, capacity, chunk, guesses
         self.checked, self.right = 0, 0
-        """Guesses that were checked so far, and those that were right."""
+        self.shelf = Shelf(keep_bytes)
         self._structure, self._arrays = structure_of(model), model.arrays()
-        self._memory, self._pace = empty_memory(model, slots, capacity, guesses), Pace()
+        self._memory = empty_memory(model, slots, capacity, guesses)
         self._terms, self._draws = Terms.usual(model, slots), Draws.greedy(slots)
-        self._waiting: deque[_Writing] = deque()
-        self._writing: dict[int, _Writing] = {}  # by slot
+        self._queues, self._share = Queues(slots), Share()
+        self._paces = {rows: Pace() for rows in row_counts(slots)}
+        self._writing: dict[int, Writing] = {}  # by slot
         self._count = 0
 
     @property
     def busy(self) -> bool:
         """Whether any text is not finished."""
-        return bool(self._waiting or self._writing)
+        return bool(self._queues or self._writing)
 
-    def try_checking(self) -> None:
-        """Compiles the program that checks guesses and measures its pace, before any text waits for it."""
-        for _ in range(3 if self.guesses else 0):
-            started = time.perf_counter()
-            self._check([])
-            self._pace.note(True, time.perf_counter() - started)
+    def warm(self) -> None:
+        """Compiles all programs and measures the pace of checking guesses, before any text waits for it."""
+        nothing = np.zeros((1, self.chunk), np.int32)
+        for follows_RS in (None, nothing):
+            self._run([], nothing.shape, follows_RS)
+        for rows, pace in self._paces.items():
+            self._run([], (rows, 1))
+            for _ in range(3 if self.guesses else 0):
+                started = time.perf_counter()
+                self._check([], rows)
+                pace.note(True, time.perf_counter() - started)
+        self._put(take_page(self._memory, 0, 0, self.chunk), 0, 0, 0)
 
     def submit(self, request: Request) -> int:
         """Takes a text on; it begins when a slot is free. Returns its number.
@@ -132,104 +131,187 @@ class Engine:
         if not sampling.ignore_end:
             ends |= {model.trunk.tokenizer.eos_id, *model.trunk.ends}
         number, self._count = self._count, self._count + 1
-        pieces, stops = model.trunk.tokenizer.stream(), StopStrings(sampling.stop)
-        drafter = NgramDrafter() if self.guesses else None
-        writing = _Writing(number, request, -1, prompt, pieces, stops, Tally(model), ends, float(price), drafter)
-        if drafter is not None:
-            drafter.read(prompt.tolist())
-        self._waiting.append(writing)
+        writing = Writing(
+            number=number,
+            request=request,
+            price=float(price),
+            ends=ends,
+            unread=prompt,
+            tally=Tally(model),
+            pieces=model.trunk.tokenizer.stream(),
+            stops=StopStrings(sampling.stop),
+            drafter=NgramDrafter() if self.guesses else None,
+        )
+        if writing.drafter is not None:
+            writing.drafter.read(prompt.tolist())
+        self._queues.add(writing)
         return number
 
     def cancel(self, number: int) -> Receipt | None:
         """Gives a text's slot back at once; nothing more comes of it. What it cost so far, if it had begun."""
-        self._waiting = deque(writing for writing in self._waiting if writing.number != number)
-        for slot, writing in self._writing.items():
-            if writing.number == number:
-                del self._writing[slot]
-                return writing.tally.receipt(writing.price, writing.request.without)
-        return None
+        writing = self._queues.remove(number)
+        if writing is None:
+            writing = next((some for some in self._writing.values() if some.number == number), None)
+            if writing is not None:
+                del self._writing[writing.slot]
+        return writing.receipt() if writing is not None and writing.begun else None
 
     def step(self) -> list[Step]:
-        """Reads one chunk of one prompt, then a token of each text that is being written; what was written."""
+        """Reads one chunk of one prompt, then a token of each text that is being written; what was written.
+
+        Batch texts take part in it as far as those that somebody waits for can spare the time.
+        """
         self._admit()
-        prompts = [writing for writing in self._writing.values() if writing.in_prompt]
-        steps = self._read(min(prompts, key=lambda writing: writing.number)) if prompts else []
-        others = [writing for writing in self._writing.values() if not writing.in_prompt]
-        if not others:
-            return steps
-        started, check = time.perf_counter(), self.guesses > 0 and self._guess(others)
-        steps += self._check(others) if check else self._read_all(others)
-        self._pace.note(check, time.perf_counter() - started)
+        everybody = list(self._writing.values())
+        waited_for = [writing for writing in everybody if writing.interactive]
+        if not waited_for:
+            return self._turn(everybody)
+        kind = (any(writing.in_prompt for writing in waited_for), self._rows(waited_for))
+        joined = len(waited_for) < len(everybody) and self._share.may_join(kind)
+        started = time.perf_counter()
+        steps = self._turn(everybody if joined else waited_for)
+        self._share.note(kind, joined, time.perf_counter() - started)
         return steps
 
-    def _guess(self, others: Sequence[_Writing]) -> bool:
+    def _turn(self, texts: Sequence[Writing]) -> list[Step]:
+        """A step of these texts. Where several have a prompt to read, one that somebody waits for comes first."""
+        prompts = [writing for writing in texts if writing.in_prompt]
+        first = min(prompts, key=lambda writing: (not writing.interactive, writing.number), default=None)
+        steps = [] if first is None else self._read(first)
+        others = [writing for writing in texts if not writing.in_prompt and self._writing.get(writing.slot) is writing]
+        if not others:
+            return steps
+        rows, check = self._rows(others), self.guesses > 0 and self._guess(others)
+        started = time.perf_counter()
+        steps += self._check(others, rows) if check else self._read_all(others, rows)
+        self._paces[rows].note(check, time.perf_counter() - started)
+        return steps
+
+    def _rows(self, texts: Sequence[Writing]) -> int:
+        """Rows of the smallest program that reads a token of each."""
+        return next(rows for rows in self._paces if rows >= len(texts))
+
+    def _guess(self, others: Sequence[Writing]) -> bool:
         """Guesses how the texts go on, and whether it pays to check that."""
         for writing in others:
             assert writing.drafter is not None
             left = writing.request.sampling.max_tokens - writing.written - 1
             writing.guessed = writing.drafter.guess(min(self.guesses, left))
         expected = [writing.luck.expect(len(writing.guessed)) for writing in others]
-        return self._pace.worth_it(expected)
+        return self._paces[self._rows(others)].worth_it(expected)
 
     def _admit(self) -> None:
-        free = deque(slot for slot in range(self.slots) if slot not in self._writing)
-        while free and self._waiting:
-            writing = self._waiting.popleft()
-            slot = writing.slot = free.popleft()
-            request = writing.request
-            self._terms.price_B[slot] = writing.price
-            self._terms.available_BE[slot] = self.model.available(request.without)
-            self._terms.hint_BE[slot] = self.model.hint([request.domain or ""])[0]
-            self._draws.put(slot, request.sampling)
-            self._writing[slot] = writing
+        """Gives free slots to those who wait, and takes one back where somebody waits for it."""
+        while True:
+            running = self._writing.values()
+            if (interrupted := self._queues.interrupted(running)) is not None:
+                self._park(interrupted)
+            elif (writing := self._queues.next(running)) is not None:
+                self._begin(writing, next(slot for slot in range(self.slots) if slot not in self._writing))
+            else:
+                return
 
-    def _read(self, writing: _Writing) -> list[Step]:
+    def _begin(self, writing: Writing, slot: int) -> None:
+        """Puts a text into a slot, with what was read of it, or of one that begins alike."""
+        request = writing.request
+        self._terms.price_B[slot] = writing.price
+        self._terms.available_BE[slot] = self.model.available(request.without)
+        self._terms.hint_BE[slot] = self.model.hint([request.domain or ""])[0]
+        self._draws.put(slot, request.sampling)
+        self._writing[slot], writing.slot = writing, slot
+        if writing.parked:
+            for index, page in enumerate(writing.parked):
+                first = index * self.chunk
+                self._put(page, slot, first, min(self.chunk, writing.length - first))
+            writing.parked = []
+        elif self.shelf.most_bytes:
+            self._reuse(writing)
+
+    def _reuse(self, writing: Writing) -> None:
+        """Begins a text behind the pages that an earlier one has read, on the same terms."""
+        terms = (self._terms.price_B, self._terms.available_BE, self._terms.hint_BE)
+        key, tokens = first_key(*(values[writing.slot].tobytes() for values in terms)), self.chunk
+        # Its last token is read in any case, for what comes behind it; and all are where each is to be told.
+        reusable = writing.unread[:-1] if not writing.request.score_prompt else writing.unread[:0]
+        for found, kept in self.shelf.find(page_keys(key, reusable, tokens)):
+            self._put(kept.page, writing.slot, writing.length, tokens)
+            writing.count(kept.expert_PK, kept.blocks_PK)
+            key = found
+        writing.reused, writing.unread = writing.length, writing.unread[writing.length :]
+        writing.trail = Trail(key, tokens)
+
+    def _park(self, writing: Writing) -> None:
+        """Puts aside what a slot remembers of a text, which then waits for another."""
+        del self._writing[writing.slot]
+        writing.parked = [
+            take_page(self._memory, writing.slot, first, self.chunk) for first in range(0, writing.length, self.chunk)
+        ]
+        writing.slot = -1
+        self._queues.add(writing)
+
+    def _put(self, page: Page, slot: int, first: int, count: int) -> None:
+        self._memory = put_page(self._memory, page, slot, first, count)
+
+    def _keep(self, writing: Writing, tokens_S: np.ndarray, expert_SK: np.ndarray, blocks_SK: np.ndarray) -> None:
+        """Keeps the page that ends with what was just read of a text, for those that begin alike."""
+        if writing.trail is None:
+            return
+        filled = writing.trail.note(tokens_S, expert_SK, blocks_SK)
+        if filled is not None and filled.key not in self.shelf:
+            page = take_page(self._memory, writing.slot, writing.length - self.chunk, self.chunk)
+            self.shelf.add(filled.key, Kept(page, filled.expert_PK, filled.blocks_PK))
+        if writing.trail.lost:
+            writing.trail = None
+
+    def _read(self, writing: Writing) -> list[Step]:
         """A chunk of one text that has more than a token to read."""
-        own = writing.unread[: self.chunk]
-        tokens_RS = np.zeros((1, self.chunk), np.int32)
-        tokens_RS[0, : len(own)] = own
-        slot_R, first_R, count_R = np.array([writing.slot]), np.array([writing.fresh]), np.array([len(own)])
-        chunk = Chunk(slot_R.astype(np.int32), first_R, tokens_RS, count_R.astype(np.int32))
         if not writing.request.score_prompt:
-            return self._run(chunk, [writing])
+            return self._run([writing], (1, self.chunk))
         follows_RS = np.zeros((1, self.chunk), np.int32)
         following = writing.unread[1 : self.chunk + 1]
         follows_RS[0, : len(following)] = following
-        return self._run(chunk, [writing], follows_RS)
+        return self._run([writing], (1, self.chunk), follows_RS)
 
-    def _read_all(self, others: Sequence[_Writing]) -> list[Step]:
+    def _read_all(self, others: Sequence[Writing], rows: int) -> list[Step]:
         """The last token of each text that is being written."""
-        tokens_RS, count_R = np.zeros((self.slots, 1), np.int32), np.zeros(self.slots, np.int32)
-        for writing in others:
-            tokens_RS[writing.slot], count_R[writing.slot] = writing.unread, 1
-        slot_R = np.arange(self.slots, dtype=np.int32)
-        rows = [self._writing.get(slot) if count_R[slot] else None for slot in range(self.slots)]
-        return self._run(Chunk(slot_R, np.zeros(self.slots, bool), tokens_RS, count_R), rows)
+        return self._run(others, (rows, 1))
 
-    def _check(self, others: Sequence[_Writing]) -> list[Step]:
+    def _chunk(self, texts: Sequence[Writing], shape_RS: tuple[int, int]) -> tuple[Chunk, list[int]]:
+        """What these texts read next, as far as it fits, with their guesses behind it; and how much that is."""
+        rows, length = shape_RS
+        tokens_RS, count_R = np.zeros(shape_RS, np.int32), np.zeros(rows, np.int32)
+        first_R = np.zeros(rows, bool)
+        for row, writing in enumerate(texts):
+            own = [*writing.unread, *writing.guessed][:length]
+            tokens_RS[row, : len(own)], count_R[row], first_R[row] = own, len(own), not writing.begun
+        # Rows that read nothing work on slots of their own, and change nothing there.
+        own_slots = [writing.slot for writing in texts]
+        others = [slot for slot in range(self.slots) if slot not in own_slots]
+        slot_R = np.array([*own_slots, *others][:rows], np.int32)
+        return Chunk(slot_R, first_R, tokens_RS, count_R), count_R.tolist()
+
+    def _check(self, others: Sequence[Writing], rows: int) -> list[Step]:
         """The last token of each text, and guesses; all that comes of them."""
-        tokens_RS, count_R = np.zeros((self.slots, 1 + self.guesses), np.int32), np.zeros(self.slots, np.int32)
-        for writing in others:
-            own = [*writing.unread, *writing.guessed]
-            tokens_RS[writing.slot, : len(own)], count_R[writing.slot] = own, len(own)
-        chunk = Chunk(np.arange(self.slots, dtype=np.int32), np.zeros(self.slots, bool), tokens_RS, count_R)
+        chunk, _ = self._chunk(others, (rows, 1 + self.guesses))
         self._memory, checked = check_guesses(self._structure, self._arrays, self._memory, chunk, *self._copies())
         checked = jax.device_get(checked)
         steps = []
-        for writing in others:
-            row, guessed = writing.slot, writing.guessed
-            kept = int(checked.kept_R[row])
+        for row, writing in enumerate(others):
+            guessed, kept = writing.guessed, int(checked.kept_R[row])
             self.checked, self.right = self.checked + len(guessed), self.right + kept - 1
             writing.luck.note(kept - 1, min(kept, len(guessed)))
             writing.guessed = []
             for place in range(kept):
-                writing.tally.add(
-                    checked.expert_RSK[row, place : place + 1], checked.blocks_RSK[row, place : place + 1]
-                )
+                own = slice(place, place + 1)
+                writing.count(checked.expert_RSK[row, own], checked.blocks_RSK[row, own])
                 drawn = Drawn(*(values[row, place] for values in checked.drawn))
-                steps.append(self._write(writing, drawn, checked, row, place))
+                steps.append(self._take(writing, drawn, checked, row, place))
                 if steps[-1].end is not None:
                     break
+            else:
+                self._keep(
+                    writing, chunk.tokens_RS[row, :kept], checked.expert_RSK[row, :kept], checked.blocks_RSK[row, :kept]
+                )
         return steps
 
     def _copies(self) -> tuple[Terms, Draws]:
@@ -237,62 +319,40 @@ class Engine:
         terms, draws = self._terms, self._draws
         return Terms(*(values.copy() for values in terms)), Draws(*(values.copy() for values in draws))
 
-    def _run(self, chunk: Chunk, rows: Sequence[_Writing | None], follows_RS: np.ndarray | None = None) -> list[Step]:
+    def _run(
+        self, texts: Sequence[Writing], shape_RS: tuple[int, int], follows_RS: np.ndarray | None = None
+    ) -> list[Step]:
+        chunk, counts = self._chunk(texts, shape_RS)
         terms, draws = self._copies()
         self._memory, read = read_chunk(self._structure, self._arrays, self._memory, chunk, terms, draws, follows_RS)
         read = jax.device_get(read)
         steps = []
-        for row, writing in enumerate(rows):
-            if writing is None:
-                continue
-            count = chunk.count_R[row]
+        for row, (writing, count) in enumerate(zip(texts, counts, strict=False)):
             if read.told is not None:
                 assert follows_RS is not None
                 places = range(min(count, len(writing.unread) - 1))
                 told = (values[row] for values in read.told)
                 writing.prompt += [said(follows_RS[row, s], *at) for s, *at in zip(places, *told, strict=False)]
-            writing.tally.add(read.expert_RSK[row, :count], read.blocks_RSK[row, :count])
-            writing.unread, writing.fresh = writing.unread[count:], False
+            own, writing.unread = writing.unread[:count], writing.unread[count:]
+            ran = read.expert_RSK[row, :count], read.blocks_RSK[row, :count]
+            writing.count(*ran)
+            self._keep(writing, own, *ran)
             if not len(writing.unread):
                 drawn = Drawn(*(values[row] for values in read.drawn))
-                steps.append(self._write(writing, drawn, read, row, count - 1))
+                steps.append(self._take(writing, drawn, read, row, count - 1))
         return steps
 
-    def _write(self, writing: _Writing, drawn: Drawn, read: Read | Checked, row: int, place: int) -> Step:
-        """Takes a token that was drawn for a text."""
-        model, sampling = self.model, writing.request.sampling
-        token = int(drawn.token_B)
-        if writing.drafter is not None:
-            if writing.guessed:  # and not checked, but whether it was right is known now
-                writing.luck.note(int(writing.guessed[0] == token), 1)
-                writing.guessed = []
-            writing.drafter.read([token])
-        writing.written += 1
-        ends_here = token in writing.ends
-        text = "" if ends_here else writing.stops.add(writing.pieces.add(token))
-        end: End | None = None
-        if ends_here or writing.stops.found is not None:
-            end = "stop"
-        elif writing.written == sampling.max_tokens:
-            end = "length"
-        if end is not None and writing.stops.found is None:
-            text += writing.stops.add(writing.pieces.end()) + writing.stops.end()
-        if end is not None:
+    def _take(self, writing: Writing, drawn: Drawn, made: Read | Checked, row: int, place: int) -> Step:
+        """Takes a token that was drawn for a text; its slot is free if it was the last."""
+        step = writing.take(drawn, made, row, place, self.model)
+        if step.end is not None:
             del self._writing[writing.slot]
-        writing.unread = np.array([token], np.int32)
-        blocks_K = read.blocks_RSK[row, place]
-        names = [model.space.modules[expert] for expert in read.expert_RSK[row, place]]
-        widths = read.width_RSK[row, place] * model.trunk.spec.block
-        return Step(
-            request=writing.number,
-            said=said(*drawn),
-            text=text,
-            modules=tuple((name, int(width)) for name, width in zip(names, widths, strict=True) if width),
-            multiply_adds=int(blocks_K.sum()) * model.multiply_adds_per_block + model.router.multiply_adds,
-            end=end,
-            prompt=tuple(writing.prompt) if writing.written == 1 else (),
-            receipt=None if end is None else writing.tally.receipt(writing.price, writing.request.without),
-        )
+        return step
+
+
+def row_counts(slots: int) -> list[int]:
+    """Rows of the programs that read a token of several texts: four times as many each, up to all slots."""
+    return [*itertools.takewhile(lambda rows: rows < slots, (4**n for n in itertools.count())), slots]
 
 
 def generate(model: ComposedModel, requests: Sequence[Request], *, slots: int = 4, guesses: int = 0) -> Iterator[Step]:

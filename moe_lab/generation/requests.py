@@ -12,6 +12,7 @@ from moe_lab.errors import LabError
 from moe_lab.generation.receipts import Receipt
 from moe_lab.generation.sampling import Sampling
 
+Lane = Literal["interactive", "batch"]
 End = Literal["stop", "length"]
 """Why a text ended: by a stop or the trunk's own end, or because it has `max_tokens` tokens."""
 
@@ -28,6 +29,7 @@ class Request:
         domain: told to routers that take it, as if somebody knew whose text it is.
         document_start: whether what stands in front of a document stands in front of the prompt, too; a conversation
             has marks of its own.
+        lane: `interactive`, or `batch` for a text that nobody waits for: it takes what the others leave.
         score_prompt: also tell what the model says of the prompt's own tokens, with the first step.
     """
 
@@ -38,6 +40,7 @@ class Request:
     domain: str | None = None
     document_start: bool = True
     score_prompt: bool = False
+    lane: Lane = "interactive"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class Step:
     """Of the whole text; there at its end."""
     prompt: tuple[Said, ...] = ()
     """Where the request asks for it: the prompt's tokens, with the text's first step."""
+    reused: int = 0
+    """Tokens of the prompt that an earlier text had read already; told with the first step."""
 
     @property
     def token(self) -> int:

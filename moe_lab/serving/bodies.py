@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, StrictStr, ValidationEr
 from moe_lab.config.spec import Spec
 from moe_lab.errors import LabError
 from moe_lab.generation.chat import Message
-from moe_lab.generation.requests import Request
+from moe_lab.generation.requests import Lane, Request
 from moe_lab.generation.sampling import ALTERNATIVES, Sampling
 
 Ids = Annotated[list[NonNegativeInt], Field(min_length=1)]
@@ -35,7 +35,7 @@ class Body(Spec):
     Attributes:
         model: the one that is served, or left out.
         stream: server-sent events instead of one answer.
-        price, without, domain: terms of this request, as in `generation.engine.Request`.
+        price, without, domain, lane: terms of this request, as in `generation.requests.Request`.
         user: anything; it is not looked at.
     """
 
@@ -58,9 +58,12 @@ class Body(Spec):
     price: Annotated[float, Field(ge=0)] | None = None
     without: list[StrictStr] = []
     domain: StrictStr | None = None
+    lane: Lane = "interactive"
 
-    def requests_for(self, prompt: str | Sequence[int], *, max_tokens: int, **fields: bool) -> list[Request]:
-        """One request for each choice; each has a seed of its own. `fields` are further ones of `Request`."""
+    def requests_for(
+        self, prompt: str | Sequence[int], *, max_tokens: int, document_start: bool = True, score_prompt: bool = False
+    ) -> list[Request]:
+        """One request for each choice; each has a seed of its own."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MOST_STOPS:
             raise LabError(f"stop has {len(stops)} strings; {MOST_STOPS} at most")
@@ -82,7 +85,9 @@ class Body(Spec):
                 price=self.price,
                 without=tuple(self.without),
                 domain=self.domain,
-                **fields,
+                lane=self.lane,
+                document_start=document_start,
+                score_prompt=score_prompt,
             )
             for choice in range(self.n or 1)
         ]

@@ -19,8 +19,6 @@ from moe_lab.errors import Unavailable
 from moe_lab.files import digest_of
 from moe_lab.generation.engine import Engine
 from moe_lab.generation.receipts import Receipt
-from moe_lab.generation.requests import Request
-from moe_lab.generation.sampling import Sampling
 from moe_lab.serving.app import Limits, make_app
 from moe_lab.serving.metrics import ServerMetrics
 from moe_lab.serving.usage import note_use
@@ -35,16 +33,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def warm(engine: Engine) -> None:
-    """Compiles all programs, so that no request waits for one."""
-    for scored in (False, True):
-        text = Sampling(max_tokens=2, ignore_end=True)
-        engine.submit(Request(prompt=(), sampling=text, score_prompt=scored))
-    while engine.busy:
-        engine.step()
-    engine.try_checking()
 
 
 def serve(
@@ -71,7 +59,7 @@ def serve(
     with _bind(host, port) as listening:
         engine, metrics = Engine(model, slots=slots, capacity=capacity, guesses=guesses), ServerMetrics()
         tell("compiling")
-        warm(engine)
+        engine.warm()
         composition = digest_of(canonical_json(lock.model_dump(mode="json")).encode())
         ledger.parent.mkdir(parents=True, exist_ok=True)
 

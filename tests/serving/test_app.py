@@ -22,7 +22,6 @@ from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import Sampling
 from moe_lab.serving.app import Limits, make_app
 from moe_lab.serving.metrics import ServerMetrics
-from moe_lab.serving.run import warm
 from moe_lab.serving.usage import note_use, sum_use
 from moe_lab.serving.writer import Writer
 from tests.compose.published import MODULES, Published
@@ -40,7 +39,7 @@ class Served:
     def __init__(self, model: ComposedModel, ledger: Path, limits: Limits, api_key: str | None = None):
         self.ledger, self.metrics = ledger, ServerMetrics()
         self.engine = Engine(model, slots=SLOTS, capacity=128, chunk=8)
-        warm(self.engine)
+        self.engine.warm()
 
         def note(written: int, receipt: Any, end: str) -> None:
             self.metrics.note_text(written, receipt, end)
