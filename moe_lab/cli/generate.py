@@ -64,6 +64,9 @@ def generate(
     color: Annotated[
         bool, typer.Option("--color", help="Colour the text by width: grey is the bare trunk, red the widest.")
     ] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw prompt and answer as an SVG; for one prompt.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON for each text: tokens, routing, cost, receipt.")
     ] = False,
@@ -96,6 +99,8 @@ def generate(
     asked = [_request(line, label, shared, keys) for label, line in labelled]
     if stream and len(asked) > 1:
         raise LabError(f"--stream prints one text as it is written, and there are {len(asked)}; leave it out")
+    if picture is not None and len(asked) > 1:
+        raise LabError(f"--picture draws one text, and there are {len(asked)}; leave it out")
     from moe_lab.generation.engine import generate as write
 
     workspace = open_workspace(ctx)
@@ -106,12 +111,19 @@ def generate(
         else request
         for request, messages in asked
     ]
-    _print(model, requests, write(model, requests, slots=slots, guesses=guesses), stream, color, as_json)
+    written = _print(model, requests, write(model, requests, slots=slots, guesses=guesses), stream, color, as_json)
+    if picture is not None:
+        from moe_lab.reports.answer_picture import WrittenToken, write_answer_picture
+
+        said = asked[0][1][-1]["content"] if asked[0][1] else str(requests[0].prompt)
+        write_answer_picture(said, [WrittenToken(step.text, step.modules) for step in written[0]], picture)
+        print(f"drawn: {picture}", file=sys.stderr)
 
 
 def _print(
     model: ComposedModel, requests: list[Request], steps: Iterator[Step], stream: bool, color: bool, as_json: bool
-) -> None:
+) -> dict[int, list[Step]]:
+    """Prints texts in the order of their requests, and returns their steps."""
     widest = max(max(module.ladder) for module in model.modules)
     written: dict[int, list[Step]] = {number: [] for number in range(len(requests))}
     started, told = time.perf_counter(), 0
@@ -133,6 +145,7 @@ def _print(
     took = time.perf_counter() - started
     if not as_json:
         print(_summary(list(written.values()), took), file=sys.stderr)
+    return written
 
 
 def _shown(step: Step, widest: int, color: bool) -> str:

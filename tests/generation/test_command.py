@@ -54,6 +54,19 @@ def test_it_prints_what_is_written_and_says_whose_modules_worked(told: Told) -> 
     assert told("tiny", "max_tokens=8", "--prompt", "def f(x):", "--stream")[1] == output
 
 
+def test_it_draws_what_it_wrote(told: Told, tmp_path: Path) -> None:
+    path = tmp_path / "answer.svg"
+    code, output, errors = told("tiny", "max_tokens=8", "--prompt", "def f(x):", "--picture", str(path))
+    assert code == 0, errors
+    assert f"drawn: {path}" in errors
+    drawn = re.findall(r"<text [^>]*>([^<]*)</text>", path.read_text())
+    assert drawn[0] == "def f(x):"
+    assert any("of the tokens" in text for text in drawn)
+    code, output, errors = told("tiny", "--prompt", "a", "--prompt", "b", "--picture", str(path))
+    assert (code, output) == (2, "")
+    assert "draws one text, and there are 2" in errors
+
+
 def test_json_lines_in_and_out(told: Told, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     priced = {"prompt": "b", "price": 9.0, "temperature": 1.0, "without": [MODULES[0]]}
