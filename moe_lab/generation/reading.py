@@ -178,13 +178,24 @@ def check_guesses(
     never_V = jnp.arange(logits_RSV.shape[-1]) >= trunk.spec.vocab_size - trunk.spec.vocab_padding
     counts_RS = place_S < jnp.asarray(chunk.count_R)[:, None]
     drawn = draw_places(logits_RSV, own.cache.length_B[:, None] + place_S + 1, counts_RS, draws, never_V)
-    right_RS = (drawn.token_B[:, :-1] == tokens_RS[:, 1:]) & counts_RS[:, 1:]
-    right_R = jnp.cumprod(right_RS, axis=1, dtype=jnp.int32).sum(axis=1)
-    kept_R = jnp.where(counts_RS[:, 0], 1 + right_R, 0)
+    kept_R = count_kept(drawn.token_B, tokens_RS, counts_RS)
     cache = made.cache._replace(length_B=own.cache.length_B + kept_R)
     state = jax.tree.map(lambda x: x[jnp.arange(len(kept_R)), jnp.maximum(kept_R - 1, 0)], states_RS)
     checked = Checked(drawn, kept_R, made.routing.expert, made.routing.width, made.blocks_BSK)
     return memory.put(Memory(cache, state), slot_R), checked
+
+
+def count_kept(drawn_RS: jax.Array, tokens_RS: jax.Array, counts_RS: jax.Array) -> jax.Array:
+    """int32[R], tokens that stay read: the first, and each guess behind it that was drawn there, up to the first wrong.
+
+    Args:
+        drawn_RS: the token drawn behind each place.
+        tokens_RS: what was read there.
+        counts_RS: bool, which places are no padding.
+    """
+    right_RS = (drawn_RS[:, :-1] == tokens_RS[:, 1:]) & counts_RS[:, 1:]
+    right_R = jnp.cumprod(right_RS, axis=1, dtype=jnp.int32).sum(axis=1)
+    return jnp.where(counts_RS[:, 0], 1 + right_R, 0)
 
 
 def _of_slots(slot_R: jax.Array, terms: Terms, draws: Draws) -> tuple[Terms, Draws]:
