@@ -84,6 +84,12 @@ def words_of(line: str) -> list[str]:
     return words
 
 
+def is_own_word(command: Any, word: str) -> bool:
+    """Whether a group that takes arguments takes this word for one of them, as `moe-lab bench` does with cases."""
+    takes_arguments = any(parameter.param_type_name == "argument" for parameter in command.params)
+    return takes_arguments and word not in command.list_commands(None)
+
+
 def what_is_wrong(words: list[str]) -> str | None:
     """Follows a `moe-lab` line through the commands: the first word that does not exist, or None."""
     command: Any = root_command()
@@ -96,7 +102,7 @@ def what_is_wrong(words: list[str]) -> str | None:
                 return f"{command.name} has no option {word}"
             # The lab stands before the command: its folder is no subcommand.
             rest = rest[1:] if word == "--lab" else rest
-        elif hasattr(command, "get_command") and word not in _PLACEHOLDERS:
+        elif hasattr(command, "get_command") and word not in _PLACEHOLDERS and not is_own_word(command, word):
             # `module check|publish` names several.
             for name in word.split("|"):
                 if name not in command.list_commands(None):
@@ -125,6 +131,9 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
     [
         ("moe-lab module publish a b", None),
         ("moe-lab --lab . module show REF", None),
+        ("moe-lab bench a-case --rounds 6", None),
+        ("moe-lab bench serve a --rates 1", None),
+        ("moe-lab bench a-case --rates 1", "no option --rates"),
         ("moe-lab modul show", "no command modul"),
         ("moe-lab module shov", "no command shov"),
         ("moe-lab eval x --withot y", "no option --withot"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import jax
 
+from moe_lab.bench.machine import cores, processor
 from moe_lab.bench.measure import CaseResult, Measurement
 from moe_lab.config.spec import Spec
 
@@ -41,8 +41,8 @@ class Machine(Spec):
         """The machine this runs on."""
         return Machine(
             platform=jax.default_backend(),
-            processor=_processor(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            processor=processor(),
+            cores=cores(),
             python=platform.python_version(),
             jax=jax.__version__,
             load=os.getloadavg()[0],
@@ -56,15 +56,6 @@ class Bench(Spec):
     command: str
     machine: Machine
     cases: tuple[CaseResult, ...]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def title(result: CaseResult) -> str:

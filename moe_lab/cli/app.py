@@ -45,6 +45,22 @@ class CommandGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+class CommandWithOthers(TyperGroup):
+    """A command with others below it: a first word that is none of their names is an argument of its own.
+
+    Use as `typer.Typer(cls=CommandWithOthers, invoke_without_command=True)`; its callback is the command, and those
+    below run without it.
+    """
+
+    allow_interspersed_args = True  # as a command has it, and a group has not
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if args and args[0] in self.commands:
+            below = self.commands[args[0]]
+            return below.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
 class _LazyGroup(CommandGroup):
     """The top level: its commands are named in a table and imported when they are needed."""
 

@@ -1,4 +1,4 @@
-"""`moe-lab bench`: the routed layer against the machine's own matmul rate and against peers."""
+"""`moe-lab bench`: the routed layer against the machine's own matmul rate and against peers; below it, `serve`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import Annotated
 
 import typer
 
+from moe_lab.cli.app import CommandWithOthers
+from moe_lab.cli.bench_serve import serve
 
-def bench(
+bench = typer.Typer(cls=CommandWithOthers, invoke_without_command=True, subcommand_metavar="| serve COMPOSITION")
+bench.command("serve")(serve)
+
+
+@bench.callback()
+def layer(
     cases: Annotated[
         list[str] | None, typer.Argument(metavar="[CASE]...", help="Cases by name or a part of it; `all` for all.")
     ] = None,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 # Name -> "package.module:attribute". The attribute is a function with typer annotations, or a typer.Typer of
-# class CommandGroup with subcommands of its own. Its docstring is the help text: a short sentence, then an
-# "Example:" with indented lines. `moe-lab --help` imports all of them, so heavy packages are imported inside
-# the functions.
+# class CommandGroup or CommandWithOthers with subcommands of its own. Its docstring is the help text: a short
+# sentence, then an "Example:" with indented lines. `moe-lab --help` imports all of them, so heavy packages are
+# imported inside the functions.
 COMMANDS: dict[str, str] = {
     "init": "moe_lab.cli.init:init",
     "run": "moe_lab.cli.run:run",
@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "distill": "moe_lab.cli.contributed:distill",
     "key": "moe_lab.cli.key:key",
     "compose": "moe_lab.cli.compose:compose",
+    "export": "moe_lab.cli.export:export",
     "generate": "moe_lab.cli.generate:generate",
     "serve": "moe_lab.cli.serve:serve",
     "usage": "moe_lab.cli.serve:usage",
