@@ -32,3 +32,11 @@ def by_layer(tensors: Mapping[str, T]) -> dict[int, dict[str, T]]:
             case ["layers", layer, part] if layer.isdecimal():
                 layers.setdefault(int(layer), {})[part] = tensor
     return dict(sorted(layers.items()))
+
+
+def find_ffn_part(name: str) -> tuple[int, str, str] | None:
+    """Of a trunk's parameter, where it is one of its own FFN: layer, part and leaf, as `(3, "gate", "weight")`."""
+    match name.split("."):
+        case ["layers", layer, "ffn", part, leaf] if layer.isdecimal():
+            return int(layer), part, leaf
+    return None

@@ -64,10 +64,10 @@ def write_folder(
         records: shapes and dtypes of the tensors.
         read: returns a tensor by its name.
     """
-    with _new_folder(folder) as scratch:
-        _write(scratch / CARD, lambda file: file.write(_card_bytes(card)))
-        _write(scratch / README, lambda file: file.write(readme.encode("utf-8")))
-        _write(scratch / TENSORS, lambda file: write_safetensors(file, records, read))
+    with new_folder(folder) as scratch:
+        write_file(scratch / CARD, lambda file: file.write(_card_bytes(card)))
+        write_file(scratch / README, lambda file: file.write(readme.encode("utf-8")))
+        write_file(scratch / TENSORS, lambda file: write_safetensors(file, records, read))
 
 
 def read_folder(folder: Path) -> tuple[Card, dict[str, Array]]:
@@ -159,7 +159,7 @@ def _card_bytes(card: Card) -> bytes:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside the one wanted, which becomes it at the end."""
     scratch = folder.parent / f".{folder.name}.{os.getpid()}-{secrets.token_hex(8)}"
     if os.path.lexists(folder):
@@ -179,7 +179,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """The library's own writer leaves mode 0600, which a team cannot read, and does not wait for the disk."""
     with path.open("xb") as file:
         write(file)

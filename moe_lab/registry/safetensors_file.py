@@ -56,13 +56,19 @@ _OTHER_FORMATS = {
 }
 
 
-def write_safetensors(file: BinaryIO, records: Mapping[str, TensorRecord], read: Callable[[str], Array]) -> None:
+def write_safetensors(
+    file: BinaryIO,
+    records: Mapping[str, TensorRecord],
+    read: Callable[[str], Array],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes tensors one by one, largest elements first, then by name, as the library does, so that each is aligned.
 
-    There is no metadata: the library writes its keys in random order. `read` returns a tensor by its name.
+    `read` returns a tensor by its name. Metadata is written sorted: the library's own order is random.
     """
     names = sorted(records, key=lambda name: (-ITEM_BYTES[records[name].dtype], name))
-    header, start = {}, 0
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    start = 0
     for name in names:
         record = records[name]
         end = start + record.total_bytes
