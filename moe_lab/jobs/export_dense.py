@@ -23,7 +23,9 @@ from moe_lab.nn.pool import from_blocks
 from moe_lab.nn.spec import TrunkSpec
 from moe_lab.registry import Registry
 from moe_lab.trunks.config_writing import write_config
+from moe_lab.trunks.family import Family
 from moe_lab.trunks.folder_writing import SHARD_BYTES, Texts, common_dtype, write_decoder
+from moe_lab.trunks.gguf_writing import write_gguf
 
 TRUNK = "trunk"
 """The candidate that runs no module."""
@@ -47,7 +49,7 @@ class ExportedDecoder:
     padded_bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Fold:
     """The trunk's FFN with the units of a module behind its own.
 
@@ -55,19 +57,50 @@ class _Fold:
         module: none for the bare trunk.
         blocks: of the module, in each layer that it works in.
         width: of the FFN that comes out, in every layer.
+        dtype: of what comes out.
     """
 
     registry: Registry
-    trunk: LockedPart
-    spec: TrunkSpec
+    part: LockedPart
+    trunk: TrunkArtifact
+    tokenizer: HFTokenizer
     module: PublishedModule | None
     blocks: int
     width: int
+    dtype: str
+
+    @property
+    def decoder(self) -> TrunkSpec:
+        """What comes out."""
+        return self.trunk.spec.model_copy(update={"ffn_width": self.width, "shared_ffn": True})
+
+    @property
+    def family(self) -> str | None:
+        """Where the trunk came from."""
+        return (self.trunk.origin or {}).get("family")
+
+    def texts(self, lock: Lock, candidate: str) -> Texts:
+        """What of it is no array."""
+        tokenizer = self.tokenizer
+        return Texts(
+            tokenizer=tokenizer.definition,
+            start=None if tokenizer.start_id == tokenizer.eos_id else tokenizer.text_of(tokenizer.start_id),
+            end=tokenizer.text_of(tokenizer.eos_id),
+            ends=tuple(sorted({tokenizer.eos_id, *self.trunk.ends})),
+            chat_template=self.trunk.chat_template,
+            readme=_readme(lock, candidate, self),
+        )
+
+    def exported(self, family: Family, size: int) -> ExportedDecoder:
+        """What is told of it once it is written."""
+        item = 2 if self.dtype in ("bfloat16", "float16") else 4
+        padded = self.padded_units * 3 * self.trunk.spec.d_model * item
+        return ExportedDecoder(family.name, self.dtype, self.width, size, padded)
 
     def read(self, name: str) -> np.ndarray:
         """A parameter of the decoder that comes out."""
         place = find_ffn_part(name)
-        manifest = self.registry.manifest(self.trunk.digest)
+        manifest = self.registry.manifest(self.part.digest)
         own = self.registry.tensor(manifest, name) if name in manifest.records else None
         if place is None or place[1:] == ("down", "bias"):
             assert own is not None, name
@@ -77,7 +110,7 @@ class _Fold:
         pieces = [] if own is None else [own]
         if leaf == "weight" and self.module is not None and layer in self.module.layer_blocks:
             pieces.append(self._units(layer, part))
-        shape = [self.width] if leaf == "bias" else [self.spec.d_model] * 2
+        shape = [self.width] if leaf == "bias" else [self.trunk.spec.d_model] * 2
         shape[axis] = self.width - sum(piece.shape[axis] for piece in pieces)
         dtype = pieces[0].dtype if pieces else np.float32
         return np.concatenate([*pieces, np.zeros(shape, dtype)], axis=axis)
@@ -92,11 +125,11 @@ class _Fold:
     def padded_units(self) -> int:
         """Hidden units of zeros, over all layers."""
         used = 0
-        for layer in range(self.spec.num_layers):
-            used += self.spec.ffn_width if self.spec.has_ffn(layer) else 0
+        for layer in range(self.trunk.spec.num_layers):
+            used += self.trunk.spec.ffn_width if self.trunk.spec.has_ffn(layer) else 0
             if self.module is not None and layer in self.module.layer_blocks:
-                used += min(self.blocks, self.module.layer_blocks[layer]) * self.spec.block
-        return self.spec.num_layers * self.width - used
+                used += min(self.blocks, self.module.layer_blocks[layer]) * self.trunk.spec.block
+        return self.trunk.spec.num_layers * self.width - used
 
 
 def export_dense(
@@ -115,7 +148,33 @@ def export_dense(
         NotFound: no such candidate is composed.
         Refused: it has no such form: the trunk has a switch that no config can say, or no tokenizer of its own.
     """
-    registry = workspace.registry
+    fold = _fold(workspace.registry, lock, candidate)
+    written = write_config(fold.decoder, fold.family)
+    size = write_decoder(folder, written, fold.decoder, fold.dtype, fold.read, fold.texts(lock, candidate), shard_bytes)
+    return fold.exported(written.family, size)
+
+
+def export_gguf(
+    workspace: Workspace, lock: Lock, candidate: str, path: Path, dtype: str | None = None
+) -> ExportedDecoder:
+    """Writes a file as llama.cpp reads it; see `export_dense`.
+
+    Args:
+        workspace: whose registry holds the parts.
+        lock: of the composition.
+        candidate: `owner/name:width`, or `trunk`.
+        path: of the file, to be made.
+        dtype: of matrices, `float32` or `bfloat16`; what the parts have if left out.
+    """
+    fold = _fold(workspace.registry, lock, candidate)
+    fold = dataclasses.replace(fold, dtype=dtype or fold.dtype)
+    family = write_config(fold.decoder, fold.family).family
+    texts = fold.texts(lock, candidate)
+    size = write_gguf(path, family, f"{lock.name}, {candidate}", fold.decoder, fold.dtype, fold.read, texts)
+    return fold.exported(family, size)
+
+
+def _fold(registry: Registry, lock: Lock, candidate: str) -> _Fold:
     manifest = registry.manifest(lock.trunk.digest)
     trunk = TrunkArtifact.of(manifest, lock.trunk.ref)
     module, width = _find(registry, lock, candidate)
@@ -124,26 +183,18 @@ def export_dense(
         raise Refused(
             f"{lock.trunk.ref} reads bytes, for which there is no tokenizer.json; export one that has its own"
         )
-    fold = _Fold(
-        registry, lock.trunk, trunk.spec, module, blocks_of(width, trunk.spec.block), _width(trunk.spec, width)
-    )
-    spec = trunk.spec.model_copy(update={"ffn_width": fold.width, "shared_ffn": True})
-    written = write_config(spec, (trunk.origin or {}).get("family"))
-    names = [name for name in manifest.records if name != TOKENIZER_TENSOR]
-    dtypes = [manifest.record(name).dtype for name in names]
+    dtypes = [record.dtype for name, record in manifest.records.items() if name != TOKENIZER_TENSOR]
     dtypes += [] if module is None else [record.dtype for record in module.manifest.records.values()]
-    dtype = common_dtype(dtypes)
-    texts = Texts(
-        tokenizer=tokenizer.definition,
-        start=None if tokenizer.start_id == tokenizer.eos_id else tokenizer.text_of(tokenizer.start_id),
-        end=tokenizer.text_of(tokenizer.eos_id),
-        ends=tuple(sorted({tokenizer.eos_id, *trunk.ends})),
-        chat_template=trunk.chat_template,
-        readme=_readme(lock, candidate, trunk, module, fold),
+    return _Fold(
+        registry=registry,
+        part=lock.trunk,
+        trunk=trunk,
+        tokenizer=tokenizer,
+        module=module,
+        blocks=blocks_of(width, trunk.spec.block),
+        width=_width(trunk.spec, width),
+        dtype=common_dtype(dtypes),
     )
-    size = write_decoder(folder, written, spec, dtype, fold.read, texts, shard_bytes)
-    padded = fold.padded_units * 3 * spec.d_model * np.dtype(dtype if dtype != "bfloat16" else np.uint16).itemsize
-    return ExportedDecoder(written.family.name, dtype, fold.width, size, padded)
 
 
 def _find(registry: Registry, lock: Lock, candidate: str) -> tuple[PublishedModule | None, int]:
@@ -169,8 +220,9 @@ def _width(spec: TrunkSpec, width: int) -> int:
     )
 
 
-def _readme(lock: Lock, candidate: str, trunk: TrunkArtifact, module: PublishedModule | None, fold: _Fold) -> str:
+def _readme(lock: Lock, candidate: str, fold: _Fold) -> str:
     """The card: what it is, whether it is exact, whose it is."""
+    trunk, module = fold.trunk, fold.module
     parts = [(lock.trunk, trunk.licence, "the trunk")]
     if module is not None:
         parts.append((module.part, module.artifact.licence, f"its module, {candidate.rpartition(':')[2]} wide"))
@@ -178,7 +230,7 @@ def _readme(lock: Lock, candidate: str, trunk: TrunkArtifact, module: PublishedM
     rows = "\n".join(
         f"| {part.ref} | {what} | {licence or 'not said'} | `{part.digest}` |" for part, licence, what in parts
     )
-    layers = "none" if fold.module is None else ", ".join(map(str, fold.module.layer_blocks))
+    layers = "none" if module is None else ", ".join(map(str, module.layer_blocks))
     return f"""---
 license: {licences[0] if len(licences) == 1 else "other"}
 tags: [moe-lab]
@@ -193,6 +245,6 @@ and no opt-out.
 |---|---|---|---|
 {rows}
 
-A module works in layers {layers} of {fold.spec.num_layers}. A config has one FFN width for all of them, {fold.width}
+A module works in layers {layers} of {trunk.spec.num_layers}. A config has one FFN width for all of them, {fold.width}
 here: {fold.padded_units:,} hidden units, over all layers, are zeros and add nothing.
 """

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from moe_lab.config import decode
 from moe_lab.errors import Refused
 from moe_lab.nn.spec import Llama3Scaling, RopeScaling, TrunkSpec, YarnScaling
@@ -58,7 +60,18 @@ def _differences(spec: TrunkSpec, family: Family, config: Mapping[str, Any]) -> 
         read = decode(TrunkSpec, {**fields, **kept, "routed_layers": list(spec.routed_layers)}, "config.json")
     except Refused as error:
         return [str(error)]
-    return [name for name in TrunkSpec.model_fields if _meaning(read, name) != _meaning(spec, name)]
+    return differing_fields(read, spec)
+
+
+def differing_fields(read: TrunkSpec, spec: TrunkSpec) -> list[str]:
+    """The fields in which two decoders differ; numbers that are one number in float32 do not."""
+    return [name for name in TrunkSpec.model_fields if not _same(_meaning(read, name), _meaning(spec, name))]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return np.float32(one) == np.float32(other)
+    return bool(one == other)
 
 
 def _meaning(spec: TrunkSpec, name: str) -> Any:

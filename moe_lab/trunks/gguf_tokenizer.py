@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_lab.errors import LabError, Refused, did_you_mean, printable
 from moe_lab.trunks.gguf_file import require_text
@@ -69,7 +69,7 @@ _CUT_PROBES: dict[str, list[str]] = {
     ],
 }
 """How llama.cpp cuts `PROBE`, written down by hand from its expressions."""
-_NORMAL, _CONTROL, _USER = 1, 3, 4
+_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
 
 
 def rebuild_tokenizer(metadata: Mapping[str, Any], label: str) -> bytes:
@@ -107,6 +107,59 @@ def read_start(metadata: Mapping[str, Any], label: str) -> str | None:
     if type(start) is not int or not 0 <= start < len(tokens):
         raise Refused(f"{label} wants a token in front of a text and does not say which; take another file.")
     return str(tokens[start])
+
+
+class TokenLists(NamedTuple):
+    """A tokenizer as a file lists it, by id."""
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+
+
+def token_lists(definition: Mapping[str, Any], rows: int) -> TokenLists:
+    """The lists of a `tokenizer.json`, with names for the rows of the embedding that stand for no token.
+
+    Raises:
+        Refused: it has tokens that take spaces or only whole words, which a file cannot say, or is of another kind.
+    """
+    model, added = definition["model"], definition.get("added_tokens") or []
+    if model.get("type") != "BPE":
+        raise Refused(f"a tokenizer of the kind {ascii(model.get('type'))[:40]} is not written; write a folder")
+    for token in added:
+        if token["lstrip"] or token["rstrip"] or token["single_word"]:
+            raise Refused(f"token {printable(token['content'])[:40]} takes what stands beside it, which is not written")
+    ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
+    tokens, types = [f"[PAD{index}]" for index in range(rows)], [_UNUSED] * rows
+    for token, index in ids.items():
+        tokens[index], types[index] = token, _NORMAL
+    for token in added:
+        types[token["id"]] = _CONTROL if token["special"] else _USER
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return TokenLists(tokens, types, merges)
+
+
+def find_cut(definition: Mapping[str, Any]) -> str:
+    """What a file calls the pre-tokenizer of a `tokenizer.json`.
+
+    Raises:
+        Refused: it has no name among those that are known here.
+    """
+    for pre in _CUTS:
+        known = json.loads(_definition([], [], [], pre))
+        if _how_it_cuts(known) == _how_it_cuts(definition):
+            return pre
+    raise Refused(
+        f"the tokenizer cuts texts in a way that has no name here; known are {', '.join(_CUTS)}. Write a folder: "
+        "moe-lab export hf"
+    )
+
+
+def _how_it_cuts(definition: Mapping[str, Any]) -> Any:
+    whole = definition.get("pre_tokenizer") or {}
+    parts = whole["pretokenizers"] if whole.get("type") == "Sequence" else [whole]
+    cut = [{key: value for key, value in part.items() if key != "trim_offsets"} for part in parts]
+    return cut, definition.get("normalizer"), bool(definition["model"].get("ignore_merges"))
 
 
 def _list(metadata: Mapping[str, Any], name: str, of: type, label: str) -> list[Any]:

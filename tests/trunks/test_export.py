@@ -13,21 +13,25 @@ from moe_lab.artifacts.weights import to_tensors
 from moe_lab.cli import main
 from moe_lab.compose.build import build_model
 from moe_lab.compose.lockfile import Lock, LockedPart
-from moe_lab.errors import LabError, NotFound, Refused
+from moe_lab.errors import NotFound, Refused, Unavailable
 from moe_lab.experts.interface import declared_cost
 from moe_lab.experts.kinds.gated_ffn import KIND
 from moe_lab.experts.weights import init_expert
-from moe_lab.jobs.export_dense import export_dense
+from moe_lab.generation.engine import generate
+from moe_lab.generation.requests import Request
+from moe_lab.generation.sampling import Sampling
+from moe_lab.jobs.export_dense import export_dense, export_gguf
 from moe_lab.jobs.spec import TrunkImport
 from moe_lab.jobs.trunk_check import compare_logits
 from moe_lab.jobs.trunk_import import import_trunk
 from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import find_lab
 from moe_lab.nn.spec import TrunkSpec
+from moe_lab.trunks.against import reference_logits
 from moe_lab.trunks.checkpoint import open_checkpoint
 from moe_lab.trunks.config_writing import write_config
 from tests.compose.published import Tokens
-from tests.trunks.cases import CASES, make_weights, tokens, write_folder
+from tests.trunks.cases import BYTES, CASES, byte_tokenizer, make_weights, tokens, write_folder
 from tests.trunks.run import checkpoint_logits
 from tests.trunks.test_families import golden
 
@@ -41,8 +45,13 @@ MODULE, WIDTHS, LADDER = "east/some", {2: 48, 3: 32}, (16, 48)
 class Exported:
     """A lab with an imported trunk of some case, and a module of other widths in its two routed layers."""
 
-    def __init__(self, folder: Path, case: str) -> None:
+    def __init__(self, folder: Path, case: str, *, known_cut: bool = True) -> None:
         source = write_folder(folder / "source", CASES[case], make_weights(golden(case)[2]["shapes"], gemma=False))
+        if known_cut:
+            definition = byte_tokenizer()
+            definition["pre_tokenizer"]["use_regex"] = True
+            definition["model"]["vocab"]["\u0120x"], definition["model"]["merges"] = 257, [["\u0120", "x"]]
+            (source / "tokenizer.json").write_text(json.dumps(definition))
         assert main(["init", str(folder / "lab")]) == 0
         self.workspace = Workspace(find_lab(str(folder / "lab")))
         spec = TrunkImport(
@@ -88,6 +97,14 @@ class Exported:
         )[0]
 
 
+def agrees_with_transformers(place: Path, expected: np.ndarray) -> None:
+    """Where it is installed."""
+    try:
+        compare_logits(reference_logits(place, tokens()), expected).require()
+    except Unavailable as error:
+        assert "needs it: install" in str(error)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", WRITTEN)
 def test_a_candidate_that_is_folded_in_has_the_composition_s_logits(tmp_path: Path, case: str) -> None:
@@ -99,12 +116,55 @@ def test_a_candidate_that_is_folded_in_has_the_composition_s_logits(tmp_path: Pa
         checkpoint = open_checkpoint(folder, routed_layers=(2, 3), block=16)
         ours = compare_logits(checkpoint_logits(checkpoint, tokens()), expected)
         ours.require()
-        try:
-            from moe_lab.trunks.against import reference_logits
+        agrees_with_transformers(folder, expected)
 
-            compare_logits(reference_logits(folder, tokens()), expected).require()
-        except LabError as error:
-            assert "needs it: install" in str(error), error
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["llama", "llama-biased-tied", "llama-linear-old", "qwen2", "qwen3"])
+def test_a_gguf_file_has_the_composition_s_logits(tmp_path: Path, case: str) -> None:
+    made, candidate = Exported(tmp_path, case), f"{MODULE}:48"
+    expected = made.logits(candidate)
+    for dtype, most in (("float32", 1e-4), ("bfloat16", 0.06)):
+        path = tmp_path / f"{dtype}.gguf"
+        export_gguf(made.workspace, made.lock(candidate), candidate, path, dtype)
+        ours = checkpoint_logits(open_checkpoint(path, routed_layers=(2, 3), block=16), tokens())[:, :BYTES]
+        assert compare_logits(ours, expected[:, :BYTES]).difference < most, dtype
+    if case in ("llama", "qwen2"):  # of the others it does not read scaling, biases of Llama, or the width of a head
+        agrees_with_transformers(tmp_path / "float32.gguf", expected)
+
+
+@pytest.mark.slow
+def test_llama_cpp_writes_the_same_text(tmp_path: Path) -> None:
+    """Where a package of it is installed: 16 greedy tokens."""
+    llama = pytest.importorskip("xllamacpp")
+    made, candidate, path = Exported(tmp_path, "llama"), f"{MODULE}:48", tmp_path / "out.gguf"
+    export_gguf(made.workspace, made.lock(candidate), candidate, path)
+    model = build_model(made.lock(candidate), made.workspace.registry, made.workspace.lab)
+    prompt = (model.trunk.tokenizer.start_id, *b"for i in range(3):")
+    sampling = Sampling(max_tokens=16, ignore_end=True)
+    ours = [step.token for step in generate(model, [Request(prompt=prompt, sampling=sampling)])]
+    settings = llama.CommonParams()
+    settings.model.path, settings.n_ctx, settings.sampling.temp = str(path), 128, 0.0
+    asked = {"prompt": list(prompt), "n_predict": 16, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+    answer = llama.Server(settings).handle_completions(asked)
+    # It keeps the front of a character that is not whole to itself.
+    theirs = answer["choices"][0]["text"].rstrip("\ufffd")
+    assert len(theirs) > 8
+    assert model.trunk.tokenizer.decode(ours).startswith(theirs)
+
+
+@pytest.mark.slow
+def test_what_gguf_has_no_words_for_is_refused(tmp_path: Path) -> None:
+    for case, known_cut, reason in (
+        ("mistral", True, "of the family mistral are not written"),
+        ("llama3-old", True, "RoPE scaling llama3 is a tensor"),
+        ("llama-yarn", True, "GGUF has no words for all that this decoder is: rope_scaling"),
+        ("llama", False, "cuts texts in a way that has no name here; known are gpt-2"),
+    ):
+        made, path = Exported(tmp_path / f"{case}-{known_cut}", case, known_cut=known_cut), tmp_path / "out.gguf"
+        with pytest.raises(Refused, match=reason):
+            export_gguf(made.workspace, made.lock("trunk"), "trunk", path)
+        assert not [*tmp_path.glob("*.gguf"), *tmp_path.glob(".*gguf*")]
 
 
 @pytest.mark.slow
