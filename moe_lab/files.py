@@ -76,6 +76,24 @@ def exclusive(descriptor: int) -> None:
             raise
 
 
+def claim(path: Path) -> BinaryIO | None:
+    """Opens a file, made if it is not there, and takes its advisory lock; None if somebody else has it.
+
+    The lock is held until the file is closed or the process is gone. Where a file system has no locks, all get it.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return file
+        file.close()
+        if error.errno != errno.EWOULDBLOCK:
+            raise
+        return None
+    return file
+
+
 def append_line(path: Path, line: str) -> None:
     """Appends one line by a single write to a file opened for appending.
 

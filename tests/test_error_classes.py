@@ -46,6 +46,7 @@ GO_ON_AFTER_ANY = {
     "questions/delimited.py:delimited_rows": "the mistake is one of the text, which is read in another way",
     "questions/delimited.py:_unquoted": "the mistake is one of the text, which is read in another way",
     "questions/items.py:_agrees": "two answers of different types differ",
+    "serving/app.py:answer_line": "a report: a line of a batch is answered with the mistake, and the batch goes on",
     "serving/app.py:events": "a report: a stream that has begun ends with the mistake",
     "serving/writer.py:_submit": "it is handed to whoever asked, who raises it",
 }

@@ -14,6 +14,7 @@ from moe_lab.cli.session import open_workspace
 from moe_lab.errors import LabError, Unavailable
 
 LEDGER = Path("usage") / "ledger.jsonl"
+BATCHES = Path("batches")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -28,13 +29,16 @@ def serve(
     guesses: Annotated[
         int, typer.Option("--guesses", min=0, max=16, help="Tokens to guess from the text and check at once; 0: none.")
     ] = 0,
+    keep: Annotated[
+        int, typer.Option("--keep", min=0, help="MiB of what texts have read to keep for those that begin alike.")
+    ] = 256,
 ) -> None:
     """Serve a composed model as OpenAI's clients expect it.
 
-    POST /v1/completions and /v1/chat/completions with price, without and domain beside OpenAI's fields; GET /v1/models,
-    /health, /metrics, and a page at /. On other addresses than this machine's own it wants MOE_LAB_API_KEY set, and
-    asks clients for it.
-    Ctrl-C or SIGTERM finishes what is being written.
+    POST /v1/completions and /v1/chat/completions with price, without and domain beside OpenAI's fields; files of
+    requests at /v1/files and /v1/batches; GET /v1/models, /health, /metrics, and a page at /. On other addresses than
+    this machine's own it wants MOE_LAB_API_KEY set, and asks clients for it.
+    Ctrl-C or SIGTERM finishes what is being written; batches go on at the next start.
 
     Example:
       moe-lab serve quickstart/composition
@@ -57,12 +61,14 @@ def serve(
         workspace.load_model(lock),
         lock,
         lab.runs / LEDGER,
+        lab.runs / BATCHES,
         host=host,
         port=port,
         slots=slots,
         capacity=room,
         most_waiting=waiting,
         guesses=guesses,
+        keep_bytes=keep << 20,
         api_key=api_key,
         limits=Limits(),
         tell=lambda text: print(text, file=sys.stderr, flush=True),

@@ -33,8 +33,10 @@ def usage(prompt_tokens: int, texts: Sequence[Sequence[Step]]) -> dict[str, Any]
     """Tokens of a request, and what they cost."""
     written = sum(map(len, texts))
     receipts = [step.receipt for steps in texts for step in steps if step.receipt is not None]
+    reused = sum(steps[0].reused for steps in texts if steps)
     return {
         "prompt_tokens": prompt_tokens,
+        "prompt_tokens_details": {"cached_tokens": reused},
         "completion_tokens": written,
         "total_tokens": prompt_tokens + written,
         "moe_lab": {

@@ -5,6 +5,7 @@ What this server does not do is refused by name, never silently left out.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -171,37 +172,76 @@ class ChatBody(Body):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-AnyBody = TypeVar("AnyBody", bound=Body)
+Endpoint = Literal["/v1/completions", "/v1/chat/completions"]
+"""Where texts are asked for."""
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 
 
-def read_body(data: bytes, kind: type[AnyBody]) -> AnyBody:
+class BatchBody(Spec):
+    """`/v1/batches`.
+
+    Attributes:
+        input_file_id: from `/v1/files`.
+        endpoint: where all lines of the file go.
+        completion_window: OpenAI's only one; here a batch takes as long as it takes.
+        metadata: anything; it is given back.
+    """
+
+    input_file_id: StrictStr
+    endpoint: Endpoint
+    completion_window: Literal["24h"]
+    metadata: Metadata | None = None
+
+
+class BatchLine(Spec):
+    """A line of a batch file: a request under a name of the client's own."""
+
+    custom_id: Annotated[StrictStr, Field(min_length=1)]
+    method: Literal["POST"]
+    url: StrictStr
+    body: dict[str, Any]
+
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
+
+
+def read_body(data: bytes, kind: type[AnySpec], what: str = "the body") -> AnySpec:
     """Decodes a body of this kind.
+
+    Args:
+        data: JSON.
+        kind: what it is to be.
+        what: it is called in messages.
 
     Raises:
         LabError: it is not JSON, or a field has the wrong type or value or is not known; one line that names it.
     """
     try:
-        values = json.loads(data.decode(), parse_constant=_no_such_number)
+        values = json.loads(data.decode(), parse_constant=functools.partial(_no_such_number, what))
     except UnicodeDecodeError as error:
-        raise LabError(f"the body is not UTF-8 text (byte {error.start})") from None
+        raise LabError(f"{what} is not UTF-8 text (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise LabError(f"the body is not JSON ({error.msg} at character {error.pos + 1})") from None
+        raise LabError(f"{what} is not JSON ({error.msg} at character {error.pos + 1})") from None
     except RecursionError:
-        raise LabError("the body is nested too deeply") from None
+        raise LabError(f"{what} is nested too deeply") from None
+    except ValueError:  # a limit of Python's own
+        raise LabError(f"{what} has a whole number of thousands of digits; send a smaller one") from None
     if not isinstance(values, dict):
-        raise LabError('the body must be a JSON object, such as {"max_tokens": 8}')
+        raise LabError(f"{what} must be a JSON object: {{...}}")
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else "the body"
+        field = str(first["loc"][0]) if first["loc"] else what
         if first["type"] == "extra_forbidden":
             raise LabError(f"{field} is no field of this server; leave it out") from None
         raise LabError(f"{field}: {first['msg'][:200]}, and it is {_shown(values.get(field))}") from None
 
 
-def _no_such_number(name: str) -> None:
-    raise LabError(f"the body has {name}, which is no number of JSON")
+def _no_such_number(what: str, name: str) -> None:
+    raise LabError(f"{what} has {name}, which is no number of JSON")
 
 
 def _shown(value: Any) -> str:

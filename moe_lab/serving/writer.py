@@ -8,11 +8,14 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from typing import get_args
 
 from moe_lab.errors import LabError, Unavailable
 from moe_lab.generation.engine import Engine
 from moe_lab.generation.receipts import Receipt
-from moe_lab.generation.requests import Request, Step
+from moe_lab.generation.requests import Lane, Request, Step
+
+_UNATTENDED = "unattended"
 
 
 class TooBusyError(Unavailable):
@@ -39,7 +42,7 @@ class Writer:
     Args:
         engine: nobody else may use it from now on.
         note: told of every text that ended: tokens written, receipt, and why it ended, which may be `cancelled`.
-        most_waiting: texts that may wait for a slot.
+        most_waiting: texts of each lane that may wait for a slot; those that nobody waits for are not counted.
     """
 
     def __init__(self, engine: Engine, note: Callable[[int, Receipt, str], None], *, most_waiting: int = 64):
@@ -48,9 +51,14 @@ class Writer:
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._mail: dict[int, _Mail] = {}  # by the engine's numbers; only the thread touches it
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
-        self.texts = 0
-        """Texts that are being written or wait; only the loop touches it."""
+        # Texts that are being written or wait; only the loop touches it.
+        self._texts: dict[str, int] = dict.fromkeys((*get_args(Lane), _UNATTENDED), 0)
         self.broken: Exception | None = None
+
+    @property
+    def texts(self) -> int:
+        """Texts that are being written or wait."""
+        return sum(self._texts.values())
 
     def start(self) -> None:
         self._thread.start()
@@ -60,19 +68,25 @@ class Writer:
         self._orders.put(None)
         self._thread.join()
 
-    async def write(self, request: Request) -> AsyncGenerator[Step]:
+    async def write(self, request: Request, *, unattended: bool = False) -> AsyncGenerator[Step]:
         """The steps of one text. Whoever stops listening cancels it.
 
+        Args:
+            request: the text.
+            unattended: no client waits for it, so it may wait however many others do, and takes nobody's room.
+
         Raises:
-            TooBusyError: too many wait.
+            TooBusyError: too many of its lane wait.
             LabError: the engine refuses the request.
         """
         if self.broken is not None:
             raise Unavailable(f"the model cannot write any more ({self.broken}); start the server again")
-        if self.texts >= self.engine.slots + self.most_waiting:
-            raise TooBusyError(f"{self.texts} texts are being written or wait, which is all there is room for")
+        count = _UNATTENDED if unattended else request.lane
+        texts = self._texts[count]
+        if not unattended and texts >= self.engine.slots + self.most_waiting:
+            raise TooBusyError(f"{texts} texts are being written or wait, which is all there is room for")
         mail = _Mail(asyncio.get_running_loop())
-        self.texts += 1
+        self._texts[count] += 1
         try:
             self._orders.put(lambda: self._submit(request, mail))
             while True:
@@ -83,7 +97,7 @@ class Writer:
                 if item.end is not None:
                     return
         finally:
-            self.texts -= 1
+            self._texts[count] -= 1
             self._orders.put(lambda: self._cancel(mail))
 
     def _submit(self, request: Request, mail: _Mail) -> None:

@@ -161,7 +161,7 @@ def _read_back(path: Path, spec: TrunkSpec, texts: Texts) -> None:
     try:
         read = open_checkpoint(path, routed_layers=spec.routed_layers, block=spec.block)
     except LabError as error:
-        raise Refused(f"what GGUF can say of this decoder cannot be read again: {error}") from error
+        raise type(error)(f"what GGUF can say of this decoder cannot be read again: {error}") from error
     odd = [field for field in differing_fields(read.spec, spec) if field != "vocab_padding"]
     if odd:
         raise Refused(f"GGUF has no words for all that this decoder is: {', '.join(odd[:4])}; write a folder")

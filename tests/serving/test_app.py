@@ -21,6 +21,7 @@ from moe_lab.generation.reading import read_chunk
 from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import Sampling
 from moe_lab.serving.app import Limits, make_app
+from moe_lab.serving.batches import Batches
 from moe_lab.serving.metrics import ServerMetrics
 from moe_lab.serving.usage import note_use, sum_use
 from moe_lab.serving.writer import Writer
@@ -36,7 +37,14 @@ SLOTS = 2
 class Served:
     """A server on the tiny model, with its ledger."""
 
-    def __init__(self, model: ComposedModel, ledger: Path, limits: Limits, api_key: str | None = None):
+    def __init__(
+        self,
+        model: ComposedModel,
+        ledger: Path,
+        limits: Limits,
+        api_key: str | None = None,
+        batches: Batches | None = None,
+    ):
         self.ledger, self.metrics = ledger, ServerMetrics()
         self.engine = Engine(model, slots=SLOTS, capacity=128, chunk=8)
         self.engine.warm()
@@ -47,7 +55,9 @@ class Served:
 
         self.writer = Writer(self.engine, note, most_waiting=2)
         self.writer.start()
-        self.app = make_app(self.writer, name="tiny", metrics=self.metrics, limits=limits, api_key=api_key)
+        self.app = make_app(
+            self.writer, name="tiny", metrics=self.metrics, limits=limits, api_key=api_key, batches=batches
+        )
         self.client = TestClient(self.app, raise_server_exceptions=False)
 
     def post(self, **body: Any) -> httpx.Response:
@@ -97,7 +107,17 @@ def test_an_answer_is_what_the_engine_writes(served: Served, model: ComposedMode
     assert [part["modules"] for part in choice["moe_lab"]["routing"]] == [dict(step.modules) for step in steps]
 
 
+def test_what_was_read_before_is_told_and_changes_nothing(served: Served) -> None:
+    price = {"price": 0.123}  # terms of its own, so that no other test has read it
+    first, second = (served.post(max_tokens=12, **price).json() for _ in range(2))
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in (first, second)]
+    assert cached == [0, 8], "a page of eight: all but the last of nine tokens"
+    assert first["choices"] == second["choices"]
+    assert first["usage"]["moe_lab"] == second["usage"]["moe_lab"]
+
+
 def test_a_stream_is_the_same_text_in_parts(served: Served) -> None:
+    served.post(max_tokens=12)
     whole = served.post(max_tokens=12).json()
     parts = events(served.post(max_tokens=12, stream=True, stream_options={"include_usage": True}))
     assert "".join(part["choices"][0]["text"] for part in parts[:-1]) == whole["choices"][0]["text"]
@@ -183,6 +203,7 @@ def test_nothing_compiles_for_a_request(served: Served) -> None:
         (b'{"prompt": NaN}', 400, "NaN, which is no number"),
         (b'{"temperature": Infinity}', 400, "Infinity"),
         (b"[" * 15_000, 400, "nested too deeply"),
+        (b'{"seed": ' + b"9" * 5_000 + b"}", 400, "thousands of digits"),
         (b'{"prompt": "' + b"a" * 41_000 + b'"}', 413, "more than 40,000 bytes"),
         ({"prompt": 7}, 400, "prompt"),
         ({"prompt": None}, 400, "prompt"),

@@ -162,6 +162,52 @@ def test_after_kill_9_in_the_middle_of_load_the_ledger_is_whole(lab: Path) -> No
     assert len(set(ids)) == len(ids)
 
 
+def test_a_batch_goes_on_after_sigterm_and_after_kill_9(lab: Path) -> None:
+    ledger, lines = lab / "runs" / "usage" / "ledger.jsonl", 60
+    asked = [{**BODY, "max_tokens": 100, "seed": seed} for seed in range(lines)]
+    data = "\n".join(
+        json.dumps({"custom_id": f"n{n}", "method": "POST", "url": "/v1/completions", "body": body})
+        for n, body in enumerate(asked)
+    )
+
+    def look(server: Process, number: str) -> dict[str, Any]:
+        batch: dict[str, Any] = httpx.get(f"{server.url}/v1/batches/{number}").json()
+        return batch
+
+    def wait(server: Process, number: str, completed: int) -> dict[str, Any]:
+        deadline = time.monotonic() + 120
+        while (batch := look(server, number))["request_counts"]["completed"] < completed:
+            assert time.monotonic() < deadline, batch
+            time.sleep(0.01)
+        return batch
+
+    before = len(ledger.read_text().splitlines()) if ledger.exists() else 0
+    with serving(lab) as server:
+        file = {"file": ("in.jsonl", data.encode())}
+        sent = httpx.post(f"{server.url}/v1/files", data={"purpose": "batch"}, files=file).json()["id"]
+        asking = {"input_file_id": sent, "endpoint": "/v1/completions", "completion_window": "24h"}
+        number = httpx.post(f"{server.url}/v1/batches", json=asking).json()["id"]
+        wait(server, number, 3)
+        code, said = server.end(signal.SIGTERM)
+    assert (code, "batches that are not finished go on at the next start" in said) == (0, True)
+    with serving(lab) as server:
+        kept = look(server, number)["request_counts"]["completed"]
+        wait(server, number, kept + 5)
+        server.end(signal.SIGKILL)
+    with serving(lab) as server:
+        wait(server, number, lines)
+        while (batch := look(server, number))["status"] == "in_progress":
+            time.sleep(0.01)
+        results = httpx.get(f"{server.url}/v1/files/{batch['output_file_id']}/content").text.splitlines()
+        alone = httpx.post(f"{server.url}/v1/completions", json=asked[-1], timeout=60).json()
+    answers = {line["custom_id"]: line["response"]["body"] for line in map(json.loads, results)}
+    assert (batch["status"], len(results), set(answers)) == ("completed", lines, {f"n{n}" for n in range(lines)})
+    assert answers[f"n{lines - 1}"]["choices"] == alone["choices"]
+    written = [json.loads(line)["end"] for line in ledger.read_text().splitlines()[before:]]
+    # A text may have ended without its result being kept, where the kill came between the two.
+    assert lines + 1 <= len(written) - written.count("cancelled") <= lines + 1 + 2 * 2
+
+
 def test_other_addresses_want_a_key_and_a_taken_port_is_named(lab: Path, server: Process) -> None:
     command = [sys.executable, "-m", "moe_lab", "--lab", str(lab), "serve", "tiny"]
     clean = {name: value for name, value in os.environ.items() if name != "MOE_LAB_API_KEY"}
