@@ -5,13 +5,17 @@ Also with weights in bfloat16, and through XLA, where a text's bits depend on wh
     OMP_WAIT_POLICY=passive python -m tests.generation.bench_generate LAB OWNER/TRUNK FILE.gguf
 
 The lab needs the trunk only, imported from that file. A module of random numbers, 256 wide in every routed layer, is
-published as `bench/random` and composed, and every token runs it. Needs transformers and torch.
+published as `bench/random` and composed, and every token runs it. Needs transformers and torch. Where `xllamacpp` is
+installed llama.cpp runs the same candidate beside them, one text, exported in float32 and in bfloat16.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +39,8 @@ from moe_lab.generation.engine import Engine
 from moe_lab.generation.reading import Structure
 from moe_lab.generation.requests import Request
 from moe_lab.generation.sampling import Sampling
+from moe_lab.jobs.export_dense import export_gguf
+from moe_lab.jobs.workspace import Workspace
 from moe_lab.lab import find_lab
 from moe_lab.nn.backends.native import check
 from moe_lab.nn.pool import to_blocks
@@ -43,6 +49,7 @@ from moe_lab.registry import Registry
 
 MODULE, WIDTH, ROUNDS, TOKENS, PROMPT = "bench/random", 256, 3, 40, 512
 BATCHES = (1, 4, 16)
+READING = f"reading {PROMPT} tokens"
 
 
 def compose(root: str, ref: str, precision: PrecisionName = "float32") -> ComposedModel:
@@ -74,11 +81,14 @@ def compose(root: str, ref: str, precision: PrecisionName = "float32") -> Compos
         }
         tensors = to_tensors(weights, KIND)
         registry.publish(*MODULE.split("/"), None, fields, tensors, set(tensors))
+    return build_model(resolve(composition(ref, precision), registry), registry, lab)
+
+
+def composition(ref: str, precision: PrecisionName = "float32") -> CompositionSpec:
     router = {"type": "fixed", "candidate": f"{MODULE}:{WIDTH}"}
-    spec = CompositionSpec(
+    return CompositionSpec(
         kind="composition", name="bench", trunk=ref, modules=(MODULE,), router=router, precision=precision
     )
-    return build_model(resolve(spec, registry), registry, lab)
 
 
 def ours(model: ComposedModel, batch: int, promised: bool = True) -> Callable[[], float]:
@@ -179,29 +189,82 @@ def theirs(file: Path) -> tuple[Callable[[int], Callable[[], float]], Callable[[
     return writing, reading
 
 
+def llama_cpp(root: str, ref: str, dtype: str, folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
+    """The same by llama.cpp with the candidate folded in: one text, and the prompt."""
+    import xllamacpp
+
+    workspace, path = Workspace(find_lab(root)), folder / f"{dtype}.gguf"
+    export_gguf(workspace, resolve(composition(ref), workspace.registry), f"{MODULE}:{WIDTH}", path, dtype)
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(path), 1024, 1
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = os.cpu_count()
+    server, rng = xllamacpp.Server(settings), np.random.default_rng(0)
+
+    def ask(prompt: int, written: int) -> dict[str, float]:
+        ids = rng.integers(0, 40_000, prompt).tolist()
+        asked = {"prompt": ids, "n_predict": written, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+        return server.handle_completions(asked)["timings"]
+
+    return (
+        lambda: ask(8, TOKENS)["predicted_per_token_ms"] / 1000,
+        lambda: ask(PROMPT, 1)["prompt_ms"] / 1000,
+    )
+
+
 def main() -> None:
     root, ref, file = sys.argv[1:]
     model, narrow = compose(root, ref), compose(root, ref, "bfloat16_weights")
     their_writing, their_reading = theirs(Path(file))
-    cases = [
-        (f"writing {n} texts", n, [ours(model, n), ours(narrow, n), ours(model, n, promised=False), their_writing(n)])
-        for n in BATCHES
-    ]
-    reading = [ours_reading(model), ours_reading(narrow), ours_reading(model, promised=False), their_reading]
-    cases.append((f"reading {PROMPT} tokens", PROMPT, reading))
-    limits = [bound(model), bound(narrow)]
-    for name, tokens, runs in cases:
-        for run in runs:
-            run()
-        times = [[run() for run in (*runs, *limits)] for _ in range(ROUNDS)]
-        best = [min(column) for column in zip(*times, strict=True)]
-        own, small, free, other = (tokens / seconds for seconds in best[:4])
-        print(
-            f"{name}: {own:.1f} tokens/s, bfloat16 weights {small:.1f}, without own bits {free:.1f}, transformers "
-            f"{other:.1f}; beside transformers {own / other:.2f} and {small / other:.2f}; of the rate at which bytes "
-            f"can be read {best[4] / best[0]:.2f} and {best[5] / best[1]:.2f}",
-            flush=True,
+    cases = {
+        f"writing {n} texts": (
+            n,
+            {
+                "ours": ours(model, n),
+                "bfloat16 weights": ours(narrow, n),
+                "without own bits": ours(model, n, promised=False),
+                "transformers": their_writing(n),
+            },
         )
+        for n in BATCHES
+    }
+    cases[READING] = (
+        PROMPT,
+        {
+            "ours": ours_reading(model),
+            "bfloat16 weights": ours_reading(narrow),
+            "without own bits": ours_reading(model, promised=False),
+            "transformers": their_reading,
+        },
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        if importlib.util.find_spec("xllamacpp"):
+            for dtype in ("float32", "bfloat16"):
+                writing, reading = llama_cpp(root, ref, dtype, Path(folder))
+                cases["writing 1 texts"][1][f"llama.cpp {dtype}"] = writing
+                cases[READING][1][f"llama.cpp {dtype}"] = reading
+        limits = {"bytes": bound(model), "bytes, bfloat16 weights": bound(narrow)}
+        for name, (tokens, runs) in cases.items():
+            measure(name, tokens, runs, limits)
+
+
+def measure(
+    name: str, tokens: int, runs: dict[str, Callable[[], float]], limits: dict[str, Callable[[], float]]
+) -> None:
+    """Runs all in turns and prints the best of each."""
+    for run in runs.values():
+        run()
+    best: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        for label, run in (*runs.items(), *limits.items()):
+            best[label] = min(best.get(label, np.inf), run())
+    rates = ", ".join(f"{label} {tokens / best[label]:.1f}" for label in runs)
+    shares = [best["bytes"] / best["ours"], best["bytes, bfloat16 weights"] / best["bfloat16 weights"]]
+    beside = [best["transformers"] / best[label] for label in ("ours", "bfloat16 weights")]
+    print(
+        f"{name}, tokens/s: {rates}; beside transformers {beside[0]:.2f} and {beside[1]:.2f}; of the rate at which "
+        f"bytes can be read {shares[0]:.2f} and {shares[1]:.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
