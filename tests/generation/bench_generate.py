@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
+import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -189,21 +190,34 @@ def theirs(file: Path) -> tuple[Callable[[int], Callable[[], float]], Callable[[
     return writing, reading
 
 
+_LLAMA = """
+import json, os, sys
+import numpy as np, xllamacpp
+
+path, prompt, written = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.n_ctx, settings.n_parallel = path, 1024, 1
+settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = os.cpu_count()
+server, rng = xllamacpp.Server(settings), np.random.default_rng(0)
+for _ in range(2):
+    ids = rng.integers(0, 40_000, prompt).tolist()
+    asked = {"prompt": ids, "n_predict": written, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    print(json.dumps(server.handle_completions(asked)["timings"]), flush=True)
+"""
+"""Its own process: its threads would wait in a loop beside ours. The first answer warms it."""
+
+
 def llama_cpp(root: str, ref: str, dtype: str, folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
     """The same by llama.cpp with the candidate folded in: one text, and the prompt."""
-    import xllamacpp
-
     workspace, path = Workspace(find_lab(root)), folder / f"{dtype}.gguf"
-    export_gguf(workspace, resolve(composition(ref), workspace.registry), f"{MODULE}:{WIDTH}", path, dtype)
-    settings = xllamacpp.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel = str(path), 1024, 1
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = os.cpu_count()
-    server, rng = xllamacpp.Server(settings), np.random.default_rng(0)
+    lock = resolve(composition(ref), workspace.registry)
+    export_gguf(workspace, lock, f"{MODULE}:{WIDTH}", path, dtype)
 
     def ask(prompt: int, written: int) -> dict[str, float]:
-        ids = rng.integers(0, 40_000, prompt).tolist()
-        asked = {"prompt": ids, "n_predict": written, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
-        return server.handle_completions(asked)["timings"]
+        command = [sys.executable, "-c", _LLAMA, str(path), str(prompt), str(written)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        timings: dict[str, float] = json.loads(lines[-1])
+        return timings
 
     return (
         lambda: ask(8, TOKENS)["predicted_per_token_ms"] / 1000,

@@ -79,7 +79,7 @@ def test_a_slot_goes_on_from_pages_as_if_it_had_read_them(page: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("router", ["gain", "domain", "topk", "cascade"])
+@pytest.mark.parametrize("router", ["gain", "cascade"])
 def test_what_is_shared_changes_no_bit(published: Published, router: str) -> None:
     model = published.model(published.lock(f"lab/{router}", MODULES))
     texts = [dataclasses.replace(text, score_prompt=False) for text in requests(8, 3)]
