@@ -47,7 +47,11 @@ def write_answer_picture(prompt: str, tokens: Sequence[WrittenToken], path: Path
     hues = {name: LIGHT[f"module-{index % MODULE_HUES}"] for index, name in enumerate(names)}
     lines = 1 + max((part.line for part in parts), default=0)
     body = [_draw(part, hues, widths) for part in parts]
-    body += _legend(used, hues, widths, _EDGE + lines * _HIGH + 14)
+    own: dict[str, set[int]] = {name: set() for name in names}
+    for token in tokens:
+        for name, width in token.modules:
+            own.get(name, set()).add(width)
+    body += _legend(used, hues, {name: sorted(ran) for name, ran in own.items()}, widths, _EDGE + lines * _HIGH + 14)
     wide = round(COLUMNS * _WIDE + 2 * _EDGE)
     high = _EDGE * 2 + (lines + 1 + len(hues) + (None in used)) * _HIGH
     write_text(
@@ -122,15 +126,18 @@ def _strength(width: int, widths: Sequence[int]) -> float:
     return weak + (strong - weak) * (widths.index(width) / (len(widths) - 1) if len(widths) > 1 else 0.5)
 
 
-def _legend(used: Counter[str | None], hues: dict[str, str], widths: Sequence[int], top: float) -> list[str]:
+def _legend(
+    used: Counter[str | None], hues: dict[str, str], own: dict[str, list[int]], widths: Sequence[int], top: float
+) -> list[str]:
     """A line for each module, the one that worked most first: its widths, its name, and how many tokens it chose."""
     total, made = used.total() or 1, []
     rows = [*hues, *([None] if None in used else [])]
     for index, name in enumerate(rows):
         y = top + index * _HIGH
-        for place, width in enumerate(widths if name is not None else ()):
+        ran = own.get(name or "", [])
+        for place, width in enumerate(ran):
             made.append(_block(_EDGE + 26 * place, y, 26, hues[name or ""], _strength(width, widths)))
-        words = "the bare trunk" if name is None else f"{name}, {' · '.join(map(str, widths))} hidden units"
+        words = "the bare trunk" if name is None else f"{name}, {' · '.join(map(str, ran))} hidden units"
         made.append(
             f'<text x="{_EDGE + 26 * len(widths) + 10}" y="{y + 16}" font-size="13" fill="{LIGHT["muted"]}">'
             f"{html.escape(words)}: {used[name] / total:.0%} of the tokens</text>"

@@ -44,8 +44,8 @@ def test_hue_is_the_module_and_strength_the_width(tmp_path: Path) -> None:
 def test_the_legend_says_who_chose_how_many(tmp_path: Path) -> None:
     said = texts(draw(tmp_path, TOKENS))
     assert said[-3:] == [
-        "berlin/german, 64 · 128 · 512 hidden units: 40% of the tokens",
-        "lyon/french, 64 · 128 · 512 hidden units: 20% of the tokens",
+        "berlin/german, 128 · 512 hidden units: 40% of the tokens",
+        "lyon/french, 64 · 128 hidden units: 20% of the tokens",
         "the bare trunk: 40% of the tokens",
     ]
 
