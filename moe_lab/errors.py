@@ -56,7 +56,7 @@ class Interrupted(BaseException):
 _NOT_THERE = (errno.ENOENT, errno.ENXIO)
 _NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL)
-_LISTED = 24  # names that a mistake is answered with
+_LISTED = 230  # characters of the names that a mistake is answered with
 
 
 def classify(error: Exception) -> type[LabError]:
@@ -82,7 +82,10 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     # A short name is far from a long one that holds it: mine, mine-router.
     close = close or [known for known in available if len(name) > 2 and name in known.split("/")[-1]]
     guess = f' Did you mean "{close[0]}"?' if close else ""
-    listed = ", ".join(available[:_LISTED]) + (", ..." if len(available) > _LISTED else "")
+    listed = ", ".join(available)
+    if len(listed) > _LISTED:
+        listed = listed[:_LISTED].rpartition(", ")[0]
+        listed += ", ..." if listed else available[0]
     return f"{guess} Available: {listed or 'none'}."
 
 
